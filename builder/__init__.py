@@ -1,0 +1,8 @@
+"""The builder: a directory in, a RAFS v6 bootstrap and its blob out. Order of passes: docs/building.md."""
+
+from __future__ import annotations
+
+from .compose import BuildResult, Progress, build
+from .options import BuildOptions, WhiteoutSpec, default_workers
+
+__all__ = ["BuildOptions", "BuildResult", "Progress", "WhiteoutSpec", "build", "default_workers"]
