@@ -1,0 +1,1 @@
+"""Where blobs are kept. A backend gives each blob as a ``Source``: its size, and bytes at positions."""

@@ -1,0 +1,67 @@
+"""Blobs in local folders: ``DIR/<blob id>``.
+
+The keeper opens them (they may be readable to root alone) and the worker reads through the descriptor.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Sequence
+
+from ...erofs.errors import BackendError, BlobNotFoundError
+from ...erofs.ids import BlobId
+from ...erofs.record import Buffer
+
+
+def open_blob(directories: Sequence[str], name: BlobId) -> int:
+    """A read-only descriptor of the first non-empty ``DIR/<name>``; an empty file counts as missing, as in nydusd.
+
+    Raises:
+        BlobNotFoundError: none of the folders has it.
+        BackendError: it is there and cannot be opened.
+    """
+    for directory in directories:
+        path = os.path.join(directory, name)
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            raise BackendError(f"blob {path}: {error.strerror}") from None
+        status = os.fstat(fd)
+        if stat.S_ISREG(status.st_mode) and status.st_size:
+            return fd
+        os.close(fd)
+    raise BlobNotFoundError(
+        f"blob {name} is not in {' or '.join(directories)}", hint="name its folder with --blob-dir"
+    )
+
+
+class LocalBlob:
+    """An open blob, for several threads. Owns the descriptor, which is closed with the last reference to it."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+
+    def size(self) -> int:
+        return os.fstat(self._fd).st_size
+
+    def read_at(self, offset: int, length: int) -> Buffer:
+        buffer = bytearray(length)
+        view, done = memoryview(buffer), 0
+        while done < length:
+            try:
+                got = os.preadv(self._fd, [view[done:]], offset + done)
+            except OSError as error:
+                raise BackendError(
+                    f"reading {length} bytes at {offset}: {os.strerror(error.errno or errno.EIO)}"
+                ) from None
+            if not got:
+                raise BackendError(f"blob file ends at byte {offset + done}, {length - done} bytes early")
+            done += got
+        return buffer
+
+    def __del__(self) -> None:
+        os.close(self._fd)

@@ -1,0 +1,45 @@
+"""The control socket's client side. It imports little: ``mount`` has milliseconds."""
+
+from __future__ import annotations
+
+import json
+import socket
+
+from ..erofs.errors import NydusErofsError, ServiceError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+
+class NoServiceError(ServiceError):
+    """Nobody listens."""
+
+
+class RefusedError(NydusErofsError):
+    """The service said no; the exit code is the service's."""
+
+
+def request(path: str, verb: str, **fields: Any) -> dict[str, Any]:
+    """Ask the service behind the control socket at ``path``; its answer, or the error that it gave.
+
+    Raises NoServiceError when no service listens there.
+    """
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+        try:
+            sock.connect(path)
+        except (FileNotFoundError, ConnectionRefusedError):
+            raise NoServiceError(f"no service at {path}", hint="start one with 'nydus-erofs serve'") from None
+        except PermissionError:
+            raise ServiceError(f"{path}: permission denied", hint="run as root") from None
+        sock.sendall(json.dumps({"verb": verb, **fields}).encode() + b"\n")
+        with sock.makefile("rb") as file:
+            line = file.readline()
+    if not line:
+        raise ServiceError("the service went away before it answered", hint="see its log")
+    answer: dict[str, Any] = json.loads(line)
+    if not answer.pop("ok"):
+        error = RefusedError(answer["error"], hint=answer.get("hint"))
+        error.exit_code = answer["exit_code"]  # type: ignore[misc]
+        raise error
+    return answer

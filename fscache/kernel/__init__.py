@@ -1,0 +1,1 @@
+"""System calls: thin wrappers and types that own descriptors. Nothing here knows images or backends."""

@@ -1,0 +1,217 @@
+"""Mounts: EROFS from files through the new mount API, private bind mounts, and what is mounted where."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+from ...erofs.errors import KernelError
+from .libc import checked, ffi, integer, lib, text
+
+_MOVE_MOUNT, _FSOPEN, _FSCONFIG, _FSMOUNT = 429, 430, 431, 432  # the same numbers on every architecture
+_FSOPEN_CLOEXEC, _FSMOUNT_CLOEXEC = 1, 1
+_SET_FLAG, _SET_STRING, _CMD_CREATE = 0, 1, 6
+_MOVE_MOUNT_F_EMPTY_PATH = 4
+_ATTR_RDONLY = 1
+_MS_RDONLY, _MS_REMOUNT, _MS_BIND, _MS_PRIVATE = 1, 0x20, 0x1000, 1 << 18
+_MNT_DETACH = 2
+_AT_FDCWD = -100
+FS_TYPE = "erofs"
+
+
+class MountEntry(NamedTuple):
+    """One line of mountinfo."""
+
+    mount_id: int
+    parent_id: int
+    device: str
+    root: str
+    target: str
+    fs_type: str
+    source: str
+    options: dict[str, str]  # of the filesystem; an option without a value has ""
+
+
+def mount_erofs(
+    bootstrap: str,
+    directory: str,
+    devices: Sequence[str],
+    target: str,
+    *,
+    flags: int = 0,
+    read_ahead_kib: int | None = None,
+) -> None:
+    """Mount the EROFS image in file ``bootstrap`` read-only on ``target`` (Linux 6.12+).
+
+    Args:
+        devices: names of the device files, relative to ``directory``, in device table order. The kernel
+            takes at most 255 bytes a value, hence relative names; **this changes the working directory**,
+            so call it in a child process.
+        flags: MOUNT_ATTR_* besides read-only.
+        read_ahead_kib: how far the kernel reads ahead on this filesystem; None for its default (128).
+
+    Raises:
+        KernelError: the kernel refused; the message holds what it logged about it.
+    """
+    target = os.path.abspath(target)
+    bootstrap = os.path.abspath(bootstrap)
+    os.chdir(directory)
+    context = checked(lib.syscall(_FSOPEN, text(FS_TYPE), integer(_FSOPEN_CLOEXEC)), "fsopen erofs")
+    try:
+        _configure(context, _SET_STRING, "source", bootstrap)
+        _configure(context, _SET_FLAG, "ro")
+        _add_devices(context, devices)
+        others = set(_backing_devices())
+        _configure(context, _CMD_CREATE)
+        if read_ahead_kib is not None:
+            _set_read_ahead(others, read_ahead_kib)
+        mount = checked(
+            lib.syscall(_FSMOUNT, integer(context), integer(_FSMOUNT_CLOEXEC), integer(_ATTR_RDONLY | flags)),
+            "fsmount",
+        )
+        try:
+            arguments = (
+                integer(mount),
+                text(""),
+                integer(_AT_FDCWD),
+                text(target),
+                integer(_MOVE_MOUNT_F_EMPTY_PATH),
+            )
+            checked(lib.syscall(_MOVE_MOUNT, *arguments), f"mounting on {target}")
+        finally:
+            os.close(mount)
+    finally:
+        os.close(context)
+
+
+def mount_fsid(options: str, target: str, flags: int = 0) -> None:
+    """Mount an EROFS image by fsid (Linux 5.19+); it waits until the daemon has answered, and cannot be killed.
+
+    Call it in a child process that does not hold ``/dev/cachefiles``.
+    """
+    data = ffi.new("char[]", options.encode())
+    checked(lib.mount(b"nydus-erofs", os.fsencode(target), FS_TYPE.encode(), _MS_RDONLY | flags, data), "mount")
+
+
+def _configure(context: int, command: int, key: str | None = None, value: str | None = None) -> None:
+    if lib.syscall(_FSCONFIG, integer(context), integer(command), text(key), text(value), integer(0)) < 0:
+        raise _refused(context, key)
+
+
+def _add_devices(context: int, devices: Sequence[str]) -> None:
+    """The same for each of what may be thousands of devices: arguments are made once."""
+    call, key = lib.syscall, "device"
+    arguments = (integer(context), integer(_SET_STRING), text(key))
+    zero = integer(0)
+    for device in devices:
+        if call(_FSCONFIG, *arguments, text(device), zero) < 0:
+            raise _refused(context, key)
+
+
+def _refused(context: int, key: str | None) -> KernelError:
+    """Why the kernel does not take an option, or does not mount."""
+    number = ffi.errno
+    said = _kernel_log(context)
+    what = f"erofs {key or 'mount'}: {os.strerror(number)}{f' ({said})' if said else ''}"
+    hint = None
+    if number in (errno.ENOTBLK, errno.ENODEV):
+        hint = "the kernel needs CONFIG_EROFS_FS_BACKED_BY_FILE (Linux 6.12 or later)"
+    return KernelError(what, hint=hint)
+
+
+def _kernel_log(context: int) -> str:
+    """What the kernel says about the last failure of a mount context, one line."""
+    lines = []
+    try:
+        while line := os.read(context, 4096):
+            lines.append(line.decode(errors="replace").strip())
+    except OSError:
+        pass  # ENODATA: nothing more
+    return "; ".join(lines)
+
+
+def _backing_devices() -> list[str]:
+    """EROFS filesystems as /sys/class/bdi names them: erofs-N, in order of creation."""
+    try:
+        return [name for name in os.listdir("/sys/class/bdi") if name.startswith(f"{FS_TYPE}-")]
+    except FileNotFoundError:
+        return []
+
+
+def _set_read_ahead(others: set[str], kib: int) -> None:
+    """Set the read-ahead of the one filesystem that is not among ``others``; speed only, so failing is quiet."""
+    new = [name for name in _backing_devices() if name not in others]
+    if len(new) == 1:
+        with (
+            contextlib.suppress(OSError),
+            open(f"/sys/class/bdi/{new[0]}/read_ahead_kb", "w", encoding="ascii") as file,
+        ):
+            file.write(str(kib))
+
+
+def fsid_support() -> bool | None:
+    """Whether EROFS here mounts by fsid: None when it is built without (CONFIG_EROFS_FS_ONDEMAND), False when this
+    kernel does not know of it at all (before 5.19, and since 7.2)."""
+    context = lib.syscall(_FSOPEN, text(FS_TYPE), integer(_FSOPEN_CLOEXEC))
+    if context < 0:
+        return None
+    try:
+        arguments = (integer(context), integer(_SET_STRING), text("fsid"), text("probe"), integer(0))
+        if lib.syscall(_FSCONFIG, *arguments) < 0:
+            return False
+        return None if "not supported" in _kernel_log(context) else True
+    finally:
+        os.close(context)
+
+
+def bind(source: str, target: str, flags: int = 0) -> None:
+    """Bind-mount directory ``source`` on ``target``, with MS_* flags of its own."""
+    checked(lib.mount(os.fsencode(source), os.fsencode(target), ffi.NULL, _MS_BIND, ffi.NULL), f"bind {target}")
+    if flags:
+        what = _MS_REMOUNT | _MS_BIND | _MS_RDONLY | flags
+        if lib.mount(ffi.NULL, os.fsencode(target), ffi.NULL, what, ffi.NULL) < 0:
+            number = ffi.errno
+            unmount(target)
+            raise OSError(number, f"mounting on {target}: {os.strerror(number)}")
+
+
+def bind_private(source: str, target: str) -> None:
+    """Bind-mount directory ``source`` on ``target``, not shared with any other mount namespace."""
+    bind(source, target)
+    checked(lib.mount(ffi.NULL, os.fsencode(target), ffi.NULL, _MS_PRIVATE, ffi.NULL), f"private {target}")
+
+
+def unmount(target: str, *, lazy: bool = False) -> None:
+    """umount2(2); OSError as it comes (EBUSY when in use, EINVAL when nothing is mounted there)."""
+    checked(lib.umount2(os.fsencode(target), _MNT_DETACH if lazy else 0), f"umount {target}")
+
+
+def sync_filesystem(fd: int) -> None:
+    """Write everything of the filesystem that ``fd`` lies on to disk."""
+    checked(lib.syncfs(fd), "syncfs")
+
+
+def mounts() -> Iterator[MountEntry]:
+    """All mounts of this process's mount namespace, oldest first (``/proc/self/mountinfo``, proc(5))."""
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
+        for line in file:
+            left, _, right = line.rstrip("\n").partition(" - ")
+            number, parent, device, root, target = left.split(" ")[:5]
+            fs_type, source, options = right.split(" ")[:3]
+            pairs = (option.partition("=") for option in options.split(","))
+            named = {name: value for name, _, value in pairs}
+            place = (int(number), int(parent), device, _unescape(root), _unescape(target))
+            yield MountEntry(*place, fs_type, _unescape(source), named)
+
+
+def _unescape(field: str) -> str:
+    """Undo mountinfo's octal escapes of blank, tab, newline and backslash."""
+    if "\\" not in field:
+        return field
+    raw = field.encode("utf-8", "surrogateescape").split(b"\\")
+    return b"".join([raw[0], *(bytes([int(part[:3], 8)]) + part[3:] for part in raw[1:])]).decode(
+        "utf-8", "surrogateescape"
+    )

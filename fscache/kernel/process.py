@@ -1,0 +1,76 @@
+"""Processes: giving up privilege for good, and running one risky call in a child."""
+
+from __future__ import annotations
+
+import errno
+import os
+import resource
+import sys
+from collections.abc import Callable
+from typing import NoReturn
+
+from .libc import checked, lib
+
+_PR_SET_NO_NEW_PRIVS, _PR_SET_DUMPABLE = 38, 4
+_RLIMIT_NOFILE_WANTED = 1 << 20
+
+
+def drop_privileges(uid: int) -> None:
+    """Become user and group ``uid`` with no other groups, no capabilities and no way back.
+
+    Import everything first: the program's own files may be readable to root alone.
+    """
+    os.setgroups([])
+    os.setresgid(uid, uid, uid)
+    os.setresuid(uid, uid, uid)
+    checked(lib.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "PR_SET_NO_NEW_PRIVS")
+    checked(lib.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0), "PR_SET_DUMPABLE")
+
+
+def raise_file_limit() -> int:
+    """Raise the limit on open descriptors as far as this process may; the limit now."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    for wanted in (_RLIMIT_NOFILE_WANTED, hard):
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, max(wanted, hard)))
+        except (OSError, ValueError):
+            continue
+        return wanted
+    return soft
+
+
+def fork_call(call: Callable[[], None]) -> tuple[int, int]:
+    """Run ``call`` in a forked child; (its process id, a pipe that ends with the child).
+
+    The pipe carries nothing when the call succeeded, and else the errno as text, a blank and the message.
+    Only for single-threaded processes.
+    """
+    read_end, write_end = os.pipe()
+    pid = os.fork()
+    if not pid:
+        _run_and_exit(call, write_end)
+    os.close(write_end)
+    return pid, read_end
+
+
+def _run_and_exit(call: Callable[[], None], write_end: int) -> NoReturn:
+    status = 1
+    try:
+        call()
+        status = 0
+    except BaseException as error:
+        number = getattr(error, "number", None) or getattr(error, "errno", None) or errno.EIO
+        text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        os.write(write_end, f"{number} {text}".encode(errors="replace"))
+    finally:
+        sys.stderr.flush()
+        os._exit(status)
+
+
+def call_in_child(call: Callable[[], None]) -> str:
+    """Run ``call`` in a child and wait for it; empty when it succeeded, else what it said."""
+    pid, pipe = fork_call(call)
+    with os.fdopen(pipe, "rb") as file:
+        said = file.read().decode()
+    os.waitpid(pid, 0)
+    return said.partition(" ")[2]

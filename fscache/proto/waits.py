@@ -1,0 +1,65 @@
+"""Readers that wait for bytes of segments: the table of unanswered kernel events, without the kernel."""
+
+from __future__ import annotations
+
+from typing import Generic, NamedTuple, TypeVar
+
+Token = TypeVar("Token")
+
+
+class Wait(NamedTuple, Generic[Token]):
+    """A reader waits until the first ``end`` bytes of a segment are there; ``since`` is a clock's seconds."""
+
+    end: int
+    since: float
+    token: Token
+
+
+class Waits(Generic[Token]):
+    """All readers waiting for segments of one store."""
+
+    def __init__(self) -> None:
+        self._segments: dict[int, list[Wait[Token]]] = {}
+        self._asked: dict[int, int] = {}
+
+    def add(self, segment: int, wait: Wait[Token]) -> bool:
+        """Note a reader; true when the worker has to be asked, because it was not asked for that much yet."""
+        self._segments.setdefault(segment, []).append(wait)
+        if wait.end <= self._asked.get(segment, 0):
+            return False
+        self._asked[segment] = wait.end
+        return True
+
+    def ready(self, segment: int, have: int, *, done: bool) -> list[Wait[Token]]:
+        """The readers that ``have`` bytes satisfy; all of them when the segment is ``done``. They are forgotten."""
+        if done:
+            return self.fail(segment)
+        waits = self._segments.get(segment, [])
+        ready = [wait for wait in waits if wait.end <= have]
+        if ready:
+            self._segments[segment] = [wait for wait in waits if wait.end > have]
+        return ready
+
+    def fail(self, segment: int) -> list[Wait[Token]]:
+        """All readers of a segment, forgotten: it is complete, or cannot be had."""
+        self._asked.pop(segment, None)
+        return self._segments.pop(segment, [])
+
+    def drop(self, token: Token) -> None:
+        """Forget a reader that is gone."""
+        for segment, waits in self._segments.items():
+            self._segments[segment] = [wait for wait in waits if wait.token is not token]
+
+    def unanswered(self) -> list[tuple[int, int]]:
+        """(segment, furthest end) of everything somebody waits for."""
+        return [(segment, max(w.end for w in waits)) for segment, waits in self._segments.items() if waits]
+
+    def ask_again(self) -> list[tuple[int, int]]:
+        """What a new worker is asked: it knows of nothing that was asked for before."""
+        wanted = self.unanswered()
+        self._asked = dict(wanted)
+        return wanted
+
+    def count(self) -> int:
+        """Readers waiting now."""
+        return sum(len(waits) for waits in self._segments.values())

@@ -1,0 +1,158 @@
+"""Messages between keeper and worker, each one packet of a SOCK_SEQPACKET socket.
+
+A *store* is the cache of one blob, made of segment files; the keeper numbers the stores it has open.
+Descriptors travel beside ``OpenStore`` (plan, segment folder, then the blob's sources), ``OpenObject``,
+``AddSource`` and ``Inspect``.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated
+
+import msgspec
+
+from .packets import decoded
+
+MAX_MESSAGE = 1 << 16
+
+
+class Why(StrEnum):
+    """What a segment was filled for."""
+
+    DEMAND = "demand"  # a reader waits
+    AHEAD = "ahead"  # a sequential reader will be there soon
+    PREFETCH = "prefetch"
+
+
+class _Message(msgspec.Struct, forbid_unknown_fields=True, tag_field="op", tag=str.lower):
+    pass
+
+
+class OpenStore(_Message):
+    """Serve this store. ``trusted``: what the segment files hold was written since the last boot or synced."""
+
+    store: int
+    trusted: bool
+
+
+class OpenObject(_Message):
+    """Serve an object of the kernel's cache. Descriptors: the object, then the plan and the blob's sources; or,
+    for a file that is served as it is (``raw_size`` bytes of it), the file."""
+
+    store: int
+    raw_size: int = 0
+    segment_size: int = 0
+
+
+class Inspect(_Message):
+    """Tell which blobs the bootstrap (one descriptor) has."""
+
+    ticket: int
+
+
+class AddSource(_Message):
+    """One more place to have the blob's bytes from."""
+
+    store: int
+
+
+class CloseStore(_Message):
+    """Forget this store; fills under way end by themselves. With ``sync``, then write it to disk and say so."""
+
+    store: int
+    sync: bool
+
+
+class Fill(_Message):
+    """A reader waits for bytes up to ``end`` of this segment."""
+
+    store: int
+    segment: int
+    end: int
+
+
+class Touch(_Message):
+    """A reader came to a segment that was filled before anybody asked."""
+
+    store: int
+    segment: int
+
+
+class Prefetch(_Message):
+    """Fill the whole store in the background, or stop doing so."""
+
+    store: int
+    on: bool
+
+
+class Sync(_Message):
+    """Write the store to disk and say so."""
+
+    store: int
+
+
+class Progress(_Message):
+    """The first ``have`` bytes of this segment are there and verified; ``fetched`` bytes came from the backend."""
+
+    store: int
+    segment: int
+    have: int
+    done: bool
+    why: Why
+    fetched: int = 0
+
+
+class Failed(_Message):
+    """This segment cannot be filled now; its readers get EIO."""
+
+    store: int
+    segment: int
+    message: str
+    hint: str = ""
+    full: bool = False
+
+
+class Present(_Message):
+    """Which segments of an object were there when it was opened: a bit each, lowest first, as hex."""
+
+    store: int
+    segments: Annotated[str, msgspec.Meta(pattern="^[0-9a-f]+$")]
+
+
+class Inspected(_Message):
+    """The blobs of a bootstrap: (id, bytes of its uncompressed address space); or what is wrong with it."""
+
+    ticket: int
+    blobs: list[tuple[str, int]] = []
+    error: str = ""
+    hint: str = ""
+
+
+class Synced(_Message):
+    """The store is on disk."""
+
+    store: int
+
+
+ToWorker = OpenStore | OpenObject | Inspect | AddSource | CloseStore | Fill | Touch | Prefetch | Sync
+ToKeeper = Progress | Failed | Present | Synced | Inspected
+
+_encode = msgspec.json.Encoder().encode
+_to_worker: msgspec.json.Decoder[ToWorker] = msgspec.json.Decoder(ToWorker)
+_to_keeper: msgspec.json.Decoder[ToKeeper] = msgspec.json.Decoder(ToKeeper)
+
+
+def encode(message: ToWorker | ToKeeper) -> bytes:
+    """One packet."""
+    return _encode(message)
+
+
+def decode_for_worker(packet: bytes) -> ToWorker:
+    """A packet from the keeper; msgspec.DecodeError when it is not one."""
+    return decoded(_to_worker, packet)
+
+
+def decode_for_keeper(packet: bytes) -> ToKeeper:
+    """A packet from the worker, which is not trusted; msgspec.DecodeError when it is not one."""
+    return decoded(_to_keeper, packet)

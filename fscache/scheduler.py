@@ -1,0 +1,167 @@
+"""What to fill next: pure bookkeeping, no I/O, no locks (the worker holds one around every call).
+
+Demand (a reader waits) goes before ahead (a sequential reader will come) and that before prefetch. Some
+threads are kept for demand alone. Each segment is filled by one thread at a time, however many wait for it.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict, deque
+from dataclasses import dataclass, field
+
+from .proto.worker import Why
+
+AHEAD = 2  # segments fetched before a sequential reader gets to them
+_RECENT = 16  # segments remembered as visited, to tell a sequential reader from a random one
+
+
+@dataclass(eq=False, slots=True)
+class Job:
+    """One fill under way. ``have`` is how many bytes from the segment's start are there so far; ``upto`` how
+    many are to be there at the end, or None for the whole segment."""
+
+    store: int
+    segment: int
+    why: Why
+    background: bool  # as it was started; a reader may come to it later
+    upto: int | None = None
+    have: int = 0
+    ends: list[int] = field(default_factory=list)
+
+    def reached(self, have: int) -> bool:
+        """Note progress; true when it satisfies a reader that waits."""
+        self.have = have
+        waiting = len(self.ends)
+        self.ends = [end for end in self.ends if end > have]
+        return len(self.ends) < waiting
+
+
+@dataclass(eq=False, slots=True)
+class _Queue:
+    """One store's segments: what is there, what is wanted, what is being done."""
+
+    done: bytearray
+    demand: OrderedDict[int, list[int]] = field(default_factory=OrderedDict)
+    whole: set[int] = field(default_factory=set)  # segments of ``demand`` that are worth completing
+    ahead: deque[int] = field(default_factory=deque)
+    busy: dict[int, Job] = field(default_factory=dict)
+    recent: deque[int] = field(default_factory=lambda: deque(maxlen=_RECENT))
+    prefetching: bool = False
+    cursor: int = 0
+
+    def open(self, segment: int) -> bool:
+        """Whether a segment is neither there nor under way."""
+        return segment < len(self.done) and not self.done[segment] and segment not in self.busy
+
+    def next_ahead(self) -> int | None:
+        while self.ahead:
+            segment = self.ahead.popleft()
+            if self.open(segment) and segment not in self.demand:
+                return segment
+        return None
+
+    def next_prefetch(self) -> int | None:
+        while self.prefetching and self.cursor < len(self.done):
+            segment = self.cursor
+            self.cursor += 1
+            if self.open(segment) and segment not in self.demand:
+                return segment
+        return None
+
+
+class Scheduler:
+    """Chooses jobs for ``threads`` threads, of which at most ``background`` do ahead and prefetch."""
+
+    def __init__(self, threads: int, background: int) -> None:
+        self._background_limit = max(1, min(background, threads - 1))
+        self._demand_limit = max(1, threads - 1)  # for one store while another one wants something
+        self._background = 0
+        self._queues: OrderedDict[int, _Queue] = OrderedDict()
+
+    def open(self, store: int, done: bytearray) -> None:
+        self._queues[store] = _Queue(done)
+
+    def close(self, store: int) -> None:
+        self._queues.pop(store, None)
+
+    def demand(self, store: int, segment: int, end: int) -> int | None:
+        """A reader waits for bytes up to ``end``; the bytes that are there already, when they are enough."""
+        queue = self._queues[store]
+        if queue.done[segment]:
+            return end
+        if (job := queue.busy.get(segment)) is not None:
+            if job.have >= end:
+                return job.have
+            job.ends.append(end)
+            job.why = Why.DEMAND
+        else:
+            queue.demand.setdefault(segment, []).append(end)
+            # Somebody who reads on will want the rest; a random reader will not, and waits for every byte.
+            if queue.prefetching or segment in queue.recent or segment - 1 in queue.recent:
+                queue.whole.add(segment)
+        self._look_ahead(queue, segment)
+        return None
+
+    def touch(self, store: int, segment: int) -> None:
+        """A reader came by a segment that was there already."""
+        if (queue := self._queues.get(store)) is not None:
+            self._look_ahead(queue, segment)
+
+    def prefetch(self, store: int, on: bool) -> None:
+        if (queue := self._queues.get(store)) is not None:
+            queue.prefetching = on
+            queue.cursor = 0
+
+    def _look_ahead(self, queue: _Queue, segment: int) -> None:
+        if segment - 1 in queue.recent:
+            for following in range(segment + 1, segment + 1 + AHEAD):
+                if queue.open(following) and following not in queue.ahead and following not in queue.demand:
+                    queue.ahead.append(following)
+        if segment not in queue.recent:
+            queue.recent.append(segment)
+
+    def take(self) -> Job | None:
+        """The next job, or None when there is nothing to do now."""
+        return self._take_demand() or self._take_background()
+
+    def _take_demand(self) -> Job | None:
+        wanting = [(number, queue) for number, queue in self._queues.items() if queue.demand]
+        for number, queue in wanting:
+            running = sum(job.why is Why.DEMAND for job in queue.busy.values())
+            if len(wanting) > 1 and running >= self._demand_limit:
+                continue
+            segment, ends = queue.demand.popitem(last=False)
+            upto = None if segment in queue.whole else max(ends)
+            queue.whole.discard(segment)
+            self._queues.move_to_end(number)
+            return self._start(number, queue, Job(number, segment, Why.DEMAND, False, upto, ends=ends))
+        return None
+
+    def _take_background(self) -> Job | None:
+        if self._background >= self._background_limit:
+            return None
+        for why in (Why.AHEAD, Why.PREFETCH):
+            for number, queue in self._queues.items():
+                segment = queue.next_ahead() if why is Why.AHEAD else queue.next_prefetch()
+                if segment is not None:
+                    self._queues.move_to_end(number)
+                    self._background += 1
+                    return self._start(number, queue, Job(number, segment, why, True))
+        return None
+
+    def _start(self, number: int, queue: _Queue, job: Job) -> Job:
+        queue.busy[job.segment] = job
+        return job
+
+    def finish(self, job: Job, *, complete: bool, failed: bool = False) -> None:
+        """A job ended: with the whole segment there, or what was asked for, or it ``failed``."""
+        if job.background:
+            self._background -= 1
+        queue = self._queues.get(job.store)
+        if queue is not None and queue.busy.get(job.segment) is job:
+            del queue.busy[job.segment]
+            queue.done[job.segment] = complete
+            if job.ends and not complete and not failed:
+                # Readers of what lies further on came meanwhile.
+                queue.demand.setdefault(job.segment, []).extend(job.ends)
+                queue.whole.add(job.segment)
