@@ -1,0 +1,96 @@
+"""What the client verbs do: ask the service, and show what it says. Without click: ``quick.py`` says why."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterator, Sequence
+
+from ..fscache.client import NoServiceError, request
+from ..fscache.defaults import DEFAULT_RUN, DEFAULT_STATE, control_socket
+from .exits import require_root
+from .units import size_text
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+
+def mount_image(
+    image: str,
+    mountpoint: str,
+    *,
+    blob_dirs: Sequence[str] = (),
+    prefetch: bool | None = None,
+    run_dir: str = DEFAULT_RUN,
+    state_dir: str = DEFAULT_STATE,
+    options: Sequence[str] = (),
+) -> None:
+    """Ask the service to mount an image, starting one if there is none."""
+    require_root("mounting")
+    fields = {
+        "bootstrap": os.path.realpath(image),
+        "target": os.path.realpath(mountpoint),
+        "blob_dirs": [os.path.realpath(path) for path in blob_dirs],
+        "prefetch": prefetch,
+        "options": list(options),
+    }
+    try:
+        request(control_socket(run_dir), "mount", **fields)
+    except NoServiceError:
+        from .launch import start_service
+
+        start_service(run_dir, state_dir)
+        request(control_socket(run_dir), "mount", **fields)
+
+
+def umount_image(mountpoint: str, *, run_dir: str = DEFAULT_RUN) -> None:
+    """Ask the service to unmount an image."""
+    require_root("unmounting")
+    request(control_socket(run_dir), "umount", target=os.path.realpath(mountpoint))
+
+
+def show_status(*, run_dir: str = DEFAULT_RUN, as_json: bool = False) -> None:
+    """Print what the service serves."""
+    answer = request(control_socket(run_dir), "status")
+    text = json.dumps(answer, indent=2) if as_json else "\n".join(_status(answer))
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()  # here, where it is noticed when nobody reads
+
+
+def _status(answer: dict[str, Any]) -> Iterator[str]:
+    worker = answer["worker"]
+    state = f"worker {worker['pid']}" if worker["pid"] else "worker restarting"
+    yield (
+        f"nydus-erofs {answer['version']}, {answer['engine']} engine, pid {answer['pid']}, {state}"
+        f" ({worker['restarts']} restarts), {len(answer['mounts'])} mounted"
+    )
+    for mounted in answer["mounts"]:
+        yield from _lines(mounted)
+
+
+def _lines(mounted: dict[str, Any]) -> list[str]:
+    size = {key: size_text(value) for key, value in mounted.items() if key.startswith("bytes_")}
+    total = mounted["bytes_total"]
+    here = sum(mounted[f"bytes_{how}"] for how in ("cached_before", "on_demand", "ahead", "prefetched"))
+    share = f"{100 * here / total:.0f} %" if total else "all"
+    ways = (
+        f"{size['bytes_cached_before']} before, {size['bytes_on_demand']} on demand,"
+        f" {size['bytes_ahead']} ahead, {size['bytes_prefetched']} prefetched"
+    )
+    stalls = f"{mounted['stall_seconds_total']:.3f} s in all, {mounted['stall_seconds_max'] * 1000:.1f} ms at most"
+    waits = f"{mounted['events_waited']} waited, {stalls}, {mounted['readers_waiting']} waiting now"
+    lines = [
+        f"{mounted['target']}  {mounted['image']}",
+        f"  here      {size_text(here)} of {size['bytes_total']} ({share}): {ways}",
+        f"  fetched   {size['bytes_fetched_compressed']} compressed",
+        f"  readers   {mounted['events']} events, {waits}",
+    ]
+    if mounted["failures"]:
+        lines.append(
+            f"  failures  {mounted['failures']} ({mounted['events_denied']} reads got EIO): {mounted['last_error']}"
+        )
+    if mounted["detached"]:
+        lines.append("  detached  unmounted here, but still in use elsewhere")
+    return lines

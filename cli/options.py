@@ -1,0 +1,19 @@
+"""Options that several verbs share."""
+
+from __future__ import annotations
+
+import click
+
+from ..fscache.defaults import DEFAULT_RUN, DEFAULT_STATE
+
+run_dir_option = click.option(
+    "--run-dir", default=DEFAULT_RUN, show_default=True, type=click.Path(), help="Run folder of the service."
+)
+state_dir_option = click.option(
+    "--state-dir",
+    default=DEFAULT_STATE,
+    show_default=True,
+    type=click.Path(),
+    help="State folder (cache) of the service.",
+)
+json_output = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
