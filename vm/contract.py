@@ -1,0 +1,92 @@
+"""The contract battery: what a mount is, tested on this guest's kernel by the tests that run on the host too.
+
+Each test of ``tests/fscache`` named here is a line of the support matrix. A guest is slow: where several tests
+show the same, the one that shows most is chosen.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from . import report
+
+_PATIENCE = 180  # seconds
+_TESTS = Path(__file__).resolve().parent.parent / "tests/fscache"
+
+# test -> what it verifies, as the matrix says it
+BOTH = {
+    "test_contract.py::test_several_images_at_once": "five images of Nydus and one of ours: every file and attribute",
+    "test_contract.py::test_nothing_is_fetched_before_it_is_read": "names and attributes cost no data",
+    "test_contract.py::test_eight_readers_at_once": "eight readers at once, each byte fetched once",
+    "test_contract.py::test_mmap": "every file through mmap",
+    "test_contract.py::test_programs_run_from_it": "programs run from it",
+    "test_contract.py::test_one_blob_in_two_images_is_fetched_once": "one blob in two images is fetched once",
+    "test_contract.py::test_a_busy_mount_is_named_and_works_on": "unmounting what is in use is refused",
+    "test_contract.py::test_prefetch_completes_by_itself": "prefetched: no read waits any more",
+    "test_contract.py::test_after_a_restart_nothing_is_fetched_twice": "restarted: nothing is fetched twice",
+    "test_contract.py::test_a_damaged_blob_gives_eio_and_heals": "damaged blob: EIO; repaired: right bytes",
+    "test_crash.py::test_worker_killed_again_and_again": "worker killed under 8 readers: no error, no wrong byte",
+    "test_crash.py::test_the_keeper_killed_alone": "service killed: EIO or right bytes; served again after",
+    "test_crash.py::test_a_reader_killed_while_it_waits": "a waiting reader can be killed",
+    "test_crash.py::test_disk_full": "disk full: EIO; room again: right bytes",
+}  # fmt: skip
+ONLY = {"test_a_damaged_blob_gives_eio_and_heals": "flipped"}  # of a test's parameters
+CACHEFILES = "guest_cachefiles.py"  # all of it; its docstrings are the lines
+
+
+class Reporter:
+    """Makes each test's outcome a line of the report."""
+
+    def __init__(self, engine: str) -> None:
+        self._engine = engine
+        self._titles: dict[str, str] = {}
+        self._failed: set[str] = set()
+        self.skipped: list[str] = []
+
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        items[:] = [item for item in items if ONLY.get(item.name.partition("[")[0], "") in item.name]
+        for item in items:
+            item.add_marker(pytest.mark.timeout(_PATIENCE * 3), append=False)
+            name = item.name.partition("[")[0]
+            words = str(getattr(getattr(item, "function", None), "__doc__", None) or name).splitlines()[0]
+            self._titles[item.nodeid] = BOTH.get(f"{item.path.name}::{name}") or words.rstrip(".")
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.failed:
+            self._failed.add(report.nodeid)
+            print(f"\n{report.nodeid}\n{report.longreprtext}", file=sys.stderr, flush=True)  # who waits wants to know
+            self._write(report, False)
+        elif report.skipped:
+            self.skipped.append(report.nodeid)
+        elif report.when == "teardown" and report.nodeid not in {*self._failed, *self.skipped}:
+            self._write(report, True)
+
+    def _write(self, of: pytest.TestReport, passed: bool) -> None:
+        detail = "" if passed else f"{of.when}: {str(of.longreprtext).splitlines()[-1] if of.longreprtext else ''}"
+        report.write(report.Result(self._engine, self._titles[of.nodeid], passed, detail))
+
+
+def main(arguments: list[str]) -> int:
+    engine = os.environ[report.ENGINE]
+    os.environ["NYDUS_EROFS_ENGINES"] = engine
+    os.environ.setdefault("NYDUS_EROFS_KILLS", "12")
+    os.environ.setdefault("NYDUS_EROFS_PATIENCE", str(_PATIENCE))
+    reporter = Reporter(engine)
+    tests = [str(_TESTS / name) for name in BOTH]
+    if engine == "cachefiles":
+        tests.append(str(_TESTS / CACHEFILES))
+    base = Path(tempfile.gettempdir()) / "contract"
+    options = ["-p", "no:cacheprovider", "-q", "--durations=8", f"--basetemp={base}", "--tb=short"]
+    code = int(pytest.main([*options, *(arguments or tests)], plugins=[reporter]))
+    for name in reporter.skipped:
+        print(f"skipped: {name}")
+    return code or bool(reporter.skipped)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
