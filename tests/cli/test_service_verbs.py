@@ -1,0 +1,326 @@
+"""The service's verbs as people type them: serve, mount, status, umount."""
+
+import concurrent.futures
+import json
+import os
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+
+import pytest
+
+pytestmark = [pytest.mark.root, pytest.mark.timeout(180)]
+
+
+@pytest.fixture
+def place(make_service):
+    """Folders for a service that nobody has started yet."""
+    return make_service(start=False)
+
+
+@pytest.fixture
+def started(place, service_kit):
+    """Whatever service a test makes ``mount`` start ends with the test."""
+    yield place
+    pid = None
+    if place.socket.exists():
+        try:
+            pid = place.status()["pid"]
+        except OSError:
+            return
+    if pid:
+        service_kit.unmount_all(place.work / "mnt")
+        try:
+            assert place.request("stop")["busy"] == []
+            service_kit.wait_for("the service ends", lambda: not service_kit.alive(pid))
+        finally:
+            if service_kit.alive(pid):
+                os.kill(pid, signal.SIGKILL)
+
+
+@pytest.fixture
+def image(nydus_images):
+    """Arguments of mount: an image."""
+    return nydus_images / "plain" / "boot", nydus_images / "plain" / "blobs"
+
+
+def mount(service_kit, place, bootstrap, blobs, target, *more, **options):
+    arguments = ["mount", bootstrap, target, "--run-dir", place.run, "--state-dir", place.state]
+    if blobs is not None:
+        arguments += ["--blob-dir", blobs]
+    return service_kit.cli(*arguments, *more, **options)
+
+
+def says(done, code, *texts):
+    """An error of one line, and a hint at most."""
+    assert done.returncode == code, done.stderr
+    lines = done.stderr.splitlines()
+    assert lines[0].startswith("nydus-erofs: ")
+    assert len(lines) == 1 or (len(lines) == 2 and lines[1].startswith("  hint: ")), lines
+    for text in texts:
+        assert text in done.stderr, done.stderr
+
+
+def test_a_day(started, service_kit, image, nydus_images):
+    """mount starts a service and says so; status, a second mount, umount."""
+    first, second = started.target(), started.target()
+    done = mount(service_kit, started, *image, first, "--no-prefetch")
+    assert done.returncode == 0, done.stderr
+    assert "started the service (pid " in done.stderr
+    assert str(started.run / "serve.log") in done.stderr
+    service_kit.compare_expected(nydus_images / "expected.json", first)
+
+    done = mount(service_kit, started, *image, second)
+    assert (done.returncode, done.stderr, done.stdout) == (0, "", "")
+    service_kit.compare_expected(nydus_images / "expected.json", second)
+
+    text = service_kit.cli("status", "--run-dir", started.run, check=True).stdout
+    assert "2 mounted" in text
+    assert f"{first}  {image[0]}" in text
+    assert "100 %" in text
+    status = json.loads(service_kit.cli("status", "--run-dir", started.run, "--json", check=True).stdout)
+    assert [m["target"] for m in status["mounts"]] == [str(first), str(second)]
+    assert [m["prefetch"] for m in status["mounts"]] == [False, True]
+
+    service_kit.cli("umount", first, "--run-dir", started.run, check=True)
+    assert service_kit.mounted(first) == []
+    service_kit.compare_expected(nydus_images / "expected.json", second)
+    service_kit.cli("umount", second, "--run-dir", started.run, check=True)
+    assert "0 mounted" in service_kit.cli("status", "--run-dir", started.run, check=True).stdout
+
+
+def test_a_socket_that_nobody_listens_on(started, service_kit, image):
+    """The service before was killed: a new one is started."""
+    target = started.target()
+    assert mount(service_kit, started, *image, target).returncode == 0
+    os.kill(started.status()["pid"], signal.SIGKILL)
+    service_kit.unmount_all(target)
+    done = mount(service_kit, started, *image, target)
+    assert done.returncode == 0, done.stderr
+    assert "started the service" in done.stderr
+    service_kit.read(target / "links" / "h1")
+
+
+def test_two_mounts_at_once_without_a_service(started, service_kit, image):
+    """As at boot: one service is started, and both get their mount."""
+    targets = [started.target() for _ in range(2)]
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        done = list(pool.map(lambda target: mount(service_kit, started, *image, target), targets))
+    assert [(d.returncode, d.stderr) for d in done if d.returncode] == []
+    assert len(started.status()["mounts"]) == 2
+
+
+def test_the_service_does_not_start(place, service_kit, image):
+    """mount says why: the service's own reason and hint."""
+    subprocess.run(["mount", "-t", "tmpfs", "tmpfs", place.work], check=True, timeout=20)
+    try:
+        target = place.target()
+        done = mount(service_kit, place, *image, target)
+        says(done, 9, "the service did not start", "Operation not supported", "doctor")
+        assert len(service_kit.mounted(place.work)) == 1
+    finally:
+        service_kit.unmount_all(place.work)
+
+
+def test_the_state_folder_is_in_use(service, place, service_kit, image):
+    """By a service with another run folder: mount says so."""
+    place.state = service.state
+    says(mount(service_kit, place, *image, place.target()), 9, "another service uses the state folder", "--state-dir")
+    assert not service_kit.mounted(place.work)
+
+
+# --- what is refused ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def service(service_kit, cache_disk, tmp_path_factory):
+    service = service_kit.Service(tmp_path_factory.mktemp("s"), service_kit.ENGINES["fanotify"]).start()
+    try:
+        yield service
+        assert service.stop() == 0
+        assert "Traceback" not in service.log_text()
+    finally:
+        service.close()
+
+
+def test_exit_codes(service, service_kit, image, tmp_path):
+    bootstrap, blobs = image
+    shutil.copy(bootstrap, tmp_path / "image.meta")
+    file = tmp_path / "file"
+    file.write_text("not an image\n" * 1000)
+    target = service.target()
+    says(mount(service_kit, service, bootstrap, blobs, tmp_path / "none"), 9, "none does not exist", "mkdir")
+    says(mount(service_kit, service, bootstrap, blobs, file), 9, "not a directory")
+    says(mount(service_kit, service, tmp_path / "no.meta", blobs, target), 3, "no.meta: No such file")
+    says(mount(service_kit, service, file, blobs, target), 3, "not an EROFS image")
+    says(mount(service_kit, service, tmp_path / "image.meta", None, target), 6, "blob ", "--blob-dir")
+    assert mount(service_kit, service, bootstrap, blobs, target).returncode == 0
+    says(mount(service_kit, service, bootstrap, blobs, target), 10, "already")
+    umount = ["umount", target, "--run-dir", service.run]
+    holder = service.reader("hold", target / "links" / "h1", service.work / "ready")
+    service_kit.wait_for("it is open", (service.work / "ready").exists)
+    says(service_kit.cli(*umount), 10, f"{target} is in use", "hint")
+    holder.kill()
+    holder.communicate(timeout=20)
+    assert service_kit.cli(*umount).returncode == 0
+    says(service_kit.cli(*umount), 9, f"nothing of this service is mounted on {target}")
+
+
+def test_without_a_service(place, service_kit):
+    for verb in (["status"], ["status", "--json"], ["umount", "/mnt"]):
+        says(service_kit.cli(*verb, "--run-dir", place.run), 9, "no service", "nydus-erofs serve")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["mount"], ["mount", "x"], ["mount", "x", "y", "z"], ["mount", "x", "y", "--prefetsch"], ["umount"],
+     ["status", "x"], ["serve", "x"], ["serve", "--log-level", "loud"], ["doctor", "--engine"], ["mounts"]],
+    ids=" ".join,
+)  # fmt: skip
+def test_usage(arguments, service_kit):
+    done = service_kit.cli(*arguments)
+    assert done.returncode == 2
+    assert "Usage" in done.stderr or "Error" in done.stderr
+
+
+@pytest.mark.parametrize("verb", ["serve", "mount", "umount", "status", "doctor"])
+def test_help(verb, service_kit):
+    done = service_kit.cli(verb, "--help", check=True)
+    assert len(done.stdout.splitlines()) > 3
+
+
+# --- paths --------------------------------------------------------------------------------------------------
+
+
+def test_relative_paths_and_symlinks(service, service_kit, image, tmp_path):
+    """The service runs elsewhere; paths mean what they mean to the caller."""
+    target = service.target()
+    (tmp_path / "link").symlink_to(target)
+    (tmp_path / "blobs").symlink_to(image[1])
+    (tmp_path / "image").symlink_to(image[0])
+    run = os.path.relpath(service.run, tmp_path)
+    arguments = ["mount", "./image", "link/", "--blob-dir", "blobs", "--run-dir", run]
+    service_kit.cli(*arguments, cwd=tmp_path, check=True)
+    assert service.status(target)["target"] == str(target)
+    assert "error" not in service_kit.read(target / "links" / "h1")
+    service_kit.cli("umount", "link/.", "--run-dir", run, cwd=tmp_path, check=True)
+    assert not service_kit.mounted(target)
+
+
+NAMES = ["with blank", "new\nline", "tab\t", "back\\slash", "octal\\040", "hash#", "'quo\"te", "ünï", "-dash"]
+
+
+@pytest.mark.parametrize("name", [*NAMES, "a" * 200])
+def test_names_of_every_kind(name, service, service_kit, image):
+    """Blanks and worse are escaped in mountinfo; the mount is known all the same."""
+    target = service.work / name
+    target.mkdir()
+    folder = service.work / f"{name} image"
+    folder.mkdir(exist_ok=True)
+    shutil.copy(image[0], folder / "boot")
+    done = service_kit.cli("mount", folder / "boot", target, "--blob-dir", image[1], "--run-dir", service.run)
+    assert done.returncode == 0, done.stderr
+    assert "error" not in service_kit.read(target / "links" / "h1")
+    assert service.status(target)["detached"] is False
+    done = service_kit.cli("umount", target, "--run-dir", service.run)
+    assert done.returncode == 0, done.stderr
+    assert service.status()["mounts"] == []
+
+
+def test_a_name_that_is_no_utf8(service, service_kit, image):
+    """Mounted, or refused in one line; never half."""
+    target = os.fsencode(service.work) + b"/\xff\xfe"
+    os.mkdir(target)
+    command = [
+        *service_kit.CLI,
+        "mount",
+        str(image[0]),
+        target,
+        "--blob-dir",
+        str(image[1]),
+        "--run-dir",
+        str(service.run),
+    ]
+    done = subprocess.run(command, capture_output=True, timeout=60, check=False)
+    assert b"Traceback" not in done.stderr
+    mounted = service.status()["mounts"]
+    if done.returncode:
+        assert done.stderr.startswith(b"nydus-erofs: ")
+        assert len(done.stderr.splitlines()) <= 2
+        assert mounted == []
+    else:
+        service_kit.cli("umount", os.fsdecode(target), "--run-dir", service.run, check=True)
+
+
+# --- not root -----------------------------------------------------------------------------------------------
+
+AS_NOBODY = """
+import os, sys
+from nydus_erofs.cli import ask, doctor, exits, main, mount, options, quick, serve, status, umount, verbs
+from nydus_erofs.fscache import config, keeper, log, notify
+from nydus_erofs.fscache.kernel import selftest
+os.setgroups([])
+os.setresgid(65534, 65534, 65534)
+os.setresuid(65534, 65534, 65534)
+sys.argv[0] = "nydus-erofs"
+main()
+"""
+
+
+def as_nobody(*arguments):
+    """The command as an ordinary user. What it imports may be readable to root alone, hence imported before."""
+    command = [sys.executable, "-I", "-c", AS_NOBODY, *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, cwd="/")
+    assert "Traceback" not in done.stderr, done.stderr
+    return done
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["serve"], ["mount", "x", "/mnt"], ["umount", "/mnt"], ["doctor"], ["doctor", "--json"]],
+    ids=" ".join,
+)
+def test_needs_root(arguments, service):
+    done = as_nobody(*arguments, *([] if arguments[0] == "doctor" else ["--run-dir", service.run]))
+    says(done, 9, "needs root", "sudo")
+
+
+def test_status_of_somebody_elses_service(service):
+    """Its folder is root's."""
+    says(as_nobody("status", "--run-dir", service.run), 9, "permission denied", "root")
+    assert stat.S_IMODE(service.run.stat().st_mode) == 0o700
+
+
+# --- what serve and status print ----------------------------------------------------------------------------
+
+
+def test_status_tells_of_failures(service, service_kit, nydus_images, tmp_path):
+    shutil.copytree(nydus_images / "lz4" / "blobs", tmp_path / "blobs")
+    (blob,) = (tmp_path / "blobs").iterdir()
+    target = service.mount(nydus_images / "lz4" / "boot", tmp_path / "blobs")
+    os.truncate(blob, 10)
+    result = service_kit.read(target / "sizes" / "f1M")
+    text = service_kit.cli("status", "--run-dir", service.run, check=True).stdout
+    assert result == {"error": "EIO"}
+    assert "failures" in text
+    assert "reads got EIO" in text
+    assert blob.name in text
+    service.umount(target)
+
+
+def test_serve_takes_folders_from_the_command_line(place, service_kit):
+    """They go before the configuration's."""
+    other = place.work / "other"
+    place.spawn("--state-dir", other)
+    service_kit.wait_for("it answers", place._answers)
+    assert place.status()["state_dir"] == str(other)
+    assert place.stop() == 0
+
+
+def test_log_level(place, service_kit):
+    place.spawn("--log-level", "error")
+    service_kit.wait_for("it answers", place._answers)
+    assert place.stop() == 0
+    assert place.log_text() == ""

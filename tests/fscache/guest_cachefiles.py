@@ -1,0 +1,308 @@
+"""What only the cachefiles engine has: names, domains, the kernel's own cache. Run by ``vm/contract.py`` in a guest
+(its name keeps pytest from collecting it on a host, where no kernel is likely to have it).
+
+The first line of a test's docstring is its line in docs/support-matrix.md.
+"""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.root
+RUNNING = []  # services
+AT_ONCE = 20  # seconds; an emulated machine takes a few to start a program
+
+
+def mount(target, *options):
+    """Plain mount(8); (exit code, seconds)."""
+    target.mkdir(exist_ok=True)
+    started = time.monotonic()
+    command = ["mount", "-t", "erofs", "-o", ",".join(options), "none", target]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    return done.returncode, time.monotonic() - started
+
+
+def umount(*targets):
+    for target in targets:
+        subprocess.run(["umount", target], check=True, timeout=60)
+
+
+@pytest.fixture(scope="module")
+def images(cache_disk, nydus_images, tmp_path_factory):
+    """NAME.meta and blobs in one folder."""
+    folder = tmp_path_factory.mktemp("images")
+    for name in ("plain", "lz4"):
+        shutil.copy(nydus_images / name / "boot", folder / f"{name}.meta")
+        for blob in (nydus_images / name / "blobs").iterdir():
+            shutil.copy(blob, folder)
+    shutil.copy(folder / "plain.meta", folder / "twin.meta")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def named(service_kit, images, tmp_path_factory):
+    """One service that finds images by name, for all tests that leave it as it is."""
+    work = tmp_path_factory.mktemp("named")
+    service = service_kit.Service(work, service_kit.ENGINES["cachefiles"], blob_dirs=[str(images)], prefetch=False)
+    RUNNING.append(service.start())
+    yield service
+    service.close()
+    assert "Traceback" not in service.log_text()
+    assert not service_kit.mounted(work)
+
+
+@pytest.fixture
+def device():
+    """Nobody has it any more; the tests that need it are the last ones."""
+    while RUNNING:
+        RUNNING.pop().close()
+
+
+def refusals(service):
+    return [record["error"] for record in service.events("not served")]
+
+
+def test_names_and_domains(named, service_kit, nydus_images):
+    """mount(8) by name; images of a domain share a blob, others do not"""
+    first, twin, alone = (named.target() for _ in range(3))
+    assert mount(first, "fsid=plain", "domain_id=d")[0] == 0
+    service_kit.compare_expected(nydus_images / "expected.json", first)
+    blob = next((nydus_images / "plain/blobs").iterdir()).stat().st_size
+    fetched = named.status(first)["bytes_fetched_compressed"]
+    assert fetched > blob / 2
+    assert mount(twin, "fsid=twin", "domain_id=d")[0] == 0
+    service_kit.compare_expected(nydus_images / "expected.json", twin)
+    meta = (nydus_images / "plain/boot").stat().st_size
+    assert named.status(first)["bytes_fetched_compressed"] <= fetched + meta, "the blob was fetched once more"
+    assert mount(alone, "fsid=twin")[0] == 0
+    service_kit.compare_expected(nydus_images / "expected.json", alone)
+    assert named.status(alone)["bytes_fetched_compressed"] >= blob / 2
+    # Each knows its domain; what the first lets go of, the twin keeps.
+    assert [one["domain"] for one in named.status()["mounts"]] == ["d", "d", None]
+    umount(first)
+    service_kit.compare_expected(nydus_images / "expected.json", twin)
+    umount(twin, alone)
+
+
+def test_the_mount_helper(named, service_kit, nydus_images, images):
+    """mount -t nydus-erofs, with mount options"""
+    helper = Path("/sbin/mount.nydus-erofs")
+    helper.unlink(missing_ok=True)
+    program = "from nydus_erofs.cli.mount_helper import main; main()"
+    helper.write_text(f"#!/bin/sh\nexec {sys.executable} -I -c '{program}' \"$@\"\n")  # as pip would install it
+    helper.chmod(0o755)
+    target, again = named.target(), named.target()
+    options = f"run_dir={named.run},state_dir={named.state},nosuid,noexec,noprefetch"
+    for place in (target, again):
+        command = ["mount", "-t", "nydus-erofs", "-o", options, images / "lz4.meta", place]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+        assert done.returncode == 0, done.stderr
+        flags = next(line for line in Path("/proc/mounts").read_text().splitlines() if str(place) in line).split()[3]
+        assert {"ro", "nosuid", "noexec"} <= set(flags.split(",")), flags
+    service_kit.compare_expected(nydus_images / "expected.json", again)
+    umount(target, again)
+
+
+def test_names_that_mean_nothing(named, images):
+    """unknown names, bad names and damaged images: mount(8) fails at once"""
+    (images / "noise.meta").write_bytes(os.urandom(8192))
+    (images / "empty.meta").write_bytes(b"")
+    target = named.target()
+    for name, words in {
+        "nope": "there is no nope.meta",
+        "..": "there is no",
+        "a b": "letters, digits",
+        "x" * 64: "letters, digits",
+        "noise": "",
+        "empty": "",
+    }.items():
+        before = len(refusals(named))
+        code, seconds = mount(target, f"fsid={name}")
+        assert code != 0, name
+        assert seconds < AT_ONCE, f"{name}: {seconds:.0f} s"
+        (line,) = set(refusals(named)[before:])
+        assert words in line, line
+        assert "\n" not in line
+
+
+@pytest.mark.parametrize("name", ["tarfs", "encrypt", "zran"])
+def test_kinds_of_images_that_are_not_served(name, named, service_kit, nydus_images, images):
+    """tarfs, encrypted and zran images: refused in one line, at once"""
+    shutil.copy(nydus_images / name / "boot", images / f"{name}.meta")
+    before = len(refusals(named))
+    code, seconds = mount(named.target(), f"fsid={name}")
+    assert code != 0
+    assert seconds < AT_ONCE
+    (line,) = set(refusals(named)[before:])
+    assert re.search("tar|encrypt|zran|block", line, re.I), line
+    with pytest.raises(service_kit.RefusedError) as caught:
+        named.mount(images / f"{name}.meta")
+    assert re.search("tar|encrypt|zran|block", caught.value.error, re.I), caught.value.error
+
+
+def test_a_name_with_other_content(named, images):
+    """NAME.meta replaced by one of the same size: never served stale"""
+    file, target = images / "changing.meta", named.target()
+    right = (images / "plain.meta").read_bytes()
+    for shown, data in ((b"f1M", right), (b"f1Q", right.replace(b"f1M", b"f1Q")), (b"f1M", right)):
+        (images / "changing.new").write_bytes(data)
+        (images / "changing.new").rename(file)
+        for _ in range(2):  # fresh, and from the kernel's cache
+            assert mount(target, "fsid=changing", "domain_id=changes")[0] == 0
+            done = subprocess.run(["find", target], capture_output=True, check=True, timeout=60)
+            other = b"f1Q" if shown == b"f1M" else b"f1M"
+            assert shown in done.stdout
+            assert other not in done.stdout
+            umount(target)
+
+
+def test_images_that_disagree_about_a_blob(named, service_kit, nydus_images, images):
+    """one blob with two digests: refused in a domain, and no wrong byte outside it"""
+    data = bytearray((images / "plain.meta").read_bytes())
+    at = chunk_table(data)
+    for record in range(30):
+        data[at + 80 * record] ^= 1  # a byte of each digest
+    (images / "contrary.meta").write_bytes(data)
+    first, second = named.target(), named.target()
+    assert mount(first, "fsid=plain", "domain_id=e")[0] == 0
+    service_kit.compare_expected(nydus_images / "expected.json", first)
+    for _ in range(2):
+        code, seconds = mount(second, "fsid=contrary", "domain_id=e")
+        assert code != 0
+        assert seconds < AT_ONCE
+        assert "has other digests in another image of domain e" in refusals(named)[-1]
+    umount(first)
+    # Nor does the cache serve what the other one's digests have proved.
+    assert mount(second, "fsid=contrary", "domain_id=e")[0] != 0
+    assert mount(second, "fsid=contrary")[0] == 0
+    command = ["find", second, "-type", "f", "-exec", "sha256sum", "{}", "+"]
+    done = subprocess.run(command, capture_output=True, timeout=120, text=True, check=False)
+    assert "Input/output error" in done.stderr, "some digests are wrong: those files cannot be read"
+    umount(second)
+
+
+def chunk_table(bootstrap):
+    """Offset of the chunk table (80 bytes a chunk, the digest first), from the extended superblock."""
+    from nydus_erofs.erofs import localize
+    from nydus_erofs.erofs.source import BufferSource
+
+    return localize.read_head(BufferSource(bytes(bootstrap))).extended.chunk_table_offset
+
+
+def test_images_that_use_different_parts_of_a_blob(named, service_kit, nydus_images, images):
+    """images of a domain that use different parts of a blob get theirs"""
+    folder = nydus_images / "merge"
+    for blob in (folder / "pb").iterdir():
+        shutil.copy(blob, images)
+    targets = []
+    for name in ("d1", "p0", "p1"):  # layers over one chunk dictionary
+        shutil.copy(folder / f"{name}.boot", images / f"{name}.meta")
+        target, alone = named.target(), named.target()
+        assert mount(target, f"fsid={name}", "domain_id=layers")[0] == 0, refusals(named)
+        read_all(target)
+        assert mount(alone, f"fsid={name}")[0] == 0
+        service_kit.compare(alone, target)
+        umount(alone)
+        targets.append(target)
+    umount(*targets)
+
+
+def read_all(target):
+    command = "find . -type f -print0 | xargs -0 -r sha256sum"
+    done = subprocess.run(["sh", "-c", command], cwd=target, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_second_service(named, service_kit, tmp_path_factory):
+    """the device in use: the holder is named, by serve and by doctor"""
+    work = tmp_path_factory.mktemp("second")
+    (work / "c.toml").write_text('engine = "cachefiles"\n')
+    done = service_kit.cli("serve", "--config", work / "c.toml", "--state-dir", work / "s", "--run-dir", work / "r")
+    assert done.returncode == 10, done
+    assert f"(pid {named.keeper.pid})" in done.stderr
+    assert "/dev/cachefiles is in use by" in done.stderr
+    assert len(done.stderr.strip().splitlines()) <= 2, done.stderr
+    doctor = service_kit.cli("doctor", "--json", "--state-dir", work)
+    checks = json.loads(doctor.stdout)["engines"]["cachefiles"]["checks"]
+    assert any(f"(pid {named.keeper.pid})" in check["detail"] for check in checks)
+
+
+def test_the_service_killed_and_its_mounts_revived(device, make_service, service_kit, nydus_images):
+    """service killed: reads fail, none is wrong; the next one mounts again what nobody uses"""
+    service = make_service(service_kit.ENGINES["cachefiles"], prefetch=False)
+    folder = nydus_images / "plain"
+    target, busy = service.mount(folder / "boot", folder / "blobs"), None
+    data = service_kit.read(target / "sizes/f1M")
+    service.kill_all()
+    # Cached pages are read on; what has to be asked for fails.
+    subprocess.run("echo 3 > /proc/sys/vm/drop_caches", shell=True, check=True, timeout=60)
+    after = service_kit.read(target / "sizes/f1M")
+    assert after == data or after["error"] in ("EIO", "ENOBUFS"), after
+    service.start()
+    service_kit.wait_for("it is mounted again", lambda: service.events("mounted again"))
+    service_kit.compare_expected(nydus_images / "expected.json", target)
+    assert busy is None
+    assert service.stop() == 0
+
+
+def test_idle_images_make_room(device, make_service, service_kit, nydus_images, tmp_path_factory):
+    """little free space: idle images are culled, and read right when they come back"""
+    work = tmp_path_factory.mktemp("room")
+    folder = nydus_images / "plain"
+    with service_kit.mounted_disk(work, 64) as disk:
+        service = make_service(service_kit.ENGINES["cachefiles"], start=False, work=work, prefetch=False)
+        service.state = disk / "state"
+        service.config |= {"cache_run": 40, "cache_cull": 30, "cache_stop": 5}
+        service.start()
+        target = service.mount(folder / "boot", folder / "blobs")
+        service_kit.compare_expected(nydus_images / "expected.json", target)
+        service.umount(target)
+        cached = lambda: [path for path in service.engine.cache(service) if path.name.startswith("D")]  # noqa: E731
+        service_kit.wait_for("it is cached", cached)
+        with open(disk / "ballast", "wb") as file:
+            os.posix_fallocate(file.fileno(), 0, int(shutil.disk_usage(disk).free * 0.8))
+        service_kit.wait_for("idle files are culled", lambda: not cached())
+        assert service.events("made room")
+        (disk / "ballast").unlink()
+        service_kit.wait_for("it mounts again", lambda: mounts(service, service_kit, folder, target))
+        service_kit.compare_expected(nydus_images / "expected.json", target)
+        service.umount(target)
+        assert service.stop() == 0
+
+
+def mounts(service, service_kit, folder, target):
+    try:
+        service.mount(folder / "boot", folder / "blobs", target=target)
+    except service_kit.RefusedError:
+        return False
+    return True
+
+
+def test_places_that_cannot_hold_a_cache(device, service_kit, tmp_path):
+    """no device, or a folder that cannot hold the cache: one line, nothing started"""
+    (tmp_path / "c.toml").write_text('engine = "cachefiles"\n')
+    serve = ["serve", "--config", tmp_path / "c.toml", "--run-dir", tmp_path / "r", "--state-dir"]
+    other = tmp_path / "ramfs"
+    other.mkdir()
+    subprocess.run(["mount", "-t", "ramfs", "none", other], check=True, timeout=60)
+    try:
+        done = service_kit.cli(*serve, other / "state")
+        assert done.returncode == 8, done
+        assert "extended attributes, such as ext4 or xfs" in done.stderr
+    finally:
+        umount(other)
+    os.rename("/dev/cachefiles", "/dev/cachefiles.away")
+    try:
+        done = service_kit.cli(*serve, tmp_path / "state")
+    finally:
+        os.rename("/dev/cachefiles.away", "/dev/cachefiles")
+    assert done.returncode == 8, done
+    assert "no /dev/cachefiles" in done.stderr
+    assert "modprobe cachefiles" in done.stderr

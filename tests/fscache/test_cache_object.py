@@ -1,0 +1,70 @@
+"""Filling an object of the kernel's cache; a file opened for direct I/O takes its place, and is as strict."""
+
+import os
+from types import SimpleNamespace
+
+import pytest
+
+from nydus_erofs.erofs.errors import BackendError, CacheFullError
+from nydus_erofs.erofs.ondisk import BLOCK_SIZE
+from nydus_erofs.erofs.record import round_up
+from nydus_erofs.fscache.backend.localfs import LocalBlob
+from nydus_erofs.fscache.fill import Filler
+from nydus_erofs.fscache.plan import Plan, PlanFlags
+from nydus_erofs.fscache.store import Store
+from nydus_erofs.fscache.target import CacheObject
+
+
+@pytest.fixture
+def make(open_image, tmp_path):
+    """`make(flags)`: a store that fills the file `object`."""
+    image = open_image()
+    (tmp_path / "plan").write_bytes(image.plan)
+    (tmp_path / "blob").write_bytes(image.blob)
+    path = tmp_path / "object"
+
+    def make(flags=os.O_WRONLY | os.O_DIRECT):
+        if not path.exists():
+            with open(path, "wb") as file:
+                file.truncate(round_up(image.map.segments[-1].start + image.map.segments[-1].size, BLOCK_SIZE))
+        plan = Plan(os.open(tmp_path / "plan", os.O_RDONLY))
+        target = CacheObject(os.open(path, flags))
+        source = LocalBlob(os.open(tmp_path / "blob", os.O_RDONLY))
+        return SimpleNamespace(store=Store(plan, target, [source]), plan=plan, path=path)
+
+    return make
+
+
+def test_filled_to_the_last_block(make):
+    made = make()
+    for number in range(len(made.plan.segments)):
+        seen = []
+        Filler().fill(made.store, number, seen.append)
+        assert seen == sorted(seen)
+    data = made.path.read_bytes()
+    for number in range(len(made.plan.segments)):
+        for chunk in made.plan.chunks(number):
+            body = data[chunk.uncompressed_offset :][: chunk.uncompressed_size]
+            assert chunk.flags & PlanFlags.UNUSED or made.store.digest(body) == chunk.digest
+            end = chunk.uncompressed_offset + chunk.uncompressed_size
+            assert not any(data[end : round_up(end, BLOCK_SIZE)])
+    # The next worker finds it all.
+    again = make()
+    assert all(again.store.target.filled(again.plan))
+    assert Filler().fill(again.store, 0, lambda _: None) == 0
+
+
+@pytest.mark.parametrize(("number", "error"), [(28, CacheFullError), (105, CacheFullError), (5, BackendError)])
+def test_a_write_that_fails_is_one_error_and_not_the_end(make, monkeypatch, number, error):
+    """ENOSPC, ENOBUFS (below the limit of free space), EIO: nothing of it is left behind, and it works again."""
+    made = make()
+
+    def fail(fd, data, at):
+        raise OSError(number, os.strerror(number))
+
+    with monkeypatch.context() as patched:
+        patched.setattr("nydus_erofs.fscache.target.os.pwrite", fail)
+        with pytest.raises(error):
+            Filler().fill(made.store, 0, lambda _: None)
+    Filler().fill(made.store, 0, lambda _: None)
+    assert made.store.target.filled(made.plan)[0]

@@ -1,0 +1,177 @@
+"""Configuration files: nydusd's JSON and our TOML mean the same things, and what is wrong is named."""
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nydus_erofs.erofs.errors import ConfigError, UnsupportedError
+from nydus_erofs.fscache.config import Config, check, load
+
+# The localfs example that nydusd's users start from.
+NYDUSD = {
+    "device": {
+        "backend": {"type": "localfs", "config": {"dir": "/images/blobs", "alt_dirs": ["/other"]}},
+        "cache": {"type": "blobcache", "config": {"work_dir": "/var/cache/blobs"}},
+    },
+    "mode": "direct",
+    "digest_validate": False,
+    "iostats_files": False,
+    "enable_xattr": True,
+    "fs_prefetch": {"enable": True, "threads_count": 4, "merging_size": 131072, "bandwidth_rate": 1048576},
+}
+
+
+def written(tmp_path, what):
+    path = tmp_path / "config"
+    path.write_bytes(what if isinstance(what, bytes) else json.dumps(what).encode())
+    return str(path)
+
+
+def changed(path, value):
+    """The example with one value set; a path is `device.cache.type`."""
+    document = json.loads(json.dumps(NYDUSD))
+    *parents, last = path.split(".")
+    inner = document
+    for name in parents:
+        inner = inner.setdefault(name, {})
+    inner[last] = value
+    return document
+
+
+def test_nydusd_localfs(tmp_path):
+    config = load(written(tmp_path, NYDUSD))
+    assert config.blob_dirs == ["/images/blobs", "/other"]
+    assert config.state_dir == "/var/cache/blobs"
+    assert config.prefetch is True
+
+
+@pytest.mark.parametrize("mode", ["direct", "cached"])
+@pytest.mark.parametrize("path", ["digest_validate", "iostats_files", "enable_xattr", "access_pattern"])
+def test_what_has_no_meaning_here_is_accepted(path, mode, tmp_path):
+    for value in (True, False):
+        document = changed(path, value)
+        document["mode"] = mode
+        assert load(written(tmp_path, document)).blob_dirs == ["/images/blobs", "/other"]
+
+
+def test_smallest(tmp_path):
+    config = load(written(tmp_path, {"device": {"backend": {"type": "localfs", "config": {"dir": "/b"}}}}))
+    assert config == check(Config(blob_dirs=["/b"]))
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "named"),
+    [
+        ("mod", "direct", "mod"),
+        ("device.caches", {}, "$.device"),
+        ("device.cache.config.workdir", "/x", "$.device.cache.config"),
+        ("device.cache.config.work_dir", 3, "$.device.cache.config.work_dir"),
+        ("device.backend.config.dirr", "/x", "$.device.backend.config"),
+        ("device.backend.config.dir", ["/x"], "$.device.backend.config.dir"),
+        ("device.backend.config.dir", "", "$.device.backend.config.dir"),
+        ("device.backend.type", 7, "$.device.backend.type"),
+        ("enable_xattr", "yes", "$.enable_xattr"),
+        ("fs_prefetch.enable", 1, "$.fs_prefetch.enable"),
+    ],
+)
+def test_an_error_names_the_json_path(path, value, named, tmp_path):
+    document = changed(path, value)
+    if path.endswith("config.dir") and not value:
+        del document["device"]["backend"]["config"]["alt_dirs"]
+    file = written(tmp_path, document)
+    with pytest.raises(ConfigError) as caught:
+        load(file)
+    assert named in caught.value.message
+    assert "\n" not in caught.value.message
+
+
+@pytest.mark.parametrize("kind", ["oss", "registry", "s3", "nonsense"])
+def test_other_backends_are_refused_by_name(kind, tmp_path):
+    with pytest.raises(UnsupportedError, match=kind):
+        load(written(tmp_path, changed("device.backend.type", kind)))
+
+
+def test_toml(tmp_path):
+    text = b"""
+    state_dir = "/cache/"
+    run_dir = "/run/x"
+    blob_dirs = ["/a", "/b"]
+    prefetch = false
+    segment_size = 4194304
+    threads = 8
+    background_threads = 2
+    """
+    config = load(written(tmp_path, text))
+    assert (config.state_dir, config.run_dir) == ("/cache", "/run/x")
+    assert (config.blob_dirs, config.prefetch, config.segment_size) == (["/a", "/b"], False, 4 << 20)
+    assert (config.threads, config.background_threads) == (8, 2)
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("segment_sise = 1", "segment_sise"),
+        ("segment_size = 3000000", "segment_size"),
+        ("segment_size = 524288", "segment_size"),
+        ("segment_size = 134217728", "segment_size"),
+        ('segment_size = "2M"', "segment_size"),
+        ("threads = 1", "threads"),
+        ("threads = 2\nbackground_threads = 2", "background_threads"),
+        ("read_ahead_kib = -1", "read_ahead_kib"),
+        ("worker_uid = 0", "worker_uid"),
+        ("prefetch = 1", "prefetch"),
+        ("blob_dirs = 'x'", "blob_dirs"),
+        ("this is no", "neither TOML nor JSON"),
+        ("{", "neither TOML nor JSON"),
+        ("{}", "device"),
+    ],
+)
+def test_a_wrong_value_is_named(text, named, tmp_path):
+    with pytest.raises(ConfigError) as caught:
+        load(written(tmp_path, text.encode()))
+    assert named in caught.value.message
+
+
+def test_not_there(tmp_path):
+    with pytest.raises(ConfigError, match="No such file"):
+        load(str(tmp_path / "nothing"))
+    with pytest.raises(ConfigError, match="directory"):
+        load(str(tmp_path))
+
+
+def test_too_large(tmp_path):
+    with pytest.raises(ConfigError, match="larger than 1 MiB"):
+        load(written(tmp_path, b" " * ((1 << 20) + 1)))
+
+
+def _load_any(raw, path):
+    path.write_bytes(raw)
+    try:
+        assert isinstance(load(str(path)), Config)
+    except (ConfigError, UnsupportedError) as error:
+        assert "\n" not in error.message
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@given(value=st.dictionaries(st.sampled_from([*NYDUSD, "id", "x"]), json_values, max_size=5))
+def test_any_json(value, tmp_path_factory):
+    _load_any(json.dumps(value).encode(), tmp_path_factory.getbasetemp() / "config-json")
+
+
+@given(raw=st.binary(max_size=200) | st.binary(max_size=200).map(lambda b: b"{" + b))
+def test_any_bytes(raw, tmp_path_factory):
+    _load_any(raw, tmp_path_factory.getbasetemp() / "config-bytes")
+
+
+def test_deeply_nested(tmp_path):
+    for opening in (b'{"device":' * 5000, b'{"x":' + b"[" * 100_000, b"x = " + b"[" * 5000):
+        with pytest.raises(ConfigError):
+            load(written(tmp_path, opening))

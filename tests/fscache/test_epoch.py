@@ -1,0 +1,51 @@
+"""What counts after a crash: the note that this boot leaves, and every state a power cut may leave it in."""
+
+import os
+import re
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from nydus_erofs.fscache import epoch
+
+FOREIGN = "00000000-1111-2222-3333-444444444444"
+
+
+def test_boot_id_is_this_boots():
+    assert re.fullmatch(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", epoch.boot_id())
+    assert epoch.boot_id() == epoch.boot_id()
+
+
+def test_life(tmp_path):
+    folder = str(tmp_path)
+    assert epoch.trusted(folder)  # nothing was ever begun: it was synced
+    epoch.begin(folder)
+    assert epoch.trusted(folder)  # the page cache of this boot has everything
+    (tmp_path / "epoch").write_text(FOREIGN)
+    assert not epoch.trusted(folder)
+    epoch.settle(folder)
+    assert epoch.trusted(folder)
+    epoch.settle(folder)  # nothing to do
+    assert os.listdir(folder) == []
+
+
+def test_only_root_may_read_it(tmp_path):
+    epoch.begin(str(tmp_path))
+    assert (tmp_path / "epoch").stat().st_mode & 0o777 == 0o600
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(raw=st.binary(max_size=60))
+def test_anything_but_this_boot_is_not_trusted(raw, tmp_path):
+    """An empty or half-written note is a crash while it was written: before any data."""
+    (tmp_path / "epoch").write_bytes(raw)
+    assert not epoch.trusted(str(tmp_path))
+
+
+@pytest.mark.parametrize("cut", [0, 1, 35])
+def test_a_cut_off_note_of_this_boot(cut, tmp_path):
+    (tmp_path / "epoch").write_text(epoch.boot_id()[:cut])
+    assert not epoch.trusted(str(tmp_path))
+    epoch.begin(str(tmp_path))
+    assert epoch.trusted(str(tmp_path))

@@ -1,0 +1,138 @@
+"""Localized bootstraps: accepted by fsck.erofs and the kernel, and broken ones refused in bounded time.
+
+NYDUS_EROFS_FUZZ=N tries N bootstraps of each kind, with other seeds than the usual ones.
+"""
+
+import io
+import os
+import random
+import runpy
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from nydus_erofs.erofs import localize
+from nydus_erofs.erofs.errors import FormatError, NydusErofsError, UnsupportedError
+from nydus_erofs.erofs.source import BufferSource
+from nydus_erofs.fscache.fill import Filler
+from nydus_erofs.fscache.target import segment_name
+
+FIXTURES = ("plain", "lz4", "none-sha256", "toc", "batch")
+MORE = int(os.environ.get("NYDUS_EROFS_FUZZ", "0"))
+HERE = Path(__file__).parent
+BREAKER = HERE.parent / "erofs" / "fuzz_child.py"
+
+
+def localized(image):
+    out = io.BytesIO()
+    localize.write_localized(image.boot, image.head, [image.map], out)
+    return out.getvalue()
+
+
+@pytest.mark.oracle
+@pytest.mark.parametrize("name", FIXTURES)
+@pytest.mark.parametrize("segment_size", [1 << 20, 4 << 20])
+def test_fsck_accepts_it(name, segment_size, open_image, make_store, oracles, tmp_path):
+    """fsck.erofs reads every byte of every file from the segments."""
+    image = open_image(name, segment_size)
+    made = filled(image, make_store)
+    boot = tmp_path / "boot"
+    boot.write_bytes(localized(image))
+    devices = [f"--device={made.path(n)}" for n in range(len(image.map.segments))]
+    done = subprocess.run(
+        [oracles.fsck_erofs, "--extract=" + str(tmp_path / "tree"), "--no-preserve", *devices, boot],
+        capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "<E>" not in done.stdout + done.stderr
+
+
+MOUNT = """
+import sys
+from nydus_erofs.fscache.kernel.mount import mount_erofs
+bootstrap, folder, target, *devices = sys.argv[1:]
+mount_erofs(bootstrap, folder, devices, target)
+"""
+
+
+def filled(image, make_store):
+    made = make_store(image)
+    filler = Filler()
+    for number in range(len(image.map.segments)):
+        filler.fill(made.store, number, lambda _: None)
+    return made
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("name", FIXTURES)
+@pytest.mark.parametrize("segment_size", [256 << 10, 1 << 20])
+def test_the_kernel_accepts_it(name, segment_size, open_image, make_store, service_kit, nydus_images, tmp_path):
+    """Mounted complete and with nobody serving; every name, attribute and byte is as expected."""
+    image = open_image(name, segment_size)
+    made = filled(image, make_store)
+    boot, target = tmp_path / "boot", tmp_path / "mnt"
+    boot.write_bytes(localized(image))
+    target.mkdir()
+    names = [segment_name(n) for n in range(len(image.map.segments))]
+    command = [sys.executable, "-c", MOUNT, str(boot), str(made.folder), str(target), *names]
+    subprocess.run(command, check=True, timeout=60)
+    try:
+        service_kit.compare_expected(nydus_images / "expected.json", target)
+    finally:
+        subprocess.run(["umount", "-l", str(target)], check=True, timeout=20)
+
+
+@pytest.mark.parametrize("name", ["plain", "batch"])
+def test_broken_at_random(name, nydus_images):
+    (blob,) = (nydus_images / name / "blobs").iterdir()
+    seed = random.randrange(1 << 40) if MORE else 0
+    child, boot = HERE / "localize_child.py", nydus_images / name / "boot"
+    command = [sys.executable, child, BREAKER, boot, blob, str(seed), str(MORE or 150)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=280 + MORE, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert int(done.stdout.split()[2]) > (MORE or 150) // 5, done.stdout
+
+
+def test_every_field_of_the_tables(nydus_images):
+    """Each 2, 4 and 8 bytes of superblocks, device slot and blob table, set to each value that may do harm."""
+    prepare = runpy.run_path(str(HERE / "localize_child.py"))["prepare"]
+    values = runpy.run_path(str(BREAKER))["VALUES"]
+    folder = nydus_images / "batch"
+    boot = (folder / "boot").read_bytes()
+    (blob,) = (path.read_bytes() for path in (folder / "blobs").iterdir())
+    (table,) = struct.unpack_from("<Q", boot, 1152 + 8)
+    refused = tried = 0
+    for start, end in ((1024, 1216), (1408, 1536), (table + 64, table + 256)):
+        for form in ("<H", "<I", "<Q"):
+            size = struct.calcsize(form)
+            for at in range(start, end, size):
+                for value in values[:: 2 if form == "<I" else 4]:
+                    broken = bytearray(boot)
+                    struct.pack_into(form, broken, at, value % (1 << 8 * size))
+                    tried += 1
+                    try:
+                        prepare(bytes(broken), blob)
+                    except NydusErofsError:
+                        refused += 1
+    assert refused > tried // 10
+
+
+@pytest.mark.parametrize(
+    ("folder", "text"),
+    [("tarfs", "512-byte"), ("encrypt", "ENCRYPTED is not"), ("zran", "ZRAN")],
+)
+def test_what_is_not_supported_is_named(folder, text, nydus_images):
+    boot = (nydus_images / folder / "boot").read_bytes()
+    blobs = [path.read_bytes() for path in (nydus_images / folder / "blobs").iterdir()]
+    with pytest.raises(UnsupportedError, match=text):
+        head = localize.read_head(BufferSource(boot))
+        localize.read_blob_maps(boot, head, lambda _: BufferSource(blobs[0]), 1 << 20)
+
+
+@pytest.mark.parametrize("raw", [b"", b"x", bytes(1023), bytes(4096), bytes(1 << 20), b"\x7fELF" * 4096])
+def test_something_else(raw):
+    with pytest.raises(FormatError):
+        localize.read_head(BufferSource(raw))

@@ -1,0 +1,158 @@
+"""Plans: what `prepare` writes is what keeper and worker read, and stores are shared exactly when plans agree."""
+
+import os
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nydus_erofs.erofs import blobmeta, localize, rafs
+from nydus_erofs.erofs.errors import FormatError
+from nydus_erofs.fscache.plan import Plan, PlanFlags, RawPlan, pack_plan
+
+BLOCK = 4096
+
+
+def opened(raw: bytes) -> Plan:
+    fd = os.memfd_create("plan")
+    os.write(fd, raw)
+    return Plan(fd)
+
+
+def entry(chunk_size: int, uncompressed: int, count: int) -> rafs.BlobEntry:
+    values = dict.fromkeys(rafs.BlobEntry.__slots__, 0)
+    values |= {
+        "raw_id": b"ab" * 32,
+        "chunk_size": chunk_size,
+        "chunk_count": count,
+        "compression": int(rafs.Compression.ZSTD),
+        "compressed_size": 1 << 40,
+        "uncompressed_size": uncompressed,
+        "toc_digest": b"",
+        "meta_digest": b"",
+    }
+    return rafs.BlobEntry(**values)
+
+
+@st.composite
+def maps(draw):
+    """A blob as the chunk-info array describes it: chunks one behind the other, each at a block."""
+    chunk_size = 1 << draw(st.integers(12, 24))
+    chunks, digests, at, where = [], [], 0, 0
+    for _ in range(draw(st.integers(1, 30))):
+        size = draw(st.integers(1, chunk_size))
+        stored = draw(st.one_of(st.just(size), st.integers(1, size)))
+        flags = int(blobmeta.ChunkInfoFlags.COMPRESSED) if stored != size else 0
+        chunks.append(blobmeta.ChunkInfo(where, stored, at, size, flags, 0))
+        digests.append(draw(st.one_of(st.none(), st.binary(min_size=32, max_size=32))))
+        where += stored + draw(st.integers(0, 3))
+        at += -(-size // BLOCK) * BLOCK
+    segment_size = 1 << draw(st.integers(12, 26))
+    columns = blobmeta.ChunkColumns.of(zip(*chunks, strict=True))
+    segments = localize.cut(columns.uncompressed_offset, at, segment_size)
+    blob = entry(chunk_size, at, len(chunks))
+    return localize.BlobMap("ab" * 32, blob, columns, [], digests, segments), segment_size
+
+
+@given(maps())
+@settings(deadline=None)
+def test_round_trip(made):
+    blob, segment_size = made
+    plan = opened(pack_plan(blob))
+    assert plan.segments == blob.segments
+    assert (plan.blob_id, plan.chunk_size) == (blob.blob_id, blob.entry.chunk_size)
+    assert (plan.compression, plan.digest_algo) == (rafs.Compression.ZSTD, rafs.DigestAlgo.BLAKE3)
+    assert plan.size == blob.entry.uncompressed_size
+    chunks = list(blob.chunks.rows())
+    index = 0
+    for number, segment in enumerate(plan.segments):
+        at = segment.start
+        assert segment.size <= segment_size or segment.chunks == 1
+        for chunk in plan.chunks(number):
+            known, digest = chunks[index], blob.digests[index]
+            assert chunk.uncompressed_offset == at == known.uncompressed_offset
+            assert chunk.uncompressed_size == known.uncompressed_size
+            if digest is None:
+                assert chunk.flags == PlanFlags.UNUSED
+            else:
+                assert chunk.digest == digest
+                place = (chunk.compressed_offset, chunk.compressed_size)
+                assert place == (known.compressed_offset, known.compressed_size)
+                assert bool(chunk.flags & PlanFlags.COMPRESSED) == (chunk.compressed_size != chunk.uncompressed_size)
+            at += -(-chunk.uncompressed_size // BLOCK) * BLOCK
+            index += 1
+        assert at == segment.start + segment.size
+    assert index == len(chunks)
+
+
+@given(maps(), st.data())
+@settings(deadline=None)
+def test_another_digest_is_another_plan(made, data):
+    """Two images share what was fetched only if they agree on every digest."""
+    blob, _ = made
+    index = data.draw(st.integers(0, len(blob.digests) - 1))
+    other = list(blob.digests)
+    other[index] = data.draw(st.binary(min_size=32, max_size=32).filter(lambda d: d != blob.digests[index]))
+    assert pack_plan(blob) != pack_plan(replace(blob, digests=other))
+
+
+def test_batches(open_image):
+    image = open_image("batch")
+    plan = opened(image.plan)
+    members = [c for number in range(len(plan.segments)) for c in plan.chunks(number) if c.flags & PlanFlags.BATCH]
+    assert members
+    for chunk in members:
+        assert chunk.unit_offset + chunk.uncompressed_size <= chunk.unit_size
+        assert chunk.compressed_offset + chunk.compressed_size <= len(image.blob)
+
+
+@pytest.mark.parametrize(
+    ("contexts", "data"),
+    [([], 0), ([(10, 100)], 1 << 32), ([(10, 100)], 50), ([(10, 1 << 20)], 0), ([(1 << 25, 100)], 0)],
+    ids=["none", "not there", "behind its end", "larger than a chunk", "larger than memory allows"],
+)
+def test_a_chunk_outside_its_batch_is_refused(contexts, data):
+    flags = int(blobmeta.ChunkInfoFlags.BATCH)
+    columns = blobmeta.ChunkColumns.of(([0], [10], [0], [60], [flags], [data]))
+    features = int(rafs.BlobFeatures.CHUNK_INFO_V2 | rafs.BlobFeatures.BATCH)
+    batched = replace(entry(BLOCK, BLOCK, 1), features=features)
+    batches = [blobmeta.BatchContext(*sizes) for sizes in contexts]
+    segments = [localize.Segment(0, 1, 0, BLOCK)]
+    blob = localize.BlobMap("ab" * 32, batched, columns, batches, [bytes(32)], segments)
+    with pytest.raises(FormatError, match="batch"):
+        pack_plan(blob)
+
+
+@given(maps(), st.integers(12, 30))
+@settings(deadline=None)
+def test_cut(made, bits):
+    """Segments are as long as they may be: one more chunk would be too much."""
+    offsets, end = made[0].chunks.uncompressed_offset, made[0].entry.uncompressed_size
+    segments = localize.cut(offsets, end, 1 << bits)
+    borders = [*offsets, end]
+    first = 0
+    for segment in segments:
+        behind = first + segment.chunks
+        assert (segment.first, segment.start) == (first, borders[first])
+        assert segment.start + segment.size == borders[behind]
+        assert segment.chunks == 1 or segment.size <= 1 << bits
+        assert behind == len(offsets) or borders[behind + 1] - segment.start > 1 << bits
+        first = behind
+    assert first == len(offsets)
+
+
+@pytest.mark.parametrize("raw", [b"", b"x" * 127, bytes(128), b"NEPLAN02" + bytes(200)])
+def test_not_a_plan(raw):
+    with pytest.raises(FormatError):
+        opened(raw)
+
+
+@given(size=st.integers(1, 1 << 22), bits=st.integers(12, 20))
+@settings(deadline=None)
+def test_raw_plan_covers_a_file(size, bits):
+    plan = RawPlan("boot", size, 1 << bits)
+    chunks = [chunk for number in range(len(plan.segments)) for chunk in plan.chunks(number)]
+    assert sum(chunk.uncompressed_size for chunk in chunks) == size
+    assert [chunk.compressed_offset for chunk in chunks] == [segment.start for segment in plan.segments]
+    assert plan.segments[-1].start + plan.segments[-1].size == -(-size // BLOCK) * BLOCK

@@ -1,0 +1,258 @@
+"""What the keeper takes over from `prepare`, which has parsed untrusted bytes: here it does its worst.
+
+A child plays it, over the real socket and in the real folder; each time the answer is one clear error, and nothing
+outside the image's own folder is touched.
+"""
+
+import asyncio
+import hashlib
+import json
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from nydus_erofs.erofs.errors import BlobNotFoundError, CorruptError, FormatError, NydusErofsError
+from nydus_erofs.fscache import channel, preparing
+from nydus_erofs.fscache.paths import StatePaths
+from nydus_erofs.fscache.proto import prepare as proto
+
+pytestmark = [pytest.mark.root, pytest.mark.timeout(60)]
+UID = 64587
+PLAN = b"not looked into by the keeper"
+KEY = hashlib.sha256(PLAN).hexdigest()
+
+
+def leave(folder=".", *, key=KEY, plan=PLAN, segments=2, claims=2, boot=b"boot"):
+    """What an honest one leaves in its working directory."""
+    Path(folder, "boot").write_bytes(boot)
+    store = {"key": key, "blob_id": "cd" * 32, "segments": claims, "size": 8192}
+    Path(folder, "image.json").write_text(json.dumps({"stores": [store], "boot_size": len(boot)}))
+    Path(folder, "stores", key).mkdir()
+    Path(folder, "stores", key, "plan").write_bytes(plan)
+    for number in range(segments):
+        Path(folder, "stores", key, f"{number:05d}").touch()
+
+
+@pytest.fixture
+def state(tmp_path):
+    tmp_path.chmod(0o755)
+    return StatePaths(str(tmp_path / "state"))
+
+
+@pytest.fixture
+def ask(state, monkeypatch, tmp_path):
+    """`ask(act)`: one preparation by a child that runs `act(socket)` in its folder; the record."""
+
+    def ask(act, open_blob=None):
+        def spawn(module, uid):
+            assert (module, uid) == ("prepare", UID)
+            ours, theirs = channel.pair()
+            pid = os.fork()
+            if pid:
+                theirs.close()
+                return pid, ours
+            try:
+                ours.close()
+                _, (_, folder) = channel.receive(theirs, proto.MAX_MESSAGE)
+                os.fchdir(folder)
+                os.setresgid(UID, UID, UID)
+                os.setresuid(UID, UID, UID)
+                if act(theirs) is None:
+                    channel.send(theirs, proto.encode(proto.Prepared()))
+                signal.pause()
+            finally:
+                os._exit(1)
+
+        monkeypatch.setattr(preparing, "spawn", spawn)
+        boot = os.open(tmp_path / "published", os.O_RDWR | os.O_CREAT)
+        request = proto.Prepare(1 << 20, True)
+        try:
+            return asyncio.run(preparing.prepare(state, "0" * 32, boot, request, UID, open_blob))
+        finally:
+            os.close(boot)
+            assert not list(Path(state.images).glob(".new*"))
+
+    return ask
+
+
+def test_an_honest_one(ask, state):
+    record = ask(lambda sock: leave())
+    assert record.stores[0].key == KEY
+    store, image = Path(state.store_of(KEY)), Path(state.image("0" * 32))
+    assert sorted(path.name for path in store.iterdir()) == ["00000", "00001", "epoch", "plan"]
+    assert sorted(path.name for path in image.iterdir()) == ["boot", "epoch", "image.json"]
+    assert {path.name: path.stat().st_uid for path in store.iterdir()} == {
+        "00000": UID,
+        "00001": UID,
+        "epoch": 0,
+        "plan": 0,
+    }
+    assert (store.stat().st_uid, image.stat().st_uid) == (0, 0)
+
+
+def test_a_second_time_keeps_what_was_fetched(ask, state):
+    ask(lambda sock: leave())
+    segment = Path(state.store_of(KEY), "00001")
+    segment.write_bytes(b"fetched")
+    ask(lambda sock: leave())
+    assert segment.read_bytes() == b"fetched"
+    assert os.listdir(state.store) == [KEY]
+
+
+def refused(ask, act, match, kind=FormatError, **options):
+    with pytest.raises(kind, match=match) as caught:
+        ask(act, **options)
+    assert "\n" not in caught.value.message
+
+
+def test_it_dies(ask):
+    refused(ask, lambda sock: os.kill(os.getpid(), signal.SIGKILL), "the process died")
+    refused(ask, lambda sock: os._exit(0), "the process died")
+
+
+@pytest.mark.parametrize("packet", [b"x", b"{}", b'{"op":"needblob"}', b"\xff", b'{"x":' + b"[" * 60_000])
+def test_it_sends_nonsense(packet, ask):
+    refused(ask, lambda sock: sock.send(packet), "nonsense")
+
+
+@pytest.mark.parametrize("name", ["../../../etc/passwd", "", "ab" * 31, "AB" * 32, "/" + "a" * 63])
+def test_it_asks_for_a_file_that_is_no_blob(name, ask):
+    """The answer is no; the folders of blobs are not even looked into."""
+
+    def act(sock):
+        channel.send(sock, proto.encode(proto.NeedBlob(name)))
+        packet, fds = channel.receive(sock, proto.MAX_MESSAGE)
+        answer = proto.decode_for_prepare(packet)
+        assert not fds
+        channel.send(sock, proto.encode(proto.NotPrepared("FormatError", answer.error)))
+        return True
+
+    refused(ask, act, "not a blob id", open_blob=lambda name: pytest.fail("asked"))
+
+
+def test_what_it_says_becomes_the_error(ask):
+    def say(kind):
+        def act(sock):
+            channel.send(sock, proto.encode(proto.NotPrepared(kind, "it is so", "do that")))
+            return True
+
+        return act
+
+    for name, kind in {"CorruptError": CorruptError, "BlobNotFoundError": BlobNotFoundError}.items():
+        with pytest.raises(kind) as caught:
+            ask(say(name))
+        assert (caught.value.message, caught.value.hint) == ("it is so", "do that")
+    for name in ("errno", "annotations", "Rule", "ClassVar", "", "SystemExit", "__builtins__"):
+        with pytest.raises(NydusErofsError, match="it is so"):
+            ask(say(name))
+
+
+def link(target, path):
+    def act(sock):
+        leave()
+        os.unlink(path)
+        os.symlink(target, path)
+
+    return act
+
+
+@pytest.mark.parametrize("path", ["boot", "image.json", f"stores/{KEY}/plan", f"stores/{KEY}/00001"])
+def test_links_lead_nowhere(path, ask):
+    refused(ask, link("/etc/shadow", path), "not a plain file|damaged")
+
+
+def test_hard_links(ask):
+    def act(sock):
+        leave()
+        os.link(f"stores/{KEY}/00000", f"stores/{KEY}/other")
+        os.rename(f"stores/{KEY}/other", f"stores/{KEY}/00001")
+        os.unlink(f"stores/{KEY}/00001")
+        os.link(f"stores/{KEY}/00000", f"stores/{KEY}/00001")
+
+    refused(ask, act, "not a plain file")
+
+
+def test_a_trap_where_root_will_write(ask, tmp_path):
+    victim = tmp_path / "victim"
+    victim.write_text("precious")
+    for folder in (".", f"stores/{KEY}"):
+
+        def act(sock, folder=folder):
+            leave()
+            os.symlink(victim, f"{folder}/epoch")
+
+        refused(ask, act, "names in")
+        assert victim.read_text() == "precious"
+
+
+def test_a_folder_that_is_a_link(ask, tmp_path):
+    elsewhere = tmp_path / "elsewhere"
+    leave_there = tmp_path / "there"
+    for path in (elsewhere, leave_there / "stores"):
+        path.mkdir(parents=True)
+
+    def act(sock):
+        leave()
+        os.rename("stores", "was")
+        os.symlink(elsewhere, "stores")
+
+    refused(ask, act, "names in|not a plain file")
+
+    def act(sock):
+        leave()
+        os.rename(f"stores/{KEY}", "was")
+        os.symlink(elsewhere, f"stores/{KEY}")
+
+    refused(ask, act, "names in|not a plain file")
+    assert (elsewhere.stat().st_uid, elsewhere.stat().st_mode & 0o777) == (0, 0o755)
+
+
+def test_devices_and_fifos(ask):
+    def act(sock):
+        leave()
+        os.unlink("image.json")
+        os.mkfifo("image.json")
+
+    refused(ask, act, "not a plain file")
+
+
+def test_the_key_of_another_store(ask, state):
+    """It cannot give what another image fetches other digests."""
+    ask(lambda sock: leave())
+    refused(ask, lambda sock: leave(plan=b"other digests"), "is another")
+    assert Path(state.store_of(KEY), "plan").read_bytes() == PLAN
+
+
+@pytest.mark.parametrize("claims", [0, -1, 1, 3, 65536, 1 << 62])
+def test_a_number_of_segments_that_is_not_there(claims, ask):
+    refused(ask, lambda sock: leave(claims=claims), "names in|damaged")
+
+
+def test_modes_that_let_the_worker_in(ask, state):
+    def act(sock):
+        leave()
+        for path in (f"stores/{KEY}", "stores", "."):
+            os.chmod(path, 0o777)
+
+    ask(act)
+    for path in (state.store_of(KEY), state.image("0" * 32)):
+        assert os.stat(path).st_mode & 0o022 == 0
+
+
+def test_a_record_without_end(ask):
+    def act(sock):
+        leave()
+        with open("image.json", "r+b") as file:
+            file.truncate(1 << 40)
+
+    refused(ask, act, "damaged")
+
+
+def test_a_bootstrap_cut_off(ask):
+    def act(sock):
+        leave()
+        os.truncate("boot", 1)
+
+    refused(ask, act, "damaged")

@@ -1,0 +1,254 @@
+"""The on-demand protocol with Hypothesis as the kernel: what it may send, what it never must, in any order."""
+
+import contextlib
+import os
+import struct
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from nydus_erofs.erofs.errors import ConfigError, KernelError
+from nydus_erofs.fscache.engine import objects
+from nydus_erofs.fscache.kernel.selftest_cachefiles import kernel_floor
+from nydus_erofs.fscache.proto import cachefiles as proto
+from nydus_erofs.fscache.proto import worker
+from nydus_erofs.fscache.stores import StoreTable
+
+u32 = st.integers(0, (1 << 32) - 1)
+u64 = st.integers(0, (1 << 64) - 1)
+names = st.text("abc.:-_ /\u00e9", min_size=1, max_size=60)
+
+
+def message(msg_id, opcode, object_id, body=b""):
+    """include/uapi/linux/cachefiles.h: struct cachefiles_msg."""
+    return struct.pack("<IIII", msg_id, opcode, 16 + len(body), object_id) + body
+
+
+def open_body(volume, cookie, fd):
+    key = f"erofs,{volume}".encode() + b"\0"
+    return struct.pack("<IIII", len(key), len(cookie.encode()), fd, 0) + key + cookie.encode()
+
+
+opens = st.builds(lambda m, o, v, c, fd: (proto.Open(m, o, v, c, fd), message(m, 0, o, open_body(v, c, fd))),
+                  u32, u32, names, names, st.integers(0, (1 << 31) - 1))  # fmt: skip
+closes = st.builds(lambda m, o: (proto.Close(m, o), message(m, 1, o)), u32, u32)
+reads = st.builds(lambda m, o, at, n: (proto.Read(m, o, at, n), message(m, 2, o, struct.pack("<QQ", at, n))),
+                  u32, u32, u64, u64)  # fmt: skip
+messages = st.one_of(opens, closes, reads)
+
+
+@given(messages)
+def test_messages(made):
+    expected, packet = made
+    assert proto.parse(packet) == expected
+
+
+@given(messages, st.data())
+def test_truncated(made, data):
+    _, packet = made
+    with pytest.raises(KernelError):
+        proto.parse(packet[: data.draw(st.integers(0, len(packet) - 1))])
+
+
+@given(u32, st.integers(3, (1 << 32) - 1), u32, st.binary(max_size=64))
+def test_unknown_operations(msg_id, opcode, object_id, body):
+    with pytest.raises(KernelError, match="unknown"):
+        proto.parse(message(msg_id, opcode, object_id, body))
+
+
+@given(st.binary(max_size=600))
+def test_noise(packet):
+    with contextlib.suppress(KernelError):
+        proto.parse(packet)
+
+
+@given(messages, st.data())
+def test_flipped_bits(made, data):
+    packet = bytearray(made[1])
+    for at in data.draw(st.lists(st.integers(0, len(packet) * 8 - 1), min_size=1, max_size=8)):
+        packet[at // 8] ^= 1 << at % 8
+    with contextlib.suppress(KernelError):
+        proto.parse(bytes(packet))
+
+
+@given(u32, u32, st.integers(0, 300), st.integers(0, 300), st.binary(max_size=200))
+def test_key_sizes_that_lie(msg_id, object_id, volume, cookie, keys):
+    body = struct.pack("<IIII", volume, cookie, 5, 0) + keys
+    if volume + cookie > len(keys):
+        with pytest.raises(KernelError, match="do not fit"):
+            proto.parse(message(msg_id, 0, object_id, body))
+    else:
+        assert isinstance(proto.parse(message(msg_id, 0, object_id, body)), proto.Open)
+
+
+@given(st.integers(-5, 105), st.integers(-5, 105), st.integers(-5, 105))
+def test_limits_are_never_refused_by_the_kernel(run, cull, stop):
+    """Each command is checked alone against the values of the moment (fs/cachefiles/daemon.c)."""
+    limits = proto.Limits(run, cull, stop)
+    if not 0 <= stop < cull < run < 100:
+        with pytest.raises(ConfigError):
+            proto.set_up("/cache", "tag", limits)
+        return
+    commands = [command.decode() for command in proto.set_up("/cache", "tag", limits)]
+    assert commands[:2] == ["dir /cache", "tag tag"]
+    assert commands[-1] == "bind ondemand"
+    for kind in "bf":
+        now = {"stop": 1, "cull": 5, "run": 7}
+        for command in commands[2:-1]:
+            name, value = command.rstrip("%").split(" ")
+            if name[0] == kind:
+                now[name[1:]] = int(value)
+                assert now["stop"] < now["cull"] < now["run"] < 100, commands
+        assert now == {"stop": stop, "cull": cull, "run": run}
+
+
+@pytest.mark.parametrize("name", ["", "a/b", "a b", "a,b", "x" * 64, "ü", "a\n", "a\0"])
+def test_names_that_could_crash_a_kernel(name):
+    with pytest.raises(ConfigError, match="letters, digits"):
+        proto.check_name("fsid", name)
+    assert proto.check_name("fsid", "Az0._:-") == "Az0._:-"
+
+
+@pytest.mark.parametrize(
+    ("release", "version", "ok"),
+    [
+        ("6.1.0-56-cloud-amd64", "#1 SMP Debian 6.1.192-2 (2026-10-01)", True),
+        ("6.1.0-20-amd64", "#1 SMP Debian 6.1.85-1 (2024-04-11)", False),
+        ("6.1.105", "#1 SMP", False),
+        ("6.1.106", "#1 SMP", True),
+        ("6.6.41", "#1", False),
+        ("6.6.42", "#1", True),
+        ("6.8.12", "#1", False),
+        ("5.19.17", "#1", False),
+        ("6.9.10", "#1", False),
+        ("6.9.11", "#1", True),
+        ("6.10.0", "#1", True),
+        ("6.12.117+deb12-cloud-amd64", "#1 SMP Debian 6.12.117-1~deb12u1", True),
+        ("7.0.1", "#1", True),
+    ],
+)
+def test_floor_of_kernels(release, version, ok):
+    check = kernel_floor(release, version)
+    assert check.ok is ok
+    assert ok or "allow_old_kernel" in check.fix
+
+
+# --- the table of objects ---------------------------------------------------------------------------------
+
+SIZES = [1 << 16, 1 << 16, 4096 * 3]
+TOTAL = sum(SIZES)
+
+
+class Kernel(RuleBasedStateMachine):
+    """A kernel with objects and readers, a worker that fills, fails or dies: each read is completed exactly once.
+
+    What must never happen: a read completed with its bytes missing while all went well, or never completed.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.table = StoreTable(lambda *_: None, lambda *_: None)
+        self.objects = objects.ObjectTable(self.table)
+        self.completed = []
+        self.original, objects.complete = objects.complete, lambda fd, msg_id: self.completed.append(msg_id)
+        self.open, self.next, self.open_reads, self.failed = {}, 0, {}, set()
+        self.have = {}  # store -> bytes of each segment
+
+    def teardown(self):
+        objects.complete = self.original
+        for number in list(self.open):
+            self.objects.on_close(proto.Close(0, number))
+
+    def number(self):
+        self.next += 1
+        return self.next
+
+    @rule(name=st.sampled_from("ab"))
+    def open_object(self, name):
+        """Also once more under the same name, before the last one is closed."""
+        number = self.number()
+        self.open[number] = objects.CacheObject(os.open(os.devnull, os.O_WRONLY), "volume", name)
+        self.objects.add(number, self.open[number])
+
+    @rule(data=st.data(), at=st.integers(0, TOTAL // 4096 + 2), blocks=st.integers(1, 40))
+    @precondition(lambda self: self.open)
+    def read(self, data, at, blocks):
+        number, msg_id = data.draw(st.sampled_from(sorted(self.open))), self.number()
+        self.open_reads[msg_id] = number
+        self.objects.on_read(proto.Read(msg_id, number, at * 4096, blocks * 4096))
+
+    @rule(msg_id=st.integers(0, 100))
+    def read_of_nothing(self, msg_id):
+        """An object that was closed, or never was."""
+        self.objects.on_read(proto.Read(msg_id, 1 << 30, 0, 4096))
+
+    @rule(data=st.data(), plan=st.sampled_from(["p", "q"]))
+    @precondition(lambda self: self.open)
+    def add_store(self, data, plan):
+        cache_object = self.open[data.draw(st.sampled_from(sorted(self.open)))]
+        if plan not in cache_object.stores and not cache_object.hopeless:
+            store = self.objects.add_store(cache_object, plan, SIZES, worker.OpenObject, list)
+            self.have[store] = [0] * len(SIZES)
+
+    @rule(data=st.data())
+    @precondition(lambda self: self.open)
+    def ready_or_hopeless(self, data):
+        cache_object = self.open[data.draw(st.sampled_from(sorted(self.open)))]
+        if cache_object.stores:
+            self.objects.serve(cache_object)
+        else:
+            self.objects.give_up(cache_object)
+
+    def stores(self):
+        return [store for number in sorted(self.open) for store in self.open[number].stores.values()]
+
+    @rule(data=st.data(), segment=st.integers(0, 2), blocks=st.integers(1, 16))
+    @precondition(lambda self: self.stores())
+    def progress(self, data, segment, blocks):
+        store = data.draw(st.sampled_from(self.stores()))
+        have = min(SIZES[segment], max(self.have[store][segment], blocks * 4096))
+        self.have[store][segment] = have
+        done = have == SIZES[segment]
+        self.table.on_message(worker.Progress(store.number, segment, have, done, worker.Why.DEMAND))
+
+    @rule(data=st.data(), segment=st.integers(0, 5), full=st.booleans())
+    @precondition(lambda self: self.stores())
+    def fails(self, data, segment, full):
+        store = data.draw(st.sampled_from(self.stores()))
+        self.table.on_message(worker.Failed(store.number, segment, "why", "", full))
+
+    @rule()
+    def new_worker(self):
+        for store in self.stores():
+            store.waits.ask_again()
+
+    @rule(data=st.data())
+    @precondition(lambda self: self.open)
+    def close(self, data):
+        """The kernel has failed what was unanswered."""
+        number = data.draw(st.sampled_from(sorted(self.open)))
+        self.objects.on_close(proto.Close(self.number(), number))
+        del self.open[number]
+        for msg_id, of in list(self.open_reads.items()):
+            if of == number:
+                del self.open_reads[msg_id]
+
+    @invariant()
+    def nobody_is_forgotten_or_answered_twice(self):
+        assert len(self.completed) == len(set(self.completed))
+        for number, cache_object in self.open.items():
+            waiting = {m for m, of in self.open_reads.items() if of == number} - set(self.completed)
+            early = {read.msg_id for read in cache_object.early}
+            held = {
+                wait.token._msg_id
+                for store in cache_object.stores.values()
+                for waits in store.waits._segments.values()
+                for wait in waits
+            }
+            assert waiting <= early | held, "a reader waits for nothing"
+
+
+Kernel.TestCase.settings = settings(max_examples=120, stateful_step_count=40, deadline=None)
+test_kernel = pytest.mark.timeout(200)(Kernel.TestCase)

@@ -1,0 +1,257 @@
+"""What is filled next. Hypothesis plays keeper and threads against a model of what must hold."""
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from nydus_erofs.fscache.proto.worker import Why
+from nydus_erofs.fscache.scheduler import AHEAD, Scheduler
+
+SEGMENTS, SIZE = 6, 100
+stores = st.integers(1, 3)
+segments = st.integers(0, SEGMENTS - 1)
+ends = st.integers(1, SIZE)
+
+
+class Scheduling(RuleBasedStateMachine):
+    @initialize(threads=st.integers(2, 5), background=st.integers(1, 6))
+    def begin(self, threads, background):
+        self.threads = threads
+        self.background = max(1, min(background, threads - 1))
+        self.scheduler = Scheduler(threads, background)
+        self.done = {}  # store -> segments that are complete
+        self.wanted = {}  # (store, segment) -> ends that nobody was told about
+        self.prefetching = set()
+        self.failed = set()  # nobody has to try these again by himself
+        self.running = []
+
+    @rule(store=stores, there=st.sets(segments))
+    def open(self, store, there):
+        if store not in self.done:
+            self.scheduler.open(store, bytearray(s in there for s in range(SEGMENTS)))
+            self.done[store] = set(there)
+
+    @rule(store=stores)
+    def close(self, store):
+        self.scheduler.close(store)
+        self.done.pop(store, None)
+        self.prefetching.discard(store)
+        self.wanted = {key: value for key, value in self.wanted.items() if key[0] != store}
+        self.failed = {key for key in self.failed if key[0] != store}
+        # Its jobs run on; they are nobody's business any more.
+        for running in self.running:
+            if running.job.store == store:
+                running.stale = True
+
+    @precondition(lambda self: self.done)
+    @rule(data=st.data(), segment=segments, end=ends)
+    def demand(self, data, segment, end):
+        store = data.draw(st.sampled_from(sorted(self.done)))
+        have = self.scheduler.demand(store, segment, end)
+        job = self.job(store, segment)
+        if segment in self.done[store]:
+            assert have == end
+        elif job and job.job.have >= end:
+            assert have == job.job.have
+        else:
+            assert have is None
+            self.wanted.setdefault((store, segment), []).append(end)
+
+    @precondition(lambda self: self.done)
+    @rule(data=st.data(), segment=segments)
+    def touch(self, data, segment):
+        self.scheduler.touch(data.draw(st.sampled_from(sorted(self.done))), segment)
+
+    @precondition(lambda self: self.done)
+    @rule(data=st.data(), on=st.booleans())
+    def prefetch(self, data, on):
+        store = data.draw(st.sampled_from(sorted(self.done)))
+        self.scheduler.prefetch(store, on)
+        (self.prefetching.add if on else self.prefetching.discard)(store)
+        self.failed = {key for key in self.failed if key[0] != store}
+
+    @precondition(lambda self: len(self.running) < self.threads)
+    @rule()
+    def take(self):
+        queued = {key for key in self.wanted if not self.job(*key)}
+        job = self.scheduler.take()
+        if job is None:
+            assert not queued, "a reader waits, and a thread has nothing to do"
+            self.check_idle()
+            return
+        key = (job.store, job.segment)
+        assert job.store in self.done, "of a store that is closed"
+        assert job.segment not in self.done[job.store], "of a segment that is there"
+        assert not self.job(*key), "of a segment that is being filled"
+        if job.why is Why.DEMAND:
+            assert key in queued
+            assert sorted(job.ends) == sorted(self.wanted[key])
+            assert job.upto is None or job.upto == max(job.ends), "enough for all, and no more than that"
+        else:
+            assert key not in self.wanted
+            assert not queued, "a reader waits, and a thread works ahead"
+            assert job.upto is None, "nobody says how much is enough"
+            if job.why is Why.PREFETCH:
+                assert job.store in self.prefetching
+            self.failed.discard(key)
+        self.running.append(Running(job))
+        assert sum(r.job.background for r in self.running) <= self.background, "of the threads kept for readers"
+
+    def check_idle(self):
+        """Nothing to do: then all that is to be prefetched is there, under way, or failed and left for readers."""
+        if sum(r.job.background for r in self.running) >= self.background:
+            return
+        for store in self.prefetching:
+            for segment in range(SEGMENTS):
+                key = (store, segment)
+                assert segment in self.done[store] or self.job(*key) or key in self.wanted or key in self.failed, key
+
+    @precondition(lambda self: self.running)
+    @rule(data=st.data(), have=st.integers(0, SIZE))
+    def progress(self, data, have):
+        running = data.draw(st.sampled_from(self.running))
+        key = (running.job.store, running.job.segment)
+        have = max(have, running.job.have)
+        told = running.job.reached(have)
+        if not running.stale:
+            waiting = self.wanted.get(key, [])
+            assert told == any(end <= have for end in waiting)
+            self.wanted[key] = [end for end in waiting if end > have]
+            if not self.wanted[key]:
+                del self.wanted[key]
+
+    @precondition(lambda self: self.running)
+    @rule(data=st.data(), outcome=st.sampled_from(("whole", "part", "failed")))
+    def finish(self, data, outcome):
+        running = data.draw(st.sampled_from(self.running))
+        job, key = running.job, (running.job.store, running.job.segment)
+        if outcome == "part" and job.upto is None:
+            outcome = "whole"
+        self.running.remove(running)
+        if outcome == "part":
+            job.reached(max(job.upto, job.have))
+        self.scheduler.finish(job, complete=outcome == "whole", failed=outcome == "failed")
+        if running.stale:
+            return
+        if outcome == "part":
+            # Whoever came meanwhile and wants more is still waiting.
+            self.wanted[key] = [end for end in self.wanted.pop(key, []) if end > job.have]
+            if not self.wanted[key]:
+                del self.wanted[key]
+            return
+        self.wanted.pop(key, None)  # all are told, whether it went well or not
+        if outcome == "whole":
+            self.done[job.store].add(job.segment)
+        else:
+            self.failed.add(key)
+
+    def job(self, store, segment):
+        return next(
+            (r for r in self.running if (r.job.store, r.job.segment) == (store, segment) and not r.stale), None
+        )
+
+    @invariant()
+    def one_job_a_segment(self):
+        live = [(r.job.store, r.job.segment) for r in getattr(self, "running", []) if not r.stale]
+        assert len(live) == len(set(live))
+
+    def teardown(self):
+        """Whatever happened: when the threads go on, every reader is told, and the prefetch ends."""
+        if not hasattr(self, "scheduler"):
+            return
+        for _ in range(200):
+            while len(self.running) < self.threads and (job := self.scheduler.take()):
+                self.running.append(Running(job))
+            if not self.running:
+                break
+            running = self.running.pop(0)
+            self.scheduler.finish(running.job, complete=True)
+            if not running.stale:
+                self.done[running.job.store].add(running.job.segment)
+                self.wanted.pop((running.job.store, running.job.segment), None)
+        assert not self.running
+        assert not self.wanted
+
+
+class Running:
+    """A job in a thread; stale when its store was closed meanwhile."""
+
+    def __init__(self, job):
+        self.job, self.stale = job, False
+
+
+Scheduling.TestCase.settings = settings(max_examples=120, stateful_step_count=60, deadline=None)
+test_scheduling = Scheduling.TestCase
+
+
+def drain(scheduler):
+    jobs = []
+    while job := scheduler.take():
+        jobs.append((job.why, job.segment))
+        scheduler.finish(job, complete=True)
+    return jobs
+
+
+def test_demand_then_ahead_then_prefetch():
+    scheduler = Scheduler(4, 1)
+    scheduler.open(1, bytearray(8))
+    scheduler.prefetch(1, True)
+    scheduler.demand(1, 4, 1)
+    scheduler.demand(1, 5, 1)  # behind 4: a sequential reader
+    expected = [(Why.DEMAND, 4), (Why.DEMAND, 5), (Why.AHEAD, 6), (Why.AHEAD, 7)]
+    assert drain(scheduler) == expected + [(Why.PREFETCH, s) for s in range(4)]
+
+
+def test_a_random_reader_gets_what_he_asks_for_and_one_who_reads_on_gets_it_all():
+    scheduler = Scheduler(4, 1)
+    scheduler.open(1, bytearray(50))
+    scheduler.demand(1, 20, 7)
+    job = scheduler.take()
+    assert job.upto == 7
+    assert scheduler.demand(1, 20, 9) is None
+    job.reached(7)
+    scheduler.finish(job, complete=False)
+    again = scheduler.take()
+    assert (again.segment, again.upto, again.ends) == (20, None, [9])
+    scheduler.finish(again, complete=True)
+    scheduler.demand(1, 21, 3)
+    assert scheduler.take().upto is None
+
+
+def test_random_readers_get_nothing_ahead():
+    scheduler = Scheduler(4, 1)
+    scheduler.open(1, bytearray(50))
+    for segment in (40, 3, 17, 30, 9):
+        scheduler.demand(1, segment, 1)
+    assert {why for why, _ in drain(scheduler)} == {Why.DEMAND}
+
+
+def test_a_reader_who_finds_everything_there_is_still_followed():
+    scheduler = Scheduler(4, 1)
+    scheduler.open(1, bytearray([1, 1, 1, 0, 0, 0]))
+    scheduler.touch(1, 1)
+    scheduler.touch(1, 2)
+    assert drain(scheduler) == [(Why.AHEAD, s) for s in range(3, 3 + AHEAD)]
+
+
+def test_a_job_that_a_reader_joins_still_counts_as_background():
+    """Else the background would end up with fewer threads than it may have, or none."""
+    scheduler = Scheduler(2, 1)
+    scheduler.open(1, bytearray(4))
+    scheduler.prefetch(1, True)
+    for segment in range(4):
+        job = scheduler.take()
+        assert job.segment == segment
+        scheduler.demand(1, segment, 1)
+        assert job.why is Why.DEMAND
+        scheduler.finish(job, complete=True)
+
+
+def test_two_stores_take_turns():
+    scheduler = Scheduler(4, 1)
+    for store in (1, 2):
+        scheduler.open(store, bytearray(3))
+        for segment in range(3):
+            scheduler.demand(store, segment, 1)
+    jobs = [scheduler.take().store for _ in range(4)]
+    assert sorted(jobs) == [1, 1, 2, 2]

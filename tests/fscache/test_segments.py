@@ -1,0 +1,310 @@
+"""The fanotify engine's own promises: segment files, epochs, marks, and what a power cut may leave behind."""
+
+import json
+import os
+import random
+import shutil
+from pathlib import Path
+
+import pytest
+
+pytestmark = [pytest.mark.root, pytest.mark.timeout(180)]
+
+FOREIGN = "00000000-1111-2222-3333-444444444444"
+
+
+@pytest.fixture
+def service(make_service, service_kit):
+    return make_service(service_kit.ENGINES["fanotify"])
+
+
+def cut_power(service):
+    """As if this boot had ended without a sync: every folder that could be written to is one of another boot's."""
+    for folder in (*(service.state / "store").iterdir(), *(service.state / "images").iterdir()):
+        (folder / "epoch").write_text(FOREIGN)
+
+
+@pytest.mark.parametrize(("fetched", "prefetch"), [("all", False), ("half", True)])
+def test_power_cut(fetched, prefetch, service, service_kit, built):
+    """Damage of every kind in what was fetched: found, fetched again, and never served."""
+    target = service.mount(built.bootstrap, prefetch=fetched == "all")
+    if fetched == "all":
+        service.complete(target)
+    else:
+        for number in range(0, 8, 2):
+            service_kit.read(target / f"large/{number}")
+    assert service.stop() == 0
+    rng, damaged = random.Random(3), []
+    for path in service.engine.cache(service):
+        size = path.stat().st_size
+        if not size or rng.random() < 0.3:
+            continue
+        with open(path, "r+b") as file:
+            match rng.choice(["zeros", "old", "bit", "short", "long", "empty"]):
+                case "zeros":  # blocks that were allocated and never written
+                    file.seek(rng.randrange(size) & ~4095)
+                    file.write(bytes(4096))
+                case "old":  # another file's bytes
+                    file.seek(rng.randrange(size) & ~4095)
+                    file.write(rng.randbytes(8192))
+                case "bit":
+                    file.seek(rng.randrange(size))
+                    file.write(b"\xa5")
+                case "short":
+                    file.truncate(rng.randrange(size))
+                case "long":
+                    file.seek(0, os.SEEK_END)
+                    file.write(rng.randbytes(5000))
+                case "empty":
+                    file.truncate(0)
+        damaged.append(path)
+    assert len(damaged) > 3
+    cut_power(service)
+    service.start()
+    service.mount(built.bootstrap, target=target, prefetch=prefetch)
+    service_kit.compare(built.tree, target)
+    status = service.status(target)
+    assert 0 < status["bytes_fetched_compressed"] <= built.blob.stat().st_size
+    if fetched == "all":
+        assert status["bytes_fetched_compressed"] < built.blob.stat().st_size, "what was intact was fetched again"
+    assert status["failures"] == 0
+    service_kit.wait_for("it counts for good", lambda: service.status(target)["complete"] and not noted(service))
+    # And now it is trusted: a restart fetches nothing and verifies nothing.
+    assert service.stop() == 0
+    service.start()
+    service.mount(built.bootstrap, target=target)
+    assert service.status(target)["complete"]
+    service_kit.compare(built.tree, target)
+    assert service.fetched(target) == 0
+
+
+def noted(service):
+    return list((service.state / "store").glob("*/epoch"))
+
+
+def test_verifying_goes_on_after_a_worker_was_killed(service, service_kit, built):
+    """While nothing is trusted, a reader that comes after the kill is not forgotten."""
+    target = service.mount(built.bootstrap, prefetch=True)
+    service.complete(target)
+    assert service.stop() == 0
+    cut_power(service)
+    service.start()
+    service.mount(built.bootstrap, target=target)
+    for number in range(8):
+        service.kill_worker()
+        assert "error" not in service_kit.read(target / f"large/{number}", 0, 4096)
+    service_kit.compare(built.tree, target)
+    assert service.fetched(target) > 0
+    assert service.status(target)["bytes_fetched_compressed"] == 0, "verified, not fetched"
+
+
+def test_a_power_cut_while_an_image_was_prepared(service, service_kit, built):
+    """The localized bootstrap may be anything: it is made anew."""
+    target = service.mount(built.bootstrap)
+    assert service.stop() == 0
+    (folder,) = (service.state / "images").iterdir()
+    boot = folder / "boot"
+    boot.write_bytes(bytes(boot.stat().st_size))
+    (next((service.state / "store").iterdir()) / "plan").write_bytes(b"")
+    cut_power(service)
+    (service.state / "images" / ".new-0123").mkdir()
+    service.start()
+    assert not (service.state / "images" / ".new-0123").exists()
+    service.mount(built.bootstrap, target=target)
+    service_kit.compare(built.tree, target)
+
+
+@pytest.mark.parametrize("what", ["boot cut off", "record gone", "record noise", "plan gone", "store gone"])
+def test_a_damaged_state_folder_is_prepared_again(what, service, service_kit, built):
+    """By somebody's hand: no power cut tells of it."""
+    target = service.mount(built.bootstrap)
+    service_kit.read(target / "large/1")
+    assert service.stop() == 0
+    (folder,) = (service.state / "images").iterdir()
+    (store,) = (service.state / "store").iterdir()
+    match what:
+        case "boot cut off":
+            os.truncate(folder / "boot", 4096)
+        case "record gone":
+            (folder / "image.json").unlink()
+        case "record noise":
+            (folder / "image.json").write_bytes(b"\xff\xfe{")
+        case "plan gone":
+            (store / "plan").unlink()
+        case "store gone":
+            shutil.rmtree(store)
+    service.start()
+    service.mount(built.bootstrap, target=target)
+    service_kit.compare(built.tree, target)
+
+
+def test_files_missing_from_a_store(service, service_kit, built):
+    """Refused in one line that names the store, or made again; never an image with a hole."""
+    target = service.mount(built.bootstrap)
+    assert service.stop() == 0
+    (store,) = (service.state / "store").iterdir()
+    (store / "00003").unlink()
+    service.start()
+    try:
+        service.mount(built.bootstrap, target=target)
+    except service_kit.RefusedError as error:
+        assert store.name in error.error
+        assert not service_kit.mounted(target)
+    else:
+        service_kit.compare(built.tree, target)
+
+
+def test_a_complete_image_costs_no_events(service, service_kit, built):
+    target = service.mount(built.bootstrap)
+    service_kit.compare(built.tree, target)
+    service_kit.compare(built.tree, target)  # each segment is ignored from its next event on
+    for name in ("large/0", "large/5"):
+        service_kit.read(target / name)
+    events = service.status(target)["events"]
+    for number in range(8):
+        service_kit.read(target / f"large/{number}")
+    assert service.status(target)["events"] == events
+
+
+def test_segments_never_hold_more_than_was_verified(service, service_kit, built):
+    """With a blob that is damaged in the middle: each file is a prefix of what is right."""
+    folder = service.work / "image"
+    shutil.copytree(built.bootstrap.parent, folder)
+    blob = folder / built.blob.name
+    target = service.mount(folder / built.bootstrap.name)
+    data = bytearray(blob.read_bytes())
+    for at in range(300_000, len(data) - 100_000, 700_000):
+        data[at] ^= 1
+    blob.write_bytes(data)
+    for number in range(8):
+        service_kit.read(target / f"large/{number}")
+    partial = {path.name: path.read_bytes() for path in service.engine.cache(service)}
+    assert any(0 < len(have) < 1 << 20 for have in partial.values())
+    blob.write_bytes(built.blob.read_bytes())
+    service_kit.compare(built.tree, target)
+    for path in service.engine.cache(service):
+        assert path.read_bytes()[: len(partial[path.name])] == partial[path.name]
+
+
+def test_modes_and_owners(service, built):
+    """Plans and bootstraps are root's; the worker owns segments and nothing else."""
+    service.mount(built.bootstrap, prefetch=True)
+    uid = 64587
+    for folder in (service.state, service.run, service.state / "images", service.state / "store"):
+        assert (folder.stat().st_uid, folder.stat().st_mode & 0o077) == (0, 0), folder
+    for folder in (service.state / "images").iterdir():
+        assert {(p.name, p.stat().st_uid) for p in folder.iterdir()} <= {("boot", 0), ("image.json", 0), ("epoch", 0)}
+    for store in (service.state / "store").iterdir():
+        assert store.stat().st_uid == 0
+        for path in store.iterdir():
+            assert path.stat().st_uid == (uid if path.name.isdecimal() else 0), path
+
+
+def test_the_worker_has_no_privilege(service, service_kit, built):
+    target = service.mount(built.bootstrap)
+    service_kit.read(target / "small/1")  # it is past its start
+    status = Path(f"/proc/{service.worker}/status").read_text()
+    fields = dict(line.split(":\t", 1) for line in status.splitlines() if ":\t" in line)
+    assert fields["Uid"].split() == fields["Gid"].split() == ["64587"] * 4
+    assert fields["Groups"].strip() == ""
+    assert fields["NoNewPrivs"] == "1"
+    for name in ("CapInh", "CapPrm", "CapEff", "CapAmb"):
+        assert int(fields[name], 16) == 0, name
+
+
+# --- mounts of a service before ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("which", ["run", "state"])
+def test_folders_reached_through_a_symlink(which, make_service, service_kit, built, tmp_path_factory):
+    """As /var/run is: a live mount is still found after a restart."""
+    work = tmp_path_factory.mktemp("links")
+    (work / "real").mkdir()
+    (work / "link").symlink_to("real")
+    service = make_service(service_kit.ENGINES["fanotify"], start=False, work=work)
+    if which != "state":
+        service.run = work / "link" / "run"
+    if which != "run":
+        service.state = work / "link" / "state"
+    service.start()
+    target = service.mount(built.bootstrap)
+    before = service_kit.mounted(work)
+    service.kill_all()
+    service.start()
+    assert len(service.events("serving again")) == 1
+    assert service_kit.mounted(work) == before
+    service_kit.compare(built.tree, target)
+    service.umount(target)
+    assert service.stop() == 0
+    assert not service_kit.mounted(work)
+
+
+def test_rubbish_in_the_run_folder(service, service_kit, built):
+    """Folders of mounts that cannot be understood: cleaned up, and said in the log; the good one is served."""
+    target = service.mount(built.bootstrap)
+    service.kill_all()
+    mounts = service.run / "mounts"
+    unknown = {"image": "0" * 32, "bootstrap": "/b", "target": "/t", "blob_dirs": [], "prefetch": True}
+    for name, content in {
+        "7": None, "8": b"", "9": b"{", "10": b"\xff", "11": b'{"image":"x"}', "12": b'{"x":' + b"[" * 100_000,
+        "13": json.dumps(unknown).encode(),
+    }.items():  # fmt: skip
+        (mounts / name / "through").mkdir(parents=True)
+        if content is not None:
+            (mounts / name / "mount.json").write_bytes(content)
+    service.start()
+    assert len(service.events("serving again")) == 1
+    assert len(service.events("a mount of the service before cannot be served")) == 7
+    assert [path.name for path in mounts.iterdir()] == ["0"]
+    service_kit.compare(built.tree, target)
+
+
+def test_a_live_mount_whose_blob_is_gone(service, service_kit, built):
+    """What is cached is served; what is not is EIO, and the log names the blob."""
+    folder = service.work / "image"
+    shutil.copytree(built.bootstrap.parent, folder)
+    target = service.mount(folder / built.bootstrap.name)
+    right = service_kit.read(target / "large/0")
+    service.kill_all()
+    (folder / built.blob.name).unlink()
+    service.start()
+    assert service_kit.read(target / "large/0") == right
+    assert service_kit.read(target / "large/7") == {"error": "EIO"}
+    assert built.blob.name in service.log_text()
+
+
+def test_a_mount_that_the_kernel_refuses_harms_nothing(service, service_kit, built):
+    """Mountpoints that vanish in the middle: an error each, the cache of others stays whole."""
+    target = service.mount(built.bootstrap, prefetch=True)
+    service.complete(target)
+    before = {path: path.stat().st_size for path in service.engine.cache(service)}
+    for number in range(5):
+        gone = service.work / f"gone{number}"
+        gone.mkdir()
+        fd = os.open(gone, os.O_RDONLY)
+        gone.rmdir()
+        with pytest.raises(service_kit.RefusedError):
+            service.mount(built.bootstrap, target=f"/proc/{os.getpid()}/fd/{fd}")
+        os.close(fd)
+    assert {path: path.stat().st_size for path in service.engine.cache(service)} == before
+    service_kit.wait_for("nothing is left of them", lambda: len(list((service.run / "mounts").iterdir())) == 1)
+    service_kit.compare(built.tree, target)
+
+
+def test_a_store_removed_under_a_live_mount(service, service_kit, built, nydus_images):
+    """By somebody who wanted room: EIO for what was not fetched, the service and other images live on."""
+    other = service.mount(nydus_images / "plain" / "boot", nydus_images / "plain" / "blobs")
+    target = service.mount(built.bootstrap)
+    right = service_kit.read(target / "large/0")
+    for store in (service.state / "store").iterdir():
+        if len(list(store.iterdir())) > 15:
+            shutil.rmtree(store)
+    for _ in range(2):
+        assert service_kit.read(target / "large/0") == right  # the kernel has it open
+        assert service_kit.read(target / "large/7") == {"error": "EIO"}
+        service.kill_worker()
+    service_kit.compare_expected(nydus_images / "expected.json", other)
+    assert service.status()["worker"]["restarts"] == 2
+    service.umount(target)
+    service.mount(built.bootstrap, target=target)
+    service_kit.compare(built.tree, target)

@@ -1,0 +1,260 @@
+"""The keeper's table of stores over real folders: what it tells the worker, and that no answer of it does harm."""
+
+import os
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from nydus_erofs.erofs.errors import BlobNotFoundError, FormatError
+from nydus_erofs.fscache import epoch
+from nydus_erofs.fscache.proto import worker as proto
+from nydus_erofs.fscache.proto.worker import Why
+from nydus_erofs.fscache.stores import StoreTable, Waiter
+
+KEY = "ab" * 32
+
+
+class Reader(Waiter):
+    def __init__(self):
+        self.answers, self.completions = [], 0
+
+    def answer(self, allow, waited):
+        self.answers.append(allow)
+
+    def completed(self, store, segment):
+        self.completions += 1
+
+
+class Table(StoreTable):
+    """A table that keeps what it sends instead."""
+
+    def __init__(self):
+        self.sent, self.postponed = [], []
+        super().__init__(self.keep, lambda seconds, call: self.postponed.append(call))
+
+    def keep(self, message, fds=()):
+        self.sent.append(message)
+        for fd in fds:
+            os.close(fd)
+
+    def said(self, kind):
+        return [message for message in self.sent if isinstance(message, kind)]
+
+
+@pytest.fixture
+def folder(open_image, make_store):
+    """A store's folder: 9 segments or so of 1 MiB, all empty."""
+    return make_store(open_image("none-sha256")).folder
+
+
+@pytest.fixture
+def table():
+    return Table()
+
+
+@pytest.fixture
+def source(tmp_path):
+    """`source(name)`: a new descriptor of a file; the same name is the same file."""
+
+    def source(name="blob"):
+        return os.open(tmp_path / name, os.O_RDWR | os.O_CREAT)
+
+    return source
+
+
+def finish(table, store, segment, *, why=Why.DEMAND, have=None):
+    size = store.sizes[segment]
+    table.on_message(proto.Progress(store.number, segment, size if have is None else have, have is None, why, 10))
+
+
+def test_life_of_a_store(table, folder, source):
+    store = table.open(KEY, str(folder), source())
+    assert [type(message) for message in table.sent] == [proto.OpenStore]
+    assert (folder / "epoch").exists(), "noted before the first byte is written"
+    for segment in range(len(store.sizes)):
+        finish(table, store, segment, why=[Why.DEMAND, Why.AHEAD, Why.PREFETCH][segment % 3])
+    counters = store.counters
+    assert store.complete
+    assert counters.demand + counters.ahead + counters.prefetch == store.total
+    assert counters.fetched == 10 * len(store.sizes)
+    assert table.said(proto.Sync) == [proto.Sync(store.number)]
+    table.on_message(proto.Synced(store.number))
+    assert not (folder / "epoch").exists()
+    table.close(store)
+    assert table.said(proto.CloseStore) == [proto.CloseStore(store.number, False)]
+
+
+def test_what_a_closed_store_still_hears(table, folder, source):
+    """Its worker may finish a segment, or all of them, after the close: it is not asked anything about it."""
+    store = table.open(KEY, str(folder), source())
+    table.close(store)
+    assert table.said(proto.CloseStore) == [proto.CloseStore(store.number, True)]
+    for segment in range(len(store.sizes)):
+        finish(table, store, segment)
+    table.on_message(proto.Failed(store.number, 0, "x"))
+    assert not table.said(proto.Sync)
+    assert (folder / "epoch").exists()
+    table.on_message(proto.Synced(store.number))
+    assert not (folder / "epoch").exists()
+
+
+def test_a_sync_of_before_says_nothing_of_now(table, folder, source):
+    first = table.open(KEY, str(folder), source())
+    table.close(first)
+    second = table.open(KEY, str(folder), source())
+    table.on_message(proto.Synced(first.number))
+    assert (folder / "epoch").exists(), "the second one writes"
+    table.close(second)
+    table.on_message(proto.Synced(second.number))
+    assert not (folder / "epoch").exists()
+
+
+def test_one_blob_of_many_images_is_open_once(table, folder, source):
+    stores = [table.open(KEY, str(folder), source()) for _ in range(30)]
+    assert len({store.number for store in stores}) == 1
+    assert len(stores[0].source_fds) == 1
+    assert not table.said(proto.AddSource)
+    for store in stores[1:]:
+        table.close(store)
+    assert not table.said(proto.CloseStore), "somebody has it open yet"
+    table.close(stores[0])
+
+
+def test_copies_of_a_blob_are_sources_up_to_what_one_message_takes(table, folder, source):
+    for number in range(30):
+        store = table.open(KEY, str(folder), source(f"copy{number}"))
+    _, fds = store.introduce()
+    assert len(fds) <= 16
+    assert len(fds) == len(store.source_fds) + 2 > 4
+    for fd in fds:
+        os.close(fd)
+
+
+def test_no_descriptor_is_lost(table, folder, source):
+    before = len(os.listdir("/proc/self/fd"))
+    for number in range(20):
+        table.open(KEY, str(folder), source(f"copy{number % 4}"))
+    table.introduce_all()
+    for _ in range(20):
+        table.close(table.opened(KEY))
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_a_failure_makes_it_look_for_another_copy(table, folder, source):
+    store = table.open(KEY, str(folder), source())
+    store.reopen = lambda: source("copy")
+    reader = Reader()
+    table.wait(store, 0, 100, reader)
+    table.on_message(proto.Failed(store.number, 0, "corrupt"))
+    assert reader.answers == [False]
+    assert table.said(proto.AddSource) == [proto.AddSource(store.number)]
+    table.on_message(proto.Failed(store.number, 0, "corrupt"))
+    assert len(table.said(proto.AddSource)) == 1, "it is known by now"
+
+    def gone():
+        raise BlobNotFoundError("gone")
+
+    store.reopen = gone
+    table.on_message(proto.Failed(store.number, 0, "corrupt"))
+    assert (store.counters.failures, store.counters.last_error) == (3, "corrupt")
+
+
+def test_a_full_disk_postpones_the_prefetch(table, folder, source):
+    store = table.open(KEY, str(folder), source())
+    table.prefetch(store, True)
+    table.on_message(proto.Failed(store.number, 3, "no room", full=True))
+    (call,) = table.postponed
+    call()
+    assert table.said(proto.Prefetch) == [proto.Prefetch(store.number, True)] * 2
+    table.close(store)
+    call()
+    assert len(table.said(proto.Prefetch)) == 2, "it is closed"
+
+
+def test_a_new_worker_is_told_everything(table, folder, source):
+    store = table.open(KEY, str(folder), source())
+    table.prefetch(store, True)
+    readers = [Reader() for _ in range(3)]
+    table.wait(store, 1, 4096, readers[0])
+    table.wait(store, 1, 8192, readers[1])
+    table.wait(store, 2, 4096, readers[2])
+    finish(table, store, 2)
+    table.sent.clear()
+    table.introduce_all()
+    assert table.sent == [
+        proto.OpenStore(store.number, True),
+        proto.Fill(store.number, 1, 8192),
+        proto.Prefetch(store.number, True),
+    ]
+    finish(table, store, 1, have=5000)
+    assert [reader.answers for reader in readers] == [[True], [], [True]]
+    finish(table, store, 1)
+    assert readers[1].answers == [True]
+    assert [reader.completions for reader in readers] == [0, 1, 1]
+
+
+def test_when_there_is_no_hope_nobody_waits(table, folder, source):
+    store = table.open(KEY, str(folder), source())
+    readers = [Reader() for _ in range(5)]
+    for number, reader in enumerate(readers):
+        table.wait(store, number % 2, 4096, reader)
+    table.fail_all()
+    assert all(reader.answers == [False] for reader in readers)
+    table.fail_all()
+    late = Reader()
+    table.wait(store, 0, 100, late)
+    assert table.said(proto.Fill)[-1] == proto.Fill(store.number, 0, 100), "and the next one is asked for again"
+
+
+def test_of_an_untrusted_store_nothing_counts_until_it_is_verified(table, folder, source):
+    for path in folder.glob("[0-9]*"):
+        with open(path, "r+b") as file:
+            file.truncate(1 << 20)
+    (folder / "epoch").write_text("of another boot")
+    store = table.open(KEY, str(folder), source())
+    assert (store.trusted, store.complete, store.counters.cached) == (False, False, 0)
+    assert store.present(0, 1 << 20) == 0
+    finish(table, store, 0)
+    assert store.present(0, 1 << 20) == store.sizes[0]
+    assert not epoch.trusted(str(folder)), "the rest is not verified yet"
+    table.close(store)
+    table.on_message(proto.Synced(store.number))
+    assert not epoch.trusted(str(folder))
+
+
+def test_a_folder_with_a_file_missing(table, folder, source):
+    (folder / "00002").unlink()
+    with pytest.raises(FormatError, match=str(folder)):
+        table.open(KEY, str(folder), source())
+
+
+messages = st.one_of(
+    st.builds(proto.Progress, st.integers(0, 3), st.integers(-5, 30), st.integers(-10, 1 << 63), st.booleans(),
+              st.sampled_from(Why), st.integers(-1, 1 << 40)),
+    st.builds(proto.Failed, st.integers(0, 3), st.integers(-5, 30), st.text(max_size=9), st.text(max_size=9)),
+    st.builds(proto.Synced, st.integers(0, 3)),
+    st.builds(proto.Present, st.integers(0, 3), st.from_regex("^[0-9a-f]{1,9}$")),
+)  # fmt: skip
+
+
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(sent=st.lists(messages, max_size=30), closing=st.integers(0, 30))
+def test_a_worker_gone_mad(sent, closing, folder, source):
+    """It has no privilege, and its word is worth little: each reader is answered once, and the keeper lives."""
+    (folder / "epoch").unlink(missing_ok=True)
+    table = Table()
+    store = table.open(KEY, str(folder), source())
+    readers = [Reader() for _ in range(9)]
+    for number, reader in enumerate(readers):
+        table.wait(store, number % len(store.sizes), 4096, reader)
+    for number, message in enumerate(sent):
+        if number == closing:
+            table.fail_all()
+            table.close(store)
+        table.on_message(message)
+    table.fail_all()
+    if table.opened(KEY):
+        table.close(store)
+    assert [len(reader.answers) for reader in readers] == [1] * 9
+    assert all(0 <= have <= size for have, size in zip(store.have, store.sizes, strict=True))

@@ -1,0 +1,117 @@
+"""The keeper's hold on its worker: a real process, killed and started again, and one that cannot live."""
+
+import asyncio
+import os
+import signal
+
+import pytest
+
+from nydus_erofs.fscache import workerlink
+from nydus_erofs.fscache.proto import worker as proto
+from nydus_erofs.fscache.workerlink import WorkerLink
+
+pytestmark = [pytest.mark.root, pytest.mark.timeout(120)]
+UID = 64587
+
+
+class Watched(WorkerLink):
+    def __init__(self, uid=UID):
+        self.started = asyncio.Queue()
+        self.hopeless = asyncio.Event()
+        super().__init__(
+            uid, 2, 1, lambda message: None, lambda: self.started.put_nowait(self.pid), self.hopeless.set
+        )
+
+
+def run(work):
+    """Run `work(link)` beside the link's own task."""
+
+    async def main(link):
+        task = asyncio.create_task(link.run())
+        try:
+            await asyncio.wait_for(work(link), 60)
+        finally:
+            link.stop()
+            await asyncio.wait_for(task, 60)
+
+    return main
+
+
+def test_killed_workers_are_replaced_at_once():
+    async def work(link):
+        pids = []
+        for _ in range(5):
+            pids.append(await link.started.get())
+            os.kill(pids[-1], signal.SIGKILL)
+        assert len(set(pids)) == 5
+        await link.started.get()
+        assert link.restarts == 5
+        assert not link.hopeless.is_set()
+
+    async def main():
+        await run(work)(Watched())
+
+    asyncio.run(main())
+
+
+def test_a_worker_that_cannot_live(monkeypatch, capfd):
+    """It is started again and again, more and more slowly; and nobody is left waiting for it."""
+    monkeypatch.setattr(workerlink, "_GIVE_UP", 0.5)
+    monkeypatch.setattr(workerlink, "_BACKOFF_MAX", 0.2)
+
+    async def work(link):
+        await link.hopeless.wait()
+        assert link.restarts >= 1
+        link.send(proto.Fill(1, 1, 1))  # to nobody, or to one about to die
+
+    async def main():
+        await run(work)(Watched(uid=-7))
+
+    asyncio.run(main())
+    assert "worker ended" in "".join(capfd.readouterr())
+
+
+def test_stop_leaves_no_process():
+    async def main():
+        link = Watched()
+        task = asyncio.create_task(link.run())
+        pid = await asyncio.wait_for(link.started.get(), 60)
+        link.stop()
+        await asyncio.wait_for(task, 60)
+        assert link.pid == 0
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
+
+    asyncio.run(main())
+
+
+def test_messages_to_nobody_close_their_descriptors():
+    async def main():
+        link = Watched()
+        before = len(os.listdir("/proc/self/fd"))
+        for _ in range(10):
+            link.send(proto.AddSource(1), [os.memfd_create("x")])
+        assert len(os.listdir("/proc/self/fd")) == before
+
+    asyncio.run(main())
+
+
+def test_more_messages_than_a_socket_holds():
+    """They wait in the keeper, which never blocks; and go with the worker when it dies."""
+
+    async def work(link):
+        pid = await link.started.get()
+        os.kill(pid, signal.SIGSTOP)
+        before = len(os.listdir("/proc/self/fd"))
+        for number in range(20_000):
+            link.send(proto.Touch(number, number))
+        for _ in range(50):
+            link.send(proto.AddSource(1), [os.memfd_create("x")])
+        os.kill(pid, signal.SIGKILL)
+        await link.started.get()
+        assert len(os.listdir("/proc/self/fd")) <= before + 2
+
+    async def main():
+        await run(work)(Watched())
+
+    asyncio.run(main())
