@@ -7,15 +7,15 @@ from collections.abc import Callable, Iterator
 
 from ..erofs.codec import Codec, codec
 from ..erofs.errors import BackendError, CacheFullError, CorruptError, FormatError
-from ..erofs.rafs import MAX_CHUNK_SIZE, Compression
+from ..erofs.rafs import Compression
 from ..erofs.record import Buffer
 from .plan import PlanChunk, PlanFlags
 from .store import Store
+from .target import ZEROS
 
 RUN_GAP = 128 << 10  # bytes of the blob between two chunks that are cheaper to read than to skip
 RUN_MAX = 16 << 20  # bytes of the blob in one backend read, unless a single chunk is larger
 _TRIES = 2  # times each source is asked again for a chunk whose digest is wrong
-_ZEROS = memoryview(bytes(MAX_CHUNK_SIZE))
 
 _BATCH, _UNUSED, _COMPRESSED = PlanFlags.BATCH.value, PlanFlags.UNUSED.value, PlanFlags.COMPRESSED.value
 _UNVERIFIED = PlanFlags.UNVERIFIED.value
@@ -81,7 +81,7 @@ class Filler:
     def _chunk(self, store: Store, chunk: PlanChunk, data: memoryview, base: int) -> Buffer:
         """One chunk, decoded and verified; one that is wrong is asked for again before giving up."""
         if chunk.flags & _UNUSED:
-            return _ZEROS[: chunk.uncompressed_size]
+            return ZEROS[: chunk.uncompressed_size]
         at = chunk.compressed_offset - base
         failure: Exception
         try:

@@ -15,6 +15,7 @@ import msgspec
 from ..erofs.errors import FormatError
 from ..erofs.localize import MAX_DEVICES
 from .proto.packets import decoded
+from .target import segment_name
 
 BOOT, RECORD = "boot", "image.json"
 _FORMAT = 1  # raise it when what prepare writes changes
@@ -67,4 +68,4 @@ def load(directory: str) -> ImageRecord:
 
 def devices(record: ImageRecord) -> list[str]:
     """Names of the device files in device table order, relative to the folder of all stores."""
-    return [f"{store.key}/{number:05d}" for store in record.stores for number in range(store.segments)]
+    return [f"{store.key}/{segment_name(number)}" for store in record.stores for number in range(store.segments)]

@@ -23,7 +23,7 @@ from .plan import AnyPlan, PlanChunk, PlanFlags
 
 PIECE = 512 << 10  # write at least this much at once, and wake waiting readers as often
 _IOV_MAX = 1000
-_ZEROS = memoryview(bytes(MAX_CHUNK_SIZE))
+ZEROS = memoryview(bytes(MAX_CHUNK_SIZE))
 _UNUSED = PlanFlags.UNUSED.value
 _OBJECT_TRIES, _OBJECT_PAUSE = 20, 0.01  # an object takes no writes for a moment after it was opened
 
@@ -144,7 +144,7 @@ class _FileWriter:
         self._parts.append(data)
         self._end += len(data)
         if self._end < end:
-            self._parts.append(_ZEROS[: end - self._end])
+            self._parts.append(ZEROS[: end - self._end])
             self._end = end
         if self._end - self._written >= PIECE or len(self._parts) >= _IOV_MAX:
             self.flush()
@@ -245,7 +245,7 @@ class _ObjectWriter:
         view = memoryview(self._buffer)
         end = self._used + len(data)
         view[self._used : end] = data
-        view[end : self._used + space] = _ZEROS[: self._used + space - end]
+        view[end : self._used + space] = ZEROS[: self._used + space - end]
         self._used += space
         if self._used >= PIECE:
             self.flush()
