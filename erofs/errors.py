@@ -86,17 +86,38 @@ class OutputError(NydusErofsError):
 
 
 class BackendError(NydusErofsError):
-    """Bytes of a blob cannot be had from where they are kept."""
+    """Bytes of a blob cannot be had from where they are kept.
+
+    Args:
+        retryable: whether the same request may succeed later.
+        retry_after: seconds that the server asks to wait before.
+    """
 
     exit_code = 6
-    retryable: ClassVar[bool] = True
+
+    def __init__(
+        self, message: str, *, hint: str | None = None, retryable: bool = True, retry_after: float = 0.0
+    ) -> None:
+        super().__init__(message, hint=hint)
+        self.retryable, self.retry_after = retryable, retry_after
 
 
 class BlobNotFoundError(BackendError):
     """The backend answers, and has no such blob."""
 
-    retryable = False
     errno = errno.ENOENT
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint, retryable=False)
+
+
+class DeniedError(BackendError):
+    """The backend answers, and does not let us: wrong or missing credentials, or no permission."""
+
+    errno = errno.EACCES
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint, retryable=False)
 
 
 class CorruptError(BackendError, ValueError):
