@@ -1,0 +1,45 @@
+"""Which client speaks to which kind of backend. Each is loaded only when it is wanted: boto3 alone takes 0.35 s."""
+
+from __future__ import annotations
+
+import importlib
+
+from ...erofs.errors import UnsupportedError
+from .base import Client, Writer
+from .config import HttpProxy, Registry, Remote, S3
+
+_MODULES = {"s3": "s3", "registry": "registry", "http-proxy": "httpproxy"}
+
+
+def load(kind: str) -> None:
+    """Load all that a kind of client will need, while this process can still read its own program.
+
+    A module with such needs has a function ``preload``.
+    """
+    module = importlib.import_module(f"{__package__}.{_MODULES[kind]}")
+    if hasattr(module, "preload"):
+        module.preload()
+
+
+def client(config: Remote, connections: int) -> Client:
+    """The client of a backend, with as many connections kept open."""
+    if isinstance(config, HttpProxy):
+        from .httpproxy import HttpProxyClient
+
+        return HttpProxyClient(config, connections)
+    return writer(config, connections)
+
+
+def writer(config: Remote, connections: int) -> Writer:
+    """The client of a backend that can be written to; UnsupportedError for one that cannot."""
+    match config:
+        case S3():
+            from .s3 import S3Client
+
+            return S3Client(config, connections)
+        case Registry():
+            from .registry import RegistryClient
+
+            return RegistryClient(config, connections)
+        case HttpProxy():
+            raise UnsupportedError("an http-proxy backend can only be read", hint="push to what is behind it")
