@@ -22,6 +22,8 @@ def mount_image(
     mountpoint: str,
     *,
     blob_dirs: Sequence[str] = (),
+    backend_file: str = "",
+    digest: str = "",
     prefetch: bool | None = None,
     run_dir: str = DEFAULT_RUN,
     state_dir: str = DEFAULT_STATE,
@@ -30,9 +32,11 @@ def mount_image(
     """Ask the service to mount an image, starting one if there is none."""
     require_root("mounting")
     fields = {
-        "bootstrap": os.path.realpath(image),
+        "image": _published(image) or os.path.realpath(image),
         "target": os.path.realpath(mountpoint),
         "blob_dirs": [os.path.realpath(path) for path in blob_dirs],
+        "backend_file": backend_file and os.path.realpath(backend_file),
+        "digest": digest,
         "prefetch": prefetch,
         "options": list(options),
     }
@@ -43,6 +47,15 @@ def mount_image(
 
         start_service(run_dir, state_dir)
         request(control_socket(run_dir), "mount", **fields)
+
+
+def _published(image: str) -> str:
+    """The image if its name says that it is published somewhere, and is not a file here; else nothing."""
+    if image.startswith(("s3://", "registry://")):
+        return image
+    first, _, rest = image.partition("/")
+    looks_like_a_host = bool(rest) and ("." in first or ":" in first or first == "localhost")
+    return image if looks_like_a_host and first not in (".", "..") and not os.path.exists(image) else ""
 
 
 def umount_image(mountpoint: str, *, run_dir: str = DEFAULT_RUN) -> None:
@@ -66,8 +79,18 @@ def _status(answer: dict[str, Any]) -> Iterator[str]:
         f"nydus-erofs {answer['version']}, {answer['engine']} engine, pid {answer['pid']}, {state}"
         f" ({worker['restarts']} restarts), {len(answer['mounts'])} mounted"
     )
+    for backend in answer["backends"]:
+        yield _backend(backend)
     for mounted in answer["mounts"]:
         yield from _lines(mounted)
+
+
+def _backend(backend: dict[str, Any]) -> str:
+    latency = f"{backend['latency_seconds_mean'] * 1000:.1f} ms each, {backend['latency_seconds_max'] * 1000:.0f} ms at most"
+    line = f"{backend['backend']}  {backend['requests']} requests, {size_text(backend['bytes'])}, {latency}"
+    if backend["errors"]:
+        line += f"; {backend['errors']} failed, {backend['retries']} sent again; last: {backend['last_error']}"
+    return line + ("; does not answer now" if backend["down"] else "")
 
 
 def _lines(mounted: dict[str, Any]) -> list[str]:
@@ -87,6 +110,8 @@ def _lines(mounted: dict[str, Any]) -> list[str]:
         f"  fetched   {size['bytes_fetched_compressed']} compressed",
         f"  readers   {mounted['events']} events, {waits}",
     ]
+    if mounted["waiting_for"]:
+        lines.append(f"  waiting   {mounted['waiting_for']}")
     if mounted["failures"]:
         lines.append(
             f"  failures  {mounted['failures']} ({mounted['events_denied']} reads got EIO): {mounted['last_error']}"

@@ -12,15 +12,40 @@ from . import ask, options
 @click.argument("mountpoint", type=click.Path())
 @click.option("--blob-dir", "blob_dirs", multiple=True, type=click.Path(), help="Folder of the blobs (repeatable).")
 @click.option(
+    "--backend-config-file",
+    "backend_file",
+    default="",
+    type=click.Path(),
+    help="Where image and blobs are kept: JSON of one backend, or a nydusd configuration.",
+)
+@click.option("--digest", default="", help="Mount only if the image has this identity (sha256:...).")
+@click.option(
     "--prefetch/--no-prefetch", default=None, help="Fetch everything in the background, or only what is read."
 )
 @options.run_dir_option
 @options.state_dir_option
 def command(
-    image: str, mountpoint: str, blob_dirs: tuple[str, ...], prefetch: bool | None, run_dir: str, state_dir: str
+    image: str,
+    mountpoint: str,
+    blob_dirs: tuple[str, ...],
+    backend_file: str,
+    digest: str,
+    prefetch: bool | None,
+    run_dir: str,
+    state_dir: str,
 ) -> None:
-    """Mount IMAGE (a bootstrap, NAME.meta) on MOUNTPOINT.
+    """Mount IMAGE on MOUNTPOINT: a bootstrap file, s3://BUCKET/NAME or REGISTRY/REPOSITORY:TAG.
 
-    Its blobs are looked for in --blob-dir and beside the bootstrap. Without a running service one is started.
+    Blobs are looked for in --blob-dir, beside a bootstrap file, and in the backend. Without a running service one is
+    started.
     """
-    ask.mount_image(image, mountpoint, blob_dirs=blob_dirs, prefetch=prefetch, run_dir=run_dir, state_dir=state_dir)
+    ask.mount_image(
+        image,
+        mountpoint,
+        blob_dirs=blob_dirs,
+        backend_file=backend_file,
+        digest=digest,
+        prefetch=prefetch,
+        run_dir=run_dir,
+        state_dir=state_dir,
+    )

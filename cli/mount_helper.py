@@ -50,6 +50,8 @@ class Wanted:
     """What mount options ask for."""
 
     blob_dirs: list[str] = field(default_factory=list)
+    backend_file: str = ""
+    digest: str = ""
     prefetch: bool | None = None
     options: list[str] = field(default_factory=list)
     run_dir: str = DEFAULT_RUN
@@ -63,7 +65,9 @@ def interpret(options: list[str]) -> Wanted:
         name, _, value = option.partition("=")
         if name == "blob_dir" and value:
             wanted.blob_dirs.append(value)
-        elif name in ("run_dir", "state_dir") and value:
+        elif name == "backend_config" and value:
+            wanted.backend_file = value
+        elif name in ("digest", "run_dir", "state_dir") and value:
             setattr(wanted, name, value)
         elif option in ("nosuid", "nodev", "noexec"):
             wanted.options.append(option)
@@ -72,7 +76,7 @@ def interpret(options: list[str]) -> Wanted:
         elif option not in _GENERIC and not option.startswith(("x-", "comment=")):
             raise ConfigError(
                 f"unknown mount option {option!r}",
-                hint="known: blob_dir=, prefetch, noprefetch, run_dir=, state_dir=",
+                hint="known: blob_dir=, backend_config=, digest=, prefetch, noprefetch, run_dir=, state_dir=",
             )
     return wanted
 

@@ -19,7 +19,11 @@ _MANY = "blob_dirs"  # the one option that may be given several times
 
 # verb -> (arguments, options with a value, flags), with the names that they have in ``ask.py``
 _VERBS: dict[str, tuple[tuple[str, ...], dict[str, str], dict[str, tuple[str, bool]]]] = {
-    "mount": (("image", "mountpoint"), {"--blob-dir": _MANY, **_RUN, **_STATE}, _PREFETCH),
+    "mount": (
+        ("image", "mountpoint"),
+        {"--blob-dir": _MANY, "--backend-config-file": "backend_file", "--digest": "digest", **_RUN, **_STATE},
+        _PREFETCH,
+    ),
     "umount": (("mountpoint",), _RUN, {}),
     "status": ((), _RUN, {"--json": ("as_json", True)}),
 }

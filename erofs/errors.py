@@ -121,9 +121,12 @@ class DeniedError(BackendError):
 
 
 class CorruptError(BackendError, ValueError):
-    """A blob's bytes do not have the digest that the bootstrap gives for them."""
+    """Bytes do not have the digest that they must have."""
 
     exit_code = 3
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint, retryable=False)
 
 
 class CacheFullError(NydusErofsError):

@@ -12,8 +12,9 @@ from typing import Any, Literal
 
 import msgspec
 
-from ..erofs.errors import ConfigError, UnsupportedError
+from ..erofs.errors import ConfigError
 from ..erofs.localize import DEFAULT_SEGMENT_SIZE
+from .backend import config as backends
 from .defaults import DEFAULT_RUN, DEFAULT_STATE
 from .proto.cachefiles import check_name
 
@@ -31,21 +32,17 @@ class Config(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     domain: str = "nydus-erofs"  # cachefiles: images in one domain share blobs; empty for none
     prefetch: bool = True
     segment_size: int = DEFAULT_SEGMENT_SIZE  # bytes; a power of two from 1 MiB to 64 MiB
-    threads: int = 4  # of the worker
-    background_threads: int = 1  # of these, for read-ahead and prefetch at most
+    threads: int = 8  # of the worker
+    background_threads: int = 1  # of these, for read-ahead and prefetch of blobs here at most
+    remote_background_threads: int = 4  # the same for blobs behind a network, where a thread waits
+    backend: backends.Remote | None = None  # where bootstraps are found by name, and blobs that are not here
+    patience: int = 60  # seconds that readers wait for a backend that does not answer, until they get EIO
+    prefetch_bandwidth: int = 0  # bytes a second that are prefetched at most; 0: no limit
     read_ahead_kib: int = 512  # of the kernel, on each mount
     cache_run: int = 7  # cachefiles: percent of free space that culling aims at,
     cache_cull: int = 5  # that it starts at,
     cache_stop: int = 1  # and below which nothing is cached any more
     worker_uid: int = 64587  # user and group id of the worker; needs no name
-
-
-class _LocalFs(msgspec.Struct, forbid_unknown_fields=True):
-    dir: str = ""
-    blob_file: str = ""
-    alt_dirs: list[str] = []
-    readahead: bool = False
-    readahead_sec: int = 0
 
 
 class _Backend(msgspec.Struct, forbid_unknown_fields=True):
@@ -107,11 +104,29 @@ def load(path: str) -> Config:
     try:
         if raw.lstrip()[:1] == b"{":
             return _from_nydusd(msgspec.json.decode(raw, type=_Nydusd))
-        return check(msgspec.convert(tomllib.loads(raw.decode()), Config))
+        return _from_toml(tomllib.loads(raw.decode()))
     except msgspec.ValidationError as error:
         raise ConfigError(f"{path}: {error}") from None
     except (msgspec.DecodeError, tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ConfigError(f"{path} is neither TOML nor JSON: {error}") from None
+
+
+def _from_toml(document: dict[str, Any]) -> Config:
+    table = document.pop("backend", None)
+    config = msgspec.convert(document, Config)
+    if table is None:
+        return check(config)
+    if not isinstance(table, dict) or not isinstance(table.get("type"), str):
+        raise ConfigError("$.backend.type is missing: a table [backend] says what kind it is")
+    return check(_with_backend(config, backends.convert(table["type"], table, "$.backend")))
+
+
+def _with_backend(config: Config, backend: backends.BackendConfig) -> Config:
+    if isinstance(backend, backends.LocalFs):
+        config.blob_dirs = [*config.blob_dirs, *backend.directories]
+    else:
+        config.backend = backend
+    return config
 
 
 def _from_nydusd(document: _Nydusd) -> Config:
@@ -122,25 +137,12 @@ def _from_nydusd(document: _Nydusd) -> Config:
     is always validated).
     """
     backend = document.device.backend
-    if backend.type != "localfs":
-        raise UnsupportedError(f"$.device.backend.type: backend {backend.type!r} is not supported yet")
-    try:
-        local = msgspec.convert(backend.config, _LocalFs)
-    except msgspec.ValidationError as error:
-        what, _, where = str(error).partition(" - at `$")
-        raise ConfigError(f"$.device.backend.config{where.rstrip('`')}: {what}") from None
-    if local.blob_file:
-        raise UnsupportedError(
-            "$.device.backend.config.blob_file is not supported", hint="name the folder with 'dir'"
-        )
-    directories = [path for path in (local.dir, *local.alt_dirs) if path]
-    if not directories:
-        raise ConfigError("$.device.backend.config.dir: localfs needs the folder of the blobs")
-    config = Config(blob_dirs=directories)
+    config = _with_backend(Config(), backends.convert(backend.type, backend.config, "$.device.backend.config"))
     if document.device.cache.config.work_dir:
         config.state_dir = document.device.cache.config.work_dir
     if document.fs_prefetch is not None:
         config.prefetch = document.fs_prefetch.enable
+        config.prefetch_bandwidth = document.fs_prefetch.bandwidth_rate
     return check(config)
 
 
@@ -149,7 +151,14 @@ def check(config: Config) -> Config:
     size = config.segment_size
     if size & (size - 1) or not 1 << 20 <= size <= 64 << 20:
         raise ConfigError(f"segment_size: {size} is not a power of two from 1 MiB to 64 MiB")
-    for name, low, high in (("threads", 2, 256), ("background_threads", 1, 255), ("read_ahead_kib", 0, 1 << 20)):
+    for name, low, high in (
+        ("threads", 2, 256),
+        ("background_threads", 1, 255),
+        ("remote_background_threads", 1, 255),
+        ("read_ahead_kib", 0, 1 << 20),
+        ("patience", 0, 86400),
+        ("prefetch_bandwidth", 0, 1 << 40),
+    ):
         if not low <= getattr(config, name) <= high:
             raise ConfigError(f"{name}: {getattr(config, name)} is not between {low} and {high}")
     if config.background_threads >= config.threads:

@@ -59,7 +59,7 @@ class Filler:
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise CacheFullError("no room left for fetched data", hint="free space where the cache is") from None
-            raise BackendError(f"writing the cache: {error.strerror}") from None
+            raise BackendError(f"writing the cache: {error.strerror}", retryable=False) from None
         return fetched
 
     def _fetch(self, store: Store, run: list[PlanChunk]) -> tuple[memoryview, int]:
@@ -69,14 +69,18 @@ class Filler:
             return memoryview(b""), 0
         base = used[0].compressed_offset
         length = max(c.compressed_offset + c.compressed_size for c in used) - base
-        failure: BackendError | None = None
+        failures = []
         for source in store.sources:
             try:
                 return memoryview(source.read_at(base, length)), base
             except BackendError as error:
-                failure = failure or error
-        failure = failure or BackendError("nothing to read it from")
-        raise BackendError(f"blob {store.plan.blob_id}: {failure.message}", hint=failure.hint)
+                failures.append(error)
+        if not failures:
+            raise BackendError(f"blob {store.plan.blob_id}: nothing to read it from", retryable=False)
+        # The one that may pass speaks for all: another try is worth while.
+        failure = next((error for error in failures if error.retryable), failures[0])
+        failure.message = f"blob {store.plan.blob_id}: {failure.message}"
+        raise failure
 
     def _chunk(self, store: Store, chunk: PlanChunk, data: memoryview, base: int) -> Buffer:
         """One chunk, decoded and verified; one that is wrong is asked for again before giving up."""
@@ -88,16 +92,21 @@ class Filler:
             return self._decode(store, chunk, data[at : at + chunk.compressed_size])
         except (FormatError, CorruptError) as error:
             failure = error
+        server = ""
         for source in store.sources * _TRIES:
             self._batch = (None, b"")
             try:
                 again = source.read_at(chunk.compressed_offset, chunk.compressed_size)
                 return self._decode(store, chunk, memoryview(again))
-            except (FormatError, BackendError) as error:
+            except (FormatError, CorruptError) as error:
+                failure, server = error, source.label
+            except BackendError as error:
                 failure = error
+        if isinstance(failure, BackendError) and failure.retryable:
+            raise failure
         raise CorruptError(
             f"blob {store.plan.blob_id}: chunk at byte {chunk.compressed_offset} ({chunk.compressed_size} bytes) "
-            f"is corrupt: {failure}",
+            f"from {server or 'its backend'} is corrupt: {failure}",
             hint="replace the blob with an intact copy; readers get EIO until then",
         )
 

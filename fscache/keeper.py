@@ -26,13 +26,17 @@ from .engine.base import MOUNT_FLAGS, Engine, MountOrder
 from .engine.cachefiles import CachefilesEngine
 from .engine.fanotify import FanotifyEngine
 from .engine.watch import EventBudget
+from .fetcher import Fetcher
 from .kernel import selftest, selftest_cachefiles
 from .kernel.cachefiles import Device
 from .kernel.process import raise_file_limit
 from .log import logger
+from .origin import Given
 from .paths import RunPaths, StatePaths
 from .proto import control
-from .stores import StoreTable
+from .proto.worker import Limits, Traffic
+from .stores import StoreMessage, StoreTable
+from .traffic import TrafficTable
 from .workerlink import WorkerLink
 
 _RESERVED_FDS = 1024  # of the descriptor limit, for everything but events
@@ -50,13 +54,21 @@ class Keeper:
         loop = asyncio.get_running_loop()
         self.worker = WorkerLink(
             config.worker_uid,
-            config.threads,
-            config.background_threads,
-            lambda message: self.table.on_message(message),
-            lambda: self.table.introduce_all(),
+            Limits(
+                config.threads,
+                config.background_threads,
+                config.remote_background_threads,
+                config.patience,
+                config.prefetch_bandwidth,
+            ),
+            [str(config.backend.__struct_config__.tag)] if config.backend else [],
+            self._on_worker,
+            self._on_new_worker,
             lambda: self.table.fail_all(),
         )
         self.table = StoreTable(self.worker.send, loop.call_later)
+        self.traffic = TrafficTable()
+        self.fetcher = Fetcher(self.state, self.worker)
         try:
             self.engine = self._choose_engine()
         except NydusErofsError:
@@ -67,7 +79,7 @@ class Keeper:
 
     def _choose_engine(self) -> Engine:
         """The engine that works on this host, tried rather than guessed."""
-        config, common = self.config, (self.config, self.state, self.run_paths, self.table)
+        config, common = self.config, (self.config, self.state, self.run_paths, self.table, self.fetcher)
         checks = [] if config.engine == "cachefiles" else selftest.fanotify_engine(self.state.root)
         if checks and all(check.ok for check in checks):
             budget = EventBudget(max(256, raise_file_limit() - _RESERVED_FDS))
@@ -84,6 +96,16 @@ class Keeper:
                 f"no engine works here: fanotify: {selftest.failure(checks)}; cachefiles: {error.message}",
                 hint="'nydus-erofs doctor' tells what to change",
             ) from None
+
+    def _on_worker(self, message: StoreMessage | Traffic) -> None:
+        if isinstance(message, Traffic):
+            self.traffic.on_news(message)
+        else:
+            self.table.on_message(message)
+
+    def _on_new_worker(self) -> None:
+        self.traffic.on_new_worker()
+        self.table.introduce_all()
 
     def _check_floor(self) -> None:
         """KernelError where the cachefiles engine is known to be dangerous, unless told to go on."""
@@ -149,6 +171,7 @@ class Keeper:
             "state_dir": self.state.root,
             "run_dir": self.run_paths.root,
             "worker": {"pid": self.worker.pid, "restarts": max(0, self.worker.restarts)},
+            "backends": self.traffic.describe(),
             "mounts": self.engine.describe(),
         }
 
@@ -157,7 +180,8 @@ class Keeper:
             case control.Mount():
                 prefetch = self.config.prefetch if request.prefetch is None else request.prefetch
                 flags = sum(MOUNT_FLAGS[option] for option in set(request.options))
-                order = MountOrder(request.bootstrap, request.target, request.blob_dirs, prefetch, flags)
+                given = Given(request.image, request.blob_dirs, request.backend_file)
+                order = MountOrder(given, request.target, prefetch, flags, request.digest, request.auth)
                 await self.engine.mount(order)
                 return {"target": request.target}
             case control.Umount():

@@ -5,6 +5,7 @@ State (survives reboots, one filesystem: ext4, xfs or btrfs; root only)::
     lock                    flock: one service on a state folder
     images/<id>/            prepared images: boot, image.json (image.py)
     images/.new-*           being prepared; removed at start
+    bootstraps/             bootstraps from afar (fetcher.py)
     store/<key>/plan        what fills which segment (plan.py); owner root
     store/<key>/<segment>   segment files; owner the worker
     .../epoch               present while data may not be on disk (epoch.py)
@@ -37,7 +38,8 @@ class StatePaths:
         self.root = os.path.realpath(root)  # as mountinfo spells it
         self.images = os.path.join(self.root, "images")
         self.store = os.path.join(self.root, "store")
-        for path in (self.root, self.images, self.store):
+        self.bootstraps = os.path.join(self.root, "bootstraps")
+        for path in (self.root, self.images, self.store, self.bootstraps):
             os.makedirs(path, mode=0o700, exist_ok=True)
         self._lock = os.open(os.path.join(self.root, "lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:

@@ -23,13 +23,15 @@ import msgspec
 from ..erofs import localize
 from ..erofs.errors import BackendError, FormatError, NydusErofsError
 from ..erofs.ids import BlobId
-from ..erofs.source import BufferSource, Source
+from ..erofs.record import Buffer
+from ..erofs.source import BufferSource
 from . import channel
 from .backend.localfs import LocalBlob
 from .image import BOOT, RECORD, ImageRecord, StoreRef
 from .kernel.process import drop_privileges
 from .plan import pack_plan
 from .proto import prepare as proto
+from .proto.fault import Fault
 from .target import segment_name
 
 STORES, PLAN = "stores", "plan"
@@ -46,7 +48,7 @@ def prepare(sock: socket.socket, bootstrap_fd: int, request: proto.Prepare) -> N
     head = localize.read_head(BufferSource(bootstrap))
     total = sum(entry.uncompressed_size for entry in head.entries)
     segment_size = localize.segment_size_for(total, request.segment_size)
-    maps = localize.read_blob_maps(bootstrap, head, lambda name: _ask(sock, name), segment_size)
+    maps = localize.read_blob_maps(bootstrap, head, lambda name: _AskedBlob(sock, name), segment_size)
     boot_size = 0
     if request.localize:
         with open(BOOT, "wb") as out:
@@ -58,14 +60,24 @@ def prepare(sock: socket.socket, bootstrap_fd: int, request: proto.Prepare) -> N
         out.write(msgspec.json.encode(record))
 
 
-def _ask(sock: socket.socket, name: BlobId) -> Source:
-    channel.send(sock, proto.encode(proto.NeedBlob(name)))
-    packet, fds = channel.receive(sock, proto.MAX_MESSAGE)
-    reply = proto.decode_for_prepare(packet)
-    if not isinstance(reply, proto.Blob) or not fds:
-        message = reply if isinstance(reply, proto.Blob) else proto.Blob("no answer from the service")
-        raise BackendError(message.error, hint=message.hint or None)
-    return LocalBlob(fds[0])
+class _AskedBlob:
+    """A blob whose bytes are asked for over ``sock``. Not for several threads."""
+
+    def __init__(self, sock: socket.socket, name: BlobId) -> None:
+        self._sock, self._name = sock, name
+
+    def size(self) -> int:
+        raise NotImplementedError("nobody needs it here")
+
+    def read_at(self, offset: int, length: int) -> Buffer:
+        channel.send(self._sock, proto.encode(proto.NeedBytes(self._name, offset, length)))
+        packet, fds = channel.receive(self._sock, proto.MAX_MESSAGE)
+        reply = proto.decode_for_prepare(packet)
+        if isinstance(reply, proto.NoBytes):
+            raise reply.fault.error()
+        if not isinstance(reply, proto.Bytes) or not fds:
+            raise BackendError("no answer from the service")
+        return LocalBlob(fds[0]).read_at(offset - reply.base, length)
 
 
 def _write_store(blob: localize.BlobMap, *, with_files: bool) -> StoreRef:
@@ -99,11 +111,11 @@ def main(arguments: Sequence[str]) -> None:
             raise FormatError("the service did not say what to prepare")
         prepare(sock, bootstrap, request)
     except NydusErofsError as error:
-        reply = proto.NotPrepared(type(error).__name__, error.message, error.hint or "")
+        reply = proto.NotPrepared(Fault.of(error))
     except MemoryError:
-        reply = proto.NotPrepared("FormatError", "the bootstrap asks for more memory than any image needs")
+        reply = proto.NotPrepared(Fault("FormatError", "the bootstrap asks for more memory than any image needs"))
     except OSError as error:
-        reply = proto.NotPrepared("CacheFullError", f"writing the prepared image: {error.strerror}")
+        reply = proto.NotPrepared(Fault("CacheFullError", f"writing the prepared image: {error.strerror}"))
     channel.send(sock, proto.encode(reply))
     os._exit(0)  # everything is said; tidying up a million objects one by one would only take time
 

@@ -10,23 +10,26 @@ import shutil
 import signal
 import socket
 import stat
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 import msgspec
 
-from ..erofs import errors
 from ..erofs.errors import FormatError, NydusErofsError
 from ..erofs.ids import BlobId, blob_id
 from . import channel, epoch, image
-from .backend.localfs import open_blob
 from .paths import StatePaths
 from .prepare import PLAN, STORES
 from .proto import prepare as proto
+from .proto.fault import Fault
 from .spawn import exited, spawn
 from .target import segment_name
 
 _PATIENCE = 300.0  # seconds
 _FAILED = "preparing the image failed: "
+
+
+# Bytes of a blob, from an offset: a descriptor for the receiver to close, and the blob offset of its file's start.
+Provide = Callable[[BlobId, int, int], Awaitable[tuple[int, int]]]
 
 
 class Images:
@@ -40,16 +43,15 @@ class Images:
     def id_of(self, bootstrap_fd: int) -> str:
         return image.image_id(bootstrap_fd, self._request.segment_size)
 
-    async def get(self, image_id: str, bootstrap_fd: int, folders: Sequence[str]) -> image.ImageRecord:
-        """The prepared image of an open bootstrap whose blobs are in ``folders``."""
+    async def get(self, image_id: str, bootstrap_fd: int, provide: Provide) -> image.ImageRecord:
+        """The prepared image of an open bootstrap whose blobs ``provide`` gives the bytes of."""
         lock = self._locks.setdefault(image_id, asyncio.Lock())
         try:
             async with lock:
                 found = self._find(image_id)
                 if found is not None:
                     return found
-                arguments = (self._paths, image_id, bootstrap_fd, self._request, self._uid)
-                return await prepare(*arguments, lambda blob: open_blob(folders, blob))
+                return await prepare(self._paths, image_id, bootstrap_fd, self._request, self._uid, provide)
         finally:
             if not lock.locked():
                 self._locks.pop(image_id, None)
@@ -79,12 +81,12 @@ async def prepare(
     bootstrap_fd: int,
     request: proto.Prepare,
     uid: int,
-    open_blob: Callable[[BlobId], int],
+    provide: Provide,
 ) -> image.ImageRecord:
     """Prepare a bootstrap: ``images/<id>``, and its stores in ``store/<key>``.
 
     Args:
-        open_blob: a new descriptor of a blob, whose chunk-info array is needed; its errors pass through.
+        provide: asked for the chunk-info arrays of the blobs; its errors pass through.
     """
     work = os.path.join(paths.images, f".new-{image_id}")
     shutil.rmtree(work, ignore_errors=True)
@@ -92,7 +94,7 @@ async def prepare(
     for folder in (work, os.path.join(work, STORES)):
         os.chown(folder, uid, uid)
     try:
-        await _run(work, bootstrap_fd, request, uid, open_blob)
+        await _run(work, bootstrap_fd, request, uid, provide)
         stores = os.path.join(work, STORES)
         _claim(work, files=[image.RECORD, *([image.BOOT] if request.localize else [])], folders=[STORES])
         record = image.load(work)
@@ -110,9 +112,7 @@ async def prepare(
     return record
 
 
-async def _run(
-    work: str, bootstrap_fd: int, request: proto.Prepare, uid: int, open_blob: Callable[[BlobId], int]
-) -> None:
+async def _run(work: str, bootstrap_fd: int, request: proto.Prepare, uid: int, provide: Provide) -> None:
     """One prepare process, from request to result."""
     pid, sock = spawn("prepare", uid)
     with sock:
@@ -123,7 +123,7 @@ async def _run(
             finally:
                 os.close(folder)
             sock.setblocking(False)
-            result = await asyncio.wait_for(_converse(sock, open_blob), _PATIENCE)
+            result = await asyncio.wait_for(_converse(sock, provide), _PATIENCE)
         except TimeoutError:
             raise FormatError(f"preparing the image took more than {_PATIENCE:.0f} s") from None
         except ConnectionError:
@@ -134,13 +134,11 @@ async def _run(
                 os.kill(pid, signal.SIGKILL)
             await exited(pid)
     if isinstance(result, proto.NotPrepared):
-        kind = getattr(errors, result.kind, FormatError)
-        known = isinstance(kind, type) and issubclass(kind, NydusErofsError)
-        raise (kind if known else FormatError)(result.message, hint=result.hint or None)
+        raise result.fault.error()
 
 
-async def _converse(sock: socket.socket, open_blob: Callable[[BlobId], int]) -> proto.ToKeeper:
-    """Answer its requests for blobs until it says how it went."""
+async def _converse(sock: socket.socket, provide: Provide) -> proto.ToKeeper:
+    """Answer its requests for bytes until it says how it went."""
     while True:
         packet = await _receive(sock)
         if not packet:
@@ -149,15 +147,15 @@ async def _converse(sock: socket.socket, open_blob: Callable[[BlobId], int]) -> 
             message = proto.decode_for_keeper(packet)
         except msgspec.DecodeError:
             raise FormatError(_FAILED + "the process sent nonsense") from None
-        if not isinstance(message, proto.NeedBlob):
+        if not isinstance(message, proto.NeedBytes):
             return message
         try:
-            fd = open_blob(blob_id(message.blob_id))
+            fd, base = await provide(blob_id(message.blob_id), message.offset, message.length)
         except NydusErofsError as error:
-            channel.send(sock, proto.encode(proto.Blob(error.message, error.hint or "")))
+            channel.send(sock, proto.encode(proto.NoBytes(Fault.of(error))))
             continue
         try:
-            channel.send(sock, proto.encode(proto.Blob()), [fd])
+            channel.send(sock, proto.encode(proto.Bytes(base)), [fd])
         finally:
             os.close(fd)
 

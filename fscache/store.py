@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Protocol
 
 from ..erofs.digest import digest_function
 from ..erofs.source import Source
@@ -10,10 +11,16 @@ from .plan import AnyPlan
 from .target import Target
 
 
+class BlobSource(Source, Protocol):
+    """Where a blob's bytes come from; ``label`` names the place for people."""
+
+    label: str
+
+
 class Store:
     """An open store. What it refers to closes its descriptors with the last reference."""
 
-    def __init__(self, plan: AnyPlan, target: Target, sources: Sequence[Source]) -> None:
+    def __init__(self, plan: AnyPlan, target: Target, sources: Sequence[BlobSource]) -> None:
         self.plan = plan
         self.target = target
         self.sources = list(sources)

@@ -15,6 +15,7 @@ from operator import gt
 
 from ..erofs.errors import FormatError, NydusErofsError
 from . import epoch
+from .backend.config import Remote
 from .log import logger
 from .plan import Plan
 from .prepare import PLAN
@@ -37,6 +38,7 @@ class Counters:
     fetched: int = 0
     failures: int = 0
     last_error: str = ""
+    waiting_for: str = ""  # why readers have to wait longer than usual
 
 
 @dataclass(eq=False, slots=True)
@@ -56,7 +58,8 @@ class KeptStore:
     prefetching: int = 0  # mounts that want it prefetched
     held_fds: list[int] = field(default_factory=list)  # plan and folder
     source_fds: list[int] = field(default_factory=list)
-    reopen: Callable[[], int] | None = None  # a new descriptor of its blob, which may be another file by now
+    remotes: list[Remote] = field(default_factory=list)  # where else the blob is
+    reopen: Callable[[], int | Remote] | None = None  # its blob anew, which may be another file by now
     counters: Counters = field(default_factory=Counters)
     waits: Waits[Waiter] = field(default_factory=Waits)
 
@@ -90,7 +93,7 @@ class KeptStore:
         return new
 
 
-StoreMessage = proto.Progress | proto.Failed | proto.Present | proto.Synced
+StoreMessage = proto.Progress | proto.Failed | proto.Postponed | proto.Present | proto.Synced
 
 
 class Waiter:
@@ -121,23 +124,33 @@ class StoreTable:
         """The store if somebody has it open."""
         return self._by_key.get(key)
 
-    def open(self, key: str, directory: str, source_fd: int | None) -> KeptStore:
+    def open(self, key: str, directory: str, source: int | Remote | None) -> KeptStore:
         """Open a store, or join those who have it open. Takes the descriptor of its blob, if there is one."""
         store = self._by_key.get(key)
         if store is None:
             store = _load(self._number(), key, directory)
-            if source_fd is not None:
-                store.source_fds.append(source_fd)
+            if isinstance(source, int):
+                store.source_fds.append(source)
+            elif source is not None:
+                store.remotes.append(source)
             if not store.complete and store.trusted:
                 epoch.begin(directory)
             self._add(store)
-        elif source_fd is not None:
-            self._add_source(store, source_fd)
+        elif source is not None:
+            self.add_source(store, source)
         store.users += 1
         return store
 
-    def _add_source(self, store: KeptStore, fd: int) -> None:
-        """Take one more descriptor of a blob, unless it is of a file that is known: many images share a blob."""
+    def add_source(self, store: KeptStore, source: int | Remote) -> None:
+        """One more place of a blob, unless it is known: many images share a blob. Takes the descriptor."""
+        if not isinstance(source, int):
+            if source not in store.remotes and len(store.remotes) < _MAX_SOURCES:
+                store.remotes.append(source)
+                self._send(proto.AddSource(store.number, [source]))
+            return
+        self._add_file(store, source)
+
+    def _add_file(self, store: KeptStore, fd: int) -> None:
         known = [(status.st_dev, status.st_ino) for status in map(os.fstat, store.source_fds)]
         status = os.fstat(fd)
         if (status.st_dev, status.st_ino) in known or len(known) >= _MAX_SOURCES:
@@ -226,6 +239,8 @@ class StoreTable:
             case proto.Progress():
                 if 0 <= message.segment < len(store.sizes):
                     self._progress(store, message)
+            case proto.Postponed():
+                store.counters.waiting_for = message.message
             case proto.Failed():
                 if 0 <= message.segment < len(store.sizes):
                     self._failed(store, message)
@@ -244,6 +259,7 @@ class StoreTable:
         new = store.grow(segment, have)
         counters = store.counters
         counters.fetched += message.fetched
+        counters.waiting_for = ""
         match message.why:
             case Why.DEMAND:
                 counters.demand += new
@@ -271,13 +287,14 @@ class StoreTable:
                 hint=message.hint, readers=len(waits),
             )  # fmt: skip
         counters.failures += 1
+        counters.waiting_for = ""
         counters.last_error = message.message
         for wait in waits:
             wait.token.answer(False, now - wait.since)
         if store.reopen is not None and not message.full:
             # Somebody may have put an intact copy in the blob's place.
             with contextlib.suppress(NydusErofsError):
-                self._add_source(store, store.reopen())
+                self.add_source(store, store.reopen())
         if message.full and store.prefetching:
             self._later(_RETRY_PREFETCH, lambda: self._resume_prefetch(store))
 
@@ -317,13 +334,14 @@ def _load(number: int, key: str, directory: str) -> KeptStore:
         os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC),
     ]
     sources: list[int] = []
+    remotes: list[Remote] = []
 
     def introduce() -> tuple[proto.ToWorker, list[int]]:
-        return proto.OpenStore(number, trusted), [os.dup(fd) for fd in held + sources]
+        return proto.OpenStore(number, trusted, remotes), [os.dup(fd) for fd in held + sources]
 
     store = KeptStore(
         number, key, sizes, have, introduce, directory=directory, inodes=inodes, trusted=trusted,
-        held_fds=held, source_fds=sources,
+        held_fds=held, source_fds=sources, remotes=remotes,
     )  # fmt: skip
     store.counters.cached = sum(have)
     return store

@@ -1,49 +1,60 @@
 """The worker: fetches, decodes, verifies and writes. It has no privilege and may be killed at any moment.
 
-Run by the keeper as ``python -m nydus_erofs.fscache.worker SOCKET UID THREADS``. Any thread's unexpected
-error ends the whole process, so that the keeper starts a new one and no reader waits for a dead thread.
+Run by the keeper as ``python -m nydus_erofs.fscache.worker SOCKET UID LIMIT... [BACKEND KIND...]``. Any thread's
+unexpected error ends the whole process, so that the keeper starts a new one and no reader waits for a dead thread.
 """
 
 from __future__ import annotations
 
 import os
+import random
 import socket
 import sys
 import threading
+import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Sequence
+from math import inf
 
-from ..erofs import localize
-from ..erofs.errors import CacheFullError, NydusErofsError
-from ..erofs.ondisk import BLOCK_SIZE
-from ..erofs.record import round_up
+from ..erofs.errors import BackendError, CacheFullError, NydusErofsError
+from ..erofs.ids import blob_id
 from . import channel
+from .answers import answer
+from .backend import clients
+from .backend.assemble import Backends
+from .backend.config import Remote
 from .backend.localfs import LocalBlob
 from .fill import Filler
 from .kernel.process import drop_privileges, raise_file_limit
 from .plan import AnyPlan, Plan, RawPlan
 from .proto import worker as proto
-from .proto.worker import Why
+from .proto.worker import Limits, Why
 from .scheduler import Job, Scheduler
-from .store import Store
+from .store import BlobSource, Store
 from .target import CacheObject, SegmentFiles, Target
 
 CRASHED = 70  # exit code of a worker that met a bug (EX_SOFTWARE)
+_QUESTIONS = 8  # connections to a backend for what the keeper asks, besides one for each thread
+_NEWS_EVERY = 0.25  # seconds between two reports on traffic
+_PAUSE = 0.5  # seconds until bytes that cannot be had now are tried again, when nobody knows better
 
 
 class Worker:
     """Receives the keeper's messages and runs fills in a pool of threads."""
 
-    def __init__(self, sock: socket.socket, threads: int, background: int) -> None:
-        self._sock = sock
+    def __init__(self, sock: socket.socket, limits: Limits) -> None:
+        self._sock, self._limits = sock, limits
         self._stores: dict[int, Store] = {}
-        self._scheduler = Scheduler(threads, background)
+        self._scheduler = Scheduler(limits.threads, limits.background, limits.remote_background)
         self._work = threading.Condition()
         self._send_lock = threading.Lock()
         self._running: Counter[int] = Counter()  # fills under way, by store
-        for _ in range(threads):
+        self._news = threading.Event()
+        self._backends = Backends(limits.threads + _QUESTIONS, self._news.set)
+        for _ in range(limits.threads):
             self._start(self._pool)
+        self._start(self._report)
 
     def run(self) -> None:
         """Serve until the keeper is gone."""
@@ -55,19 +66,19 @@ class Worker:
 
     def _handle(self, message: proto.ToWorker, fds: Sequence[int]) -> None:
         match message:
-            case proto.OpenStore(store=store, trusted=trusted):
+            case proto.OpenStore(store=store, trusted=trusted, remotes=remotes):
                 plan, directory, *blobs = fds
-                self._open(store, Plan(plan), SegmentFiles(directory, trusted=trusted), blobs)
-            case proto.OpenObject(store=store, raw_size=0):
+                self._open(store, Plan(plan), SegmentFiles(directory, trusted=trusted), blobs, remotes)
+            case proto.OpenObject(store=store, raw_size=0, remotes=remotes):
                 cache_object, plan, *blobs = fds
-                self._open_object(store, Plan(plan), cache_object, blobs)
+                self._open_object(store, Plan(plan), cache_object, blobs, remotes)
             case proto.OpenObject(store=store, raw_size=size, segment_size=segment_size):
                 cache_object, file = fds
-                self._open_object(store, RawPlan("bootstrap", size, segment_size), cache_object, [file])
-            case proto.Inspect(ticket=ticket):
-                self._tell(_inspect(ticket, LocalBlob(fds[0])))
-            case proto.AddSource(store=store):
-                self._stores[store].sources += [LocalBlob(fd) for fd in fds]
+                self._open_object(store, RawPlan("bootstrap", size, segment_size), cache_object, [file], [])
+            case proto.Inspect() | proto.FetchRange() | proto.FetchBootstrap():
+                self._start(self._answer, message, fds[0])
+            case proto.AddSource(store=store, remotes=remotes):
+                self._stores[store].sources += self._sources(self._stores[store].plan, fds, remotes)
             case proto.CloseStore(store=store, sync=sync):
                 with self._work:
                     self._scheduler.close(store)
@@ -93,22 +104,42 @@ class Worker:
             case proto.Sync(store=store):
                 self._start(self._sync, store, self._stores[store])
 
-    def _open(self, number: int, plan: AnyPlan, target: Target, blobs: Sequence[int]) -> bytearray:
-        store = Store(plan, target, [LocalBlob(fd) for fd in blobs])
+    def _open(
+        self, number: int, plan: AnyPlan, target: Target, blobs: Sequence[int], remotes: Sequence[Remote]
+    ) -> bytearray:
+        store = Store(plan, target, self._sources(plan, blobs, remotes))
         filled = target.filled(plan)
         with self._work:
             self._stores[number] = store
-            self._scheduler.open(number, filled[:])
+            self._scheduler.open(number, filled[:], remote=not blobs and bool(remotes))
         return filled
 
-    def _open_object(self, number: int, plan: AnyPlan, fd: int, blobs: Sequence[int]) -> None:
-        filled = self._open(number, plan, CacheObject(fd), blobs)
+    def _sources(self, plan: AnyPlan, blobs: Sequence[int], remotes: Sequence[Remote]) -> list[BlobSource]:
+        here = [LocalBlob(fd) for fd in blobs]
+        return [*here, *(self._backends.blob(remote, blob_id(plan.blob_id)) for remote in remotes)]
+
+    def _open_object(
+        self, number: int, plan: AnyPlan, fd: int, blobs: Sequence[int], remotes: Sequence[Remote]
+    ) -> None:
+        filled = self._open(number, plan, CacheObject(fd), blobs, remotes)
         bits = sum(1 << segment for segment, there in enumerate(filled) if there)
         self._tell(proto.Present(number, f"{bits:x}"))
 
     def _tell(self, message: proto.ToKeeper) -> None:
         with self._send_lock:
             channel.send(self._sock, proto.encode(message))
+
+    def _answer(self, question: proto.Question, fd: int) -> None:
+        self._tell(answer(question, fd, self._backends))
+
+    def _report(self) -> None:
+        """Tell the keeper about traffic now and then."""
+        while True:
+            self._news.wait()
+            self._news.clear()
+            for traffic in self._backends.news():
+                self._tell(traffic)
+            time.sleep(_NEWS_EVERY)
 
     def _start(self, call: Callable[..., None], *arguments: object) -> None:
         threading.Thread(target=_fatal, args=(call, *arguments), daemon=True).start()
@@ -128,8 +159,9 @@ class Worker:
 
     def _take(self) -> tuple[Store, Job]:
         with self._work:
-            while (job := self._scheduler.take()) is None:
-                self._work.wait()
+            while (job := self._scheduler.take(now := time.monotonic())) is None:
+                until = self._scheduler.next_time()
+                self._work.wait(until - now if until < inf else None)
             self._running[job.store] += 1
             return self._stores[job.store], job
 
@@ -145,37 +177,37 @@ class Worker:
         try:
             fetched = filler.fill(store, job.segment, on_piece, job.upto)
         except NydusErofsError as error:
-            full = isinstance(error, CacheFullError)
-            with self._work:
-                self._finish(job, complete=False, failed=True)
-                if full:
-                    self._scheduler.prefetch(job.store, False)
-            self._tell(proto.Failed(job.store, job.segment, error.message, error.hint or "", full))
+            self._unfilled(job, error)
             return
         complete = job.upto is None or job.have >= size
         with self._work:
-            self._finish(job, complete=complete)
+            if job.background and self._limits.bandwidth:
+                self._scheduler.pause_background(time.monotonic() + fetched / self._limits.bandwidth)
+            self._scheduler.finish(job, complete=complete)
+            self._ended(job)
         have = size if complete else job.have
         self._tell(proto.Progress(job.store, job.segment, have, complete, job.why, fetched))
 
-    def _finish(self, job: Job, *, complete: bool, failed: bool = False) -> None:
-        self._scheduler.finish(job, complete=complete, failed=failed)
+    def _unfilled(self, job: Job, error: NydusErofsError) -> None:
+        """A job failed: it is tried again while its readers wait, or they get EIO."""
+        again, full = False, isinstance(error, CacheFullError)
+        with self._work:
+            if isinstance(error, BackendError) and error.retryable:
+                pause = (error.retry_after or _PAUSE) * random.uniform(1, 1.25)
+                again = self._scheduler.postpone(job, time.monotonic(), pause, self._limits.patience)
+            else:
+                self._scheduler.finish(job, complete=False, failed=True)
+            if full:
+                self._scheduler.prefetch(job.store, False)
+            self._ended(job)
+        if again:
+            self._tell(proto.Postponed(job.store, job.segment, error.message))
+        else:
+            self._tell(proto.Failed(job.store, job.segment, error.message, error.hint or "", full))
+
+    def _ended(self, job: Job) -> None:
         self._running[job.store] -= 1
         self._work.notify_all()
-
-
-def _inspect(ticket: int, bootstrap: LocalBlob) -> proto.Inspected:
-    """The blobs of a bootstrap, read no further than its blob table."""
-    try:
-        head = localize.read_head(bootstrap)
-        entries = head.entries
-        names: list[str] = [localize.name_of(entry) for entry in entries]
-        for index, entry in enumerate(entries):
-            localize.check_entry(index, entry, head.extended.chunk_size)
-    except NydusErofsError as error:
-        return proto.Inspected(ticket, error=error.message, hint=error.hint or "")
-    sizes = [round_up(entry.uncompressed_size, BLOCK_SIZE) for entry in entries]
-    return proto.Inspected(ticket, list(zip(names, sizes, strict=True)))
 
 
 def _fatal(call: Callable[..., None], *arguments: object) -> None:
@@ -189,12 +221,14 @@ def _fatal(call: Callable[..., None], *arguments: object) -> None:
 
 
 def main(arguments: Sequence[str]) -> None:
-    fd, uid, threads, background = (int(a) for a in arguments)
+    fd, uid, *limits = (int(a) for a in arguments[: 2 + len(Limits._fields)])
     sock = socket.socket(fileno=fd)
     raise_file_limit()
+    for kind in arguments[2 + len(Limits._fields) :]:
+        clients.load(kind)
     drop_privileges(uid)
     try:
-        Worker(sock, threads, background).run()
+        Worker(sock, Limits(*limits)).run()
     except ConnectionError:
         pass  # the keeper is gone
     except BaseException:

@@ -8,10 +8,11 @@ import os
 import signal
 import time
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import msgspec
 
-from ..erofs.errors import FormatError
+from ..erofs.errors import BackendError
 from . import channel
 from .log import logger
 from .proto import worker as proto
@@ -24,10 +25,20 @@ _PATIENCE = 30.0  # seconds for the worker to look at a bootstrap
 _GIVE_UP = 30.0  # seconds without a healthy worker until waiting readers get EIO
 
 
+class _Asked(NamedTuple):
+    """A question that has no answer yet."""
+
+    question: proto.Question
+    fd: int
+    answer: asyncio.Future[proto.Answer]
+
+
 class WorkerLink:
     """One worker process at a time.
 
     Args:
+        limits: of each worker (``worker.Limits``).
+        kinds: of the backends that it must be able to reach.
         on_message: called with each message of the worker.
         on_start: called when a new worker is there and knows nothing yet.
         on_hopeless: called when no worker has lived for long: readers should not wait any more.
@@ -36,18 +47,19 @@ class WorkerLink:
     def __init__(
         self,
         uid: int,
-        threads: int,
-        background: int,
-        on_message: Callable[[StoreMessage], None],
+        limits: Sequence[int],
+        kinds: Sequence[str],
+        on_message: Callable[[StoreMessage | proto.Traffic], None],
         on_start: Callable[[], None],
         on_hopeless: Callable[[], None],
     ) -> None:
-        self._arguments = (uid, threads, background)
+        self._arguments = (uid, *limits)
+        self._kinds = list(kinds)
         self._on_message, self._on_start, self._on_hopeless = on_message, on_start, on_hopeless
         self._outbox: channel.Outbox | None = None
         self._sock_fd = -1
         self._stopping = False
-        self._asked: dict[int, tuple[int, asyncio.Future[proto.Inspected]]] = {}
+        self._asked: dict[int, _Asked] = {}
         self._ticket = 0
         self.pid = 0
         self.restarts = -1
@@ -66,20 +78,45 @@ class WorkerLink:
 
     async def inspect(self, bootstrap_fd: int) -> list[tuple[str, int]]:
         """The blobs of a bootstrap: (id, bytes of its uncompressed address space); FormatError when it is none."""
+        answer = await self.ask(proto.Inspect, bootstrap_fd, _PATIENCE)
+        assert isinstance(answer, proto.Inspected)
+        return answer.blobs
+
+    async def ask(self, question: Callable[[int], proto.Question], fd: int, patience: float) -> proto.Answer:
+        """Ask the worker, and the next one if it dies over it.
+
+        Args:
+            question: makes the message of a ticket.
+            fd: goes with it; stays the caller's.
+
+        Raises:
+            NydusErofsError: the worker says what is wrong, or nothing within ``patience`` seconds.
+        """
         self._ticket += 1
-        ticket = self._ticket
-        answer: asyncio.Future[proto.Inspected] = asyncio.get_running_loop().create_future()
-        self._asked[ticket] = (bootstrap_fd, answer)
+        message = question(self._ticket)
+        answer: asyncio.Future[proto.Answer] = asyncio.get_running_loop().create_future()
+        self._asked[message.ticket] = _Asked(message, fd, answer)
         try:
-            self.send(proto.Inspect(ticket), [os.dup(bootstrap_fd)])
-            inspected = await asyncio.wait_for(answer, _PATIENCE)
+            self.send(message, [os.dup(fd)])
+            said = await asyncio.wait_for(answer, patience)
         except TimeoutError:
-            raise FormatError("the worker does not answer", hint="see the log") from None
+            raise BackendError(f"no answer within {patience:.0f} s", hint="see the log") from None
         finally:
-            del self._asked[ticket]
-        if inspected.error:
-            raise FormatError(inspected.error, hint=inspected.hint or None)
-        return inspected.blobs
+            del self._asked[message.ticket]
+        if isinstance(said, proto.NotDone):
+            raise said.fault.error()
+        return said
+
+    def require(self, kind: str) -> None:
+        """See to it that the worker can reach backends of this kind. It cannot load what is missing once it runs
+        without privilege, so it makes room for another one, which its readers do not notice."""
+        if kind in self._kinds:
+            return
+        self._kinds.append(kind)
+        if self.pid:
+            logger().info("worker replaced, to load a backend", backend=kind)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, signal.SIGKILL)
 
     def _flush(self) -> None:
         assert self._outbox is not None
@@ -113,7 +150,7 @@ class WorkerLink:
     async def _live(self) -> int:
         """One worker's life; its exit code."""
         loop = asyncio.get_running_loop()
-        self.pid, sock = spawn("worker", *self._arguments)
+        self.pid, sock = spawn("worker", *self._arguments, *self._kinds)
         self.restarts += 1
         sock.setblocking(False)
         self._sock_fd = sock.fileno()
@@ -121,8 +158,8 @@ class WorkerLink:
         loop.add_reader(sock.fileno(), self._receive, sock)
         try:
             self._on_start()
-            for ticket, (fd, _) in self._asked.items():
-                self.send(proto.Inspect(ticket), [os.dup(fd)])
+            for asked in self._asked.values():
+                self.send(asked.question, [os.dup(asked.fd)])
             return await exited(self.pid)
         finally:
             self.pid = 0
@@ -153,10 +190,10 @@ class WorkerLink:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(self.pid, signal.SIGKILL)
                 return
-            if not isinstance(message, proto.Inspected):
+            if not isinstance(message, proto.Answer):
                 self._on_message(message)
-            elif message.ticket in self._asked and not self._asked[message.ticket][1].done():
-                self._asked[message.ticket][1].set_result(message)
+            elif (asked := self._asked.get(message.ticket)) is not None and not asked.answer.done():
+                asked.answer.set_result(message)
 
     def stop(self) -> None:
         """End the worker for good."""

@@ -29,7 +29,7 @@ def open_blob(directories: Sequence[str], name: BlobId) -> int:
         except FileNotFoundError:
             continue
         except OSError as error:
-            raise BackendError(f"blob {path}: {error.strerror}") from None
+            raise BackendError(f"blob {path}: {error.strerror}", retryable=False) from None
         status = os.fstat(fd)
         if stat.S_ISREG(status.st_mode) and status.st_size:
             return fd
@@ -41,6 +41,8 @@ def open_blob(directories: Sequence[str], name: BlobId) -> int:
 
 class LocalBlob:
     """An open blob, for several threads. Owns the descriptor, which is closed with the last reference to it."""
+
+    label = "a local file"
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
@@ -56,10 +58,12 @@ class LocalBlob:
                 got = os.preadv(self._fd, [view[done:]], offset + done)
             except OSError as error:
                 raise BackendError(
-                    f"reading {length} bytes at {offset}: {os.strerror(error.errno or errno.EIO)}"
+                    f"reading {length} bytes at {offset}: {os.strerror(error.errno or errno.EIO)}", retryable=False
                 ) from None
             if not got:
-                raise BackendError(f"blob file ends at byte {offset + done}, {length - done} bytes early")
+                raise BackendError(
+                    f"blob file ends at byte {offset + done}, {length - done} bytes early", retryable=False
+                )
             done += got
         return buffer
 

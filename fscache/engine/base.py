@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from ..backend.config import describe
+from ..origin import Given, Origin
 from ..stores import KeptStore
 from .counters import EventCounters
 
@@ -14,13 +16,15 @@ MOUNT_FLAGS = {"nosuid": 2, "nodev": 4, "noexec": 8}
 
 @dataclass(frozen=True, slots=True)
 class MountOrder:
-    """What to mount where; paths are absolute and real, ``flags`` of MOUNT_FLAGS."""
+    """What to mount where. ``target`` is absolute and real, ``flags`` are of MOUNT_FLAGS; ``digest`` is the identity
+    that the image must have, if one is demanded; ``auth`` is for its registry and not kept."""
 
-    bootstrap: str
+    given: Given
     target: str
-    blob_dirs: list[str]
     prefetch: bool
     flags: int = 0
+    digest: str = ""
+    auth: str = ""
 
 
 class Engine(Protocol):
@@ -58,13 +62,15 @@ class Engine(Protocol):
 
 
 def mount_status(
-    target: str, bootstrap: str, *, prefetch: bool, detached: bool, stores: list[KeptStore], events: EventCounters
+    target: str, origin: Origin, *, prefetch: bool, detached: bool, stores: list[KeptStore], events: EventCounters
 ) -> dict[str, Any]:
     """One mounted image as ``status`` shows it. Bytes are of uncompressed data unless named otherwise."""
+    waiting = [store.counters.waiting_for for store in stores if store.counters.waiting_for]
     errors = [store.counters.last_error for store in stores if store.counters.last_error]
     return {
         "target": target,
-        "image": bootstrap,
+        "image": origin.image,
+        "backend": describe(origin.remote) if origin.remote else None,
         "detached": detached,
         "prefetch": prefetch,
         "bytes_total": sum(store.total for store in stores),
@@ -78,6 +84,7 @@ def mount_status(
         "failures": sum(store.counters.failures for store in stores),
         "last_error": errors[-1] if errors else None,
         "readers_waiting": sum(store.waits.count() for store in stores),
+        "waiting_for": waiting[0] if waiting else None,
         "events": events.events,
         "events_waited": events.waited,
         "events_denied": events.denied,

@@ -5,7 +5,8 @@ blob id). A bootstrap is an object like any other and is read by the kernel as i
 not wait for metadata; what the data needs (digests, chunk-info) is prepared behind the mount's back.
 
 Names: an fsid is what was registered under it (by ``nydus-erofs mount``), else ``<fsid>.meta`` in one of the
-configured blob folders. Images in one domain share blobs; without a domain the volume is the fsid's own.
+configured blob folders or the configured backend. Images in one domain share blobs; without a domain the volume
+is the fsid's own.
 """
 
 from __future__ import annotations
@@ -21,11 +22,13 @@ from typing import Any
 from ...erofs.errors import BlobNotFoundError, BusyError, FormatError, KernelError, NydusErofsError, ServiceError
 from ...erofs.ids import blob_id
 from ...erofs.record import round_up
-from ..backend.localfs import open_blob
+from ..backend.config import Remote
 from ..config import Config
+from ..fetcher import Fetcher
 from ..kernel import mount as kernel
 from ..kernel.cachefiles import Device
 from ..log import logger
+from ..origin import Origin, by_name, resolve
 from ..paths import RunPaths, StatePaths
 from ..plan import Plan
 from ..prepare import PLAN
@@ -36,7 +39,7 @@ from ..stores import KeptStore, StoreTable
 from ..workerlink import WorkerLink
 from . import culling
 from .base import MountOrder, mount_status
-from .common import OwnedFd, check_target, in_child, open_bootstrap
+from .common import OwnedFd, check_target, in_child
 from .counters import EventCounters
 from .names import Names
 from .objects import CacheObject, ObjectTable
@@ -52,8 +55,7 @@ class _Image:
 
     fsid: str
     volume: str
-    bootstrap: str
-    folders: list[str]
+    origin: Origin
     prefetch: bool
     file: OwnedFd | None = None  # the bootstrap as it was when it was opened
     identity: str = ""  # of its content
@@ -67,8 +69,16 @@ class CachefilesEngine:
     name = "cachefiles"
 
     def __init__(
-        self, config: Config, state: StatePaths, run: RunPaths, table: StoreTable, link: WorkerLink, device: Device
+        self,
+        config: Config,
+        state: StatePaths,
+        run: RunPaths,
+        table: StoreTable,
+        fetcher: Fetcher,
+        link: WorkerLink,
+        device: Device,
     ) -> None:
+        self._fetcher = fetcher
         self._config, self._state, self._table, self._link, self._device = config, state, table, link, device
         self._objects = ObjectTable(table)
         self._images = Images(state, config.segment_size, config.worker_uid, localize=False)
@@ -165,10 +175,10 @@ class CachefilesEngine:
         proto.check_name("fsid", fsid)
         registered = self._names.registered(volume, fsid)
         if registered is None:
-            image = _Image(fsid, volume, self._find(fsid), self._config.blob_dirs, self._config.prefetch)
+            image = _Image(fsid, volume, by_name(fsid, self._config), self._config.prefetch)
         else:
-            image = _Image(fsid, volume, registered.bootstrap, registered.blob_dirs, registered.prefetch)
-        file = OwnedFd(open_bootstrap(image.bootstrap))
+            image = _Image(fsid, volume, resolve(registered.given, self._config), registered.prefetch)
+        file = OwnedFd(await self._fetcher.bootstrap(image.origin))
         image.blobs = dict(await self._link.inspect(file.fd))
         identity, real_size = self._images.id_of(file.fd), os.fstat(file.fd).st_size
         image.file, image.identity = file, identity
@@ -199,14 +209,6 @@ class CachefilesEngine:
             elif self._names.holds(image.volume, blob):
                 self._names.agree(image.volume, blob, self._state.store_of((await self._plans(image))[blob]))
 
-    def _find(self, fsid: str) -> str:
-        for folder in self._config.blob_dirs:
-            path = os.path.join(folder, f"{fsid}.meta")
-            if os.path.isfile(path):
-                return path
-        where = " or ".join(self._config.blob_dirs) or "any configured folder (blob_dirs)"
-        raise BlobNotFoundError(f"no image {fsid}: there is no {fsid}.meta in {where}")
-
     async def _plans(self, image: _Image) -> dict[str, str]:
         """Keys of the plans of an image's blobs, made once they are needed: mounting does not wait for them."""
         if image.plans is None:
@@ -216,7 +218,8 @@ class CachefilesEngine:
 
     async def _prepare(self, image: _Image) -> dict[str, str]:
         assert image.file is not None
-        record = await self._images.get(image.identity, image.file.fd, image.folders)
+        provide = self._fetcher.provider(image.origin)
+        record = await self._images.get(image.identity, image.file.fd, provide)
         return {ref.blob_id: ref.key for ref in record.stores}
 
     def _serve_bootstrap(self, file: OwnedFd, cache_object: CacheObject, size: int) -> None:
@@ -242,7 +245,7 @@ class CachefilesEngine:
                     await self._fill(image, cache_object)
                 except (NydusErofsError, OSError) as error:
                     logger().error(
-                        "readers get EIO", blob=cache_object.cookie, image=image.bootstrap, error=str(error)
+                        "readers get EIO", blob=cache_object.cookie, image=image.origin.image, error=str(error)
                     )
                     self._objects.give_up(cache_object)
                     return
@@ -263,19 +266,25 @@ class CachefilesEngine:
             self._table.prefetch(store, True)
 
     def _add_plan(self, image: _Image, cache_object: CacheObject, key: str, path: str) -> KeptStore:
-        sources = []
+        blob = blob_id(cache_object.cookie)
+        sources: list[int] = []
+        remotes: list[Remote] = []
         with contextlib.suppress(BlobNotFoundError):  # all of it may be cached; what is not gets EIO
-            sources.append(open_blob(image.folders, blob_id(cache_object.cookie)))
+            place = image.origin.find(blob)
+            if isinstance(place, int):
+                sources.append(place)
+            else:
+                remotes.append(place)
         sizes = [segment.size for segment in Plan(os.open(path, os.O_RDONLY | os.O_CLOEXEC)).segments]
         store = self._objects.add_store(
             cache_object,
             key,
             sizes,
-            worker.OpenObject,
+            lambda number: worker.OpenObject(number, remotes=remotes),
             lambda: [os.open(path, os.O_RDONLY | os.O_CLOEXEC), *map(os.dup, sources)],
         )
-        store.source_fds = sources
-        store.reopen = lambda: open_blob(image.folders, blob_id(cache_object.cookie))
+        store.source_fds, store.remotes = sources, remotes
+        store.reopen = lambda: image.origin.find(blob)
         return store
 
     def _forget(self) -> None:
@@ -286,8 +295,8 @@ class CachefilesEngine:
 
     async def mount(self, order: MountOrder) -> None:
         check_target(order.target)
-        folders = [*order.blob_dirs, os.path.dirname(order.bootstrap), *self._config.blob_dirs]
-        fd = open_bootstrap(order.bootstrap)
+        origin = resolve(order.given, self._config, order.auth)
+        fd = await self._fetcher.bootstrap(origin, order.digest)
         try:
             fsid = self._images.id_of(fd)
             blobs = await self._link.inspect(fd)
@@ -295,18 +304,20 @@ class CachefilesEngine:
             os.close(fd)
         if not self._images.known(fsid):
             for name, _ in blobs:
-                os.close(open_blob(folders, blob_id(name)))  # says now what would be missing later
+                place = origin.find(blob_id(name))  # says now what would be missing later
+                if isinstance(place, int):
+                    os.close(place)
         domain = self._config.domain
-        await in_child(self._mount_call(fsid, domain, order, folders))
-        logger().info("mounted", image=order.bootstrap, target=order.target, fsid=fsid, domain=domain)
+        await in_child(self._mount_call(fsid, domain, order))
+        logger().info("mounted", image=origin.image, target=order.target, fsid=fsid, domain=domain)
 
-    def _mount_call(self, fsid: str, domain: str, order: MountOrder, folders: list[str]) -> Callable[[], None]:
+    def _mount_call(self, fsid: str, domain: str, order: MountOrder) -> Callable[[], None]:
         """What a child process does to mount an image."""
         there = (entry.target for entry in self._live() if entry.options["fsid"] == fsid)
         if (other := next(there, None)) is not None:
             # The kernel mounts an fsid once; once more is the same filesystem in another place.
             return lambda: kernel.bind(other, order.target, order.flags)
-        self._names.register(domain or fsid, fsid, order.bootstrap, folders, order.prefetch)
+        self._names.register(domain or fsid, fsid, order.given, order.prefetch)
         options = f"fsid={fsid}" + (f",domain_id={domain}" if domain else "")
 
         def mount() -> None:
@@ -314,7 +325,7 @@ class CachefilesEngine:
                 kernel.mount_fsid(options, order.target, order.flags)
             except OSError as error:
                 raise KernelError(
-                    f"mounting {order.bootstrap}: {error.strerror}", hint=_mount_hint(error.errno or 0)
+                    f"mounting {order.given.image}: {error.strerror}", hint=_mount_hint(error.errno or 0)
                 ) from None
 
         return self._outside(mount)
@@ -363,7 +374,7 @@ class CachefilesEngine:
             events = sum((o.counters for o in objects), EventCounters())
             stores = [store for o in objects for store in o.stores.values()]
             status = mount_status(
-                entry.target, image.bootstrap, prefetch=image.prefetch, detached=False, stores=stores, events=events
+                entry.target, image.origin, prefetch=image.prefetch, detached=False, stores=stores, events=events
             )
             for blob, size in image.blobs.items():
                 cache_object = self._objects.find(volume, blob)

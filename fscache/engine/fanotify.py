@@ -16,16 +16,18 @@ import msgspec
 from ...erofs.errors import BlobNotFoundError, BusyError, FormatError, KernelError, NydusErofsError, ServiceError
 from ...erofs.ids import blob_id
 from .. import image
-from ..backend.localfs import open_blob
+from ..backend.config import Remote
 from ..config import Config
+from ..fetcher import Fetcher
 from ..kernel import mount as kernel
 from ..log import logger
+from ..origin import Given, Origin, resolve
 from ..paths import MOUNT_RECORD, RunPaths, StatePaths
 from ..preparing import Images
 from ..proto.packets import decoded
 from ..stores import KeptStore, StoreTable
 from .base import MountOrder, mount_status
-from .common import check_target, in_child, open_bootstrap
+from .common import check_target, in_child
 from .watch import EventBudget, Watch
 
 _SETTLE_TRIES, _SETTLE_STEP = 100, 0.01  # the kernel lets go of the segments a moment after the unmount
@@ -34,10 +36,9 @@ _SETTLE_TRIES, _SETTLE_STEP = 100, 0.01  # the kernel lets go of the segments a 
 class MountRecord(msgspec.Struct):
     """What must be known to serve a live mount after a restart (``mounts/<n>/mount.json``)."""
 
-    image: str
-    bootstrap: str
+    image: str  # id of the prepared image
+    given: Given
     target: str
-    blob_dirs: list[str]
     prefetch: bool
 
 
@@ -48,9 +49,15 @@ class MountedImage:
     """One mounted image and what it holds: stores, and the engine's kernel side."""
 
     def __init__(
-        self, folder: str, record: MountRecord, stores: list[KeptStore], watch: Watch, table: StoreTable
+        self,
+        folder: str,
+        record: MountRecord,
+        origin: Origin,
+        stores: list[KeptStore],
+        watch: Watch,
+        table: StoreTable,
     ) -> None:
-        self.folder, self.record, self.stores, self.watch = folder, record, stores, watch
+        self.folder, self.record, self.origin, self.stores, self.watch = folder, record, origin, stores, watch
         self._table = table
         self.detached = False  # not mounted on its target any more, but still in use somewhere
         for store in stores:
@@ -85,9 +92,16 @@ class FanotifyEngine:
     name = "fanotify"
 
     def __init__(
-        self, config: Config, state: StatePaths, run: RunPaths, table: StoreTable, budget: EventBudget
+        self,
+        config: Config,
+        state: StatePaths,
+        run: RunPaths,
+        table: StoreTable,
+        fetcher: Fetcher,
+        budget: EventBudget,
     ) -> None:
         self._config, self._state, self._run, self._table, self._budget = config, state, run, table, budget
+        self._fetcher = fetcher
         self._mounts: list[MountedImage] = []
         self._targets: set[str] = set()  # of mounts under way
         self._images = Images(state, config.segment_size, config.worker_uid, localize=True)
@@ -103,16 +117,16 @@ class FanotifyEngine:
             self._targets.discard(order.target)
 
     async def _mount_image(self, order: MountOrder) -> None:
-        fd = open_bootstrap(order.bootstrap)
+        origin = resolve(order.given, self._config, order.auth)
+        fd = await self._fetcher.bootstrap(origin, order.digest)
         with contextlib.ExitStack() as undo:
             undo.callback(os.close, fd)
-            folders = [*order.blob_dirs, os.path.dirname(order.bootstrap), *self._config.blob_dirs]
             name = self._images.id_of(fd)
-            prepared = await self._images.get(name, fd, folders)
+            prepared = await self._images.get(name, fd, self._fetcher.provider(origin))
             folder = self._run.new_mount()
             undo.callback(self._run.remove_mount, folder)
-            record = MountRecord(name, order.bootstrap, order.target, folders, order.prefetch)
-            mounted = self._serve(folder, record, prepared, bound=False)
+            record = MountRecord(name, order.given, order.target, order.prefetch)
+            mounted = self._serve(folder, record, origin, prepared, bound=False)
             mounted.save()
             try:
                 await self._mount(mounted, image.devices(prepared), order.flags)
@@ -125,34 +139,37 @@ class FanotifyEngine:
             undo.pop_all()
             os.close(fd)
         self._mounts.append(mounted)
-        logger().info("mounted", image=order.bootstrap, target=order.target)
+        logger().info("mounted", image=origin.image, target=order.target)
 
-    def _serve(self, folder: str, record: MountRecord, prepared: image.ImageRecord, *, bound: bool) -> MountedImage:
+    def _serve(
+        self, folder: str, record: MountRecord, origin: Origin, prepared: image.ImageRecord, *, bound: bool
+    ) -> MountedImage:
         """Open the stores and start to answer events; nothing is mounted yet (or it is, after a restart)."""
         with contextlib.ExitStack() as undo:
             stores = []
             for ref in prepared.stores:
-                store = self._open_store(ref, record.blob_dirs)
+                store = self._open_store(ref, origin)
                 undo.callback(self._table.close, store)
                 stores.append(store)
             through = os.path.join(folder, "through")
             watch = Watch(through, stores, self._table, self._budget)
             watch.attach(self._state.store, bound=bound)
             undo.pop_all()
-        return MountedImage(folder, record, stores, watch, self._table)
+        return MountedImage(folder, record, origin, stores, watch, self._table)
 
-    def _open_store(self, ref: image.StoreRef, folders: list[str]) -> KeptStore:
+    def _open_store(self, ref: image.StoreRef, origin: Origin) -> KeptStore:
         """Open one store with its blob; a store that is complete does not need the blob any more."""
+        missing: BlobNotFoundError | None = None
+        source: int | Remote | None = None
         try:
-            source: int | None = open_blob(folders, blob_id(ref.blob_id))
-        except BlobNotFoundError:
-            source = None
+            source = origin.find(blob_id(ref.blob_id))
+        except BlobNotFoundError as error:
+            missing = error
         store = self._table.open(ref.key, self._state.store_of(ref.key), source)
-        store.reopen = lambda: open_blob(folders, blob_id(ref.blob_id))
-        if not store.complete and not store.source_fds:
+        store.reopen = lambda: origin.find(blob_id(ref.blob_id))
+        if missing is not None and not store.complete and not store.source_fds and not store.remotes:
             self._table.close(store)
-            open_blob(folders, blob_id(ref.blob_id))  # says what is missing
-            raise BlobNotFoundError(f"blob {ref.blob_id} is gone")
+            raise missing
         return store
 
     async def _mount(self, mounted: MountedImage, devices: list[str], flags: int) -> None:
@@ -232,7 +249,9 @@ class FanotifyEngine:
                 prepared = image.load(self._state.image(record.image))
                 if through not in bound:
                     raise FormatError("it was not mounted")
-                mounted = self._serve(folder, record, prepared, bound=True)
+                origin = resolve(record.given, self._config)
+                self._fetcher.require(origin.remote)
+                mounted = self._serve(folder, record, origin, prepared, bound=True)
             except (OSError, msgspec.MsgspecError, NydusErofsError) as error:
                 logger().warning("a mount of the service before cannot be served", folder=folder, error=str(error))
                 with contextlib.suppress(OSError):
@@ -252,7 +271,7 @@ class FanotifyEngine:
         return [
             mount_status(
                 mounted.record.target,
-                mounted.record.bootstrap,
+                mounted.origin,
                 prefetch=mounted.record.prefetch,
                 detached=mounted.detached,
                 stores=mounted.stores,

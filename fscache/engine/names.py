@@ -14,6 +14,7 @@ from typing import TypeVar
 import msgspec
 
 from ...erofs.errors import FormatError
+from ..origin import Given
 from ..plan import Plan, PlanFlags
 from ..prepare import PLAN
 from ..proto.cachefiles import BLOCK_SIZE
@@ -26,8 +27,7 @@ _UNUSED = PlanFlags.UNUSED.value
 class Registered(msgspec.Struct):
     """An image registered under an fsid."""
 
-    bootstrap: str
-    blob_dirs: list[str]
+    given: Given
     prefetch: bool
 
 
@@ -47,8 +47,8 @@ class Names:
         self._by_name = _load(registrations, dict[str, Registered])
         self._objects = _load(cached, dict[str, _Cached])
 
-    def register(self, volume: str, fsid: str, bootstrap: str, blob_dirs: list[str], prefetch: bool) -> None:
-        self._by_name[f"{volume}/{fsid}"] = Registered(bootstrap, blob_dirs, prefetch)
+    def register(self, volume: str, fsid: str, given: Given, prefetch: bool) -> None:
+        self._by_name[f"{volume}/{fsid}"] = Registered(given, prefetch)
         _save(self._registrations, self._by_name)
 
     def registered(self, volume: str, fsid: str) -> Registered | None:

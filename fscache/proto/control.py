@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 
@@ -16,11 +16,16 @@ class _Request(msgspec.Struct, forbid_unknown_fields=True, tag_field="verb", tag
 
 
 class Mount(_Request):
-    """Mount the image of ``bootstrap`` on ``target`` (absolute paths)."""
+    """Mount ``image`` (absolute path of a bootstrap, or where it is published) on ``target`` (absolute path).
 
-    bootstrap: str
+    ``digest``: identity that the image must have; ``auth``: for its registry (base64 of user:password)."""
+
+    image: str
     target: str
     blob_dirs: list[str] = []
+    backend_file: str = ""
+    digest: Annotated[str, msgspec.Meta(pattern="^(sha256:[0-9a-f]{64})?$")] = ""
+    auth: str = ""
     prefetch: bool | None = None
     options: list[Literal["nosuid", "nodev", "noexec"]] = []
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
+from .fault import Fault
 from .packets import decoded
 
 MAX_MESSAGE = 1 << 16
@@ -20,17 +21,24 @@ class Prepare(_Message):
     localize: bool
 
 
-class Blob(_Message):
-    """The blob asked for (one descriptor), or why it cannot be had."""
+class Bytes(_Message):
+    """What was asked for (one descriptor): a file that holds the blob's bytes from ``base`` on."""
 
-    error: str = ""
-    hint: str = ""
+    base: int
 
 
-class NeedBlob(_Message):
-    """Open this blob for me."""
+class NoBytes(_Message):
+    """Why it cannot be had."""
+
+    fault: Fault
+
+
+class NeedBytes(_Message):
+    """Give me these bytes of a blob."""
 
     blob_id: str
+    offset: int
+    length: int
 
 
 class Prepared(_Message):
@@ -38,15 +46,13 @@ class Prepared(_Message):
 
 
 class NotPrepared(_Message):
-    """The bootstrap or a blob is not what it should be. ``kind`` is the class of the error."""
+    """The bootstrap or a blob is not what it should be."""
 
-    kind: str
-    message: str
-    hint: str = ""
+    fault: Fault
 
 
-ToPrepare = Prepare | Blob
-ToKeeper = NeedBlob | Prepared | NotPrepared
+ToPrepare = Prepare | Bytes | NoBytes
+ToKeeper = NeedBytes | Prepared | NotPrepared
 
 encode = msgspec.json.Encoder().encode
 _to_prepare: msgspec.json.Decoder[ToPrepare] = msgspec.json.Decoder(ToPrepare)

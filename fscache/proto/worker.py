@@ -2,19 +2,33 @@
 
 A *store* is the cache of one blob, made of segment files; the keeper numbers the stores it has open.
 Descriptors travel beside ``OpenStore`` (plan, segment folder, then the blob's sources), ``OpenObject``,
-``AddSource`` and ``Inspect``.
+``AddSource``, ``Inspect`` and the two ``Fetch``. What the keeper asks with a ``ticket`` has one answer.
 """
 
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import msgspec
 
+from ..backend.config import Remote
+from .fault import Fault
 from .packets import decoded
 
 MAX_MESSAGE = 1 << 16
+
+
+class Limits(NamedTuple):
+    """What a worker may do at a time: ``threads`` in all; of these in the background for local and for remote blobs;
+    seconds that readers wait for a backend that does not answer; bytes a second that are fetched in the background
+    (0: no limit)."""
+
+    threads: int
+    background: int
+    remote_background: int
+    patience: int
+    bandwidth: int
 
 
 class Why(StrEnum):
@@ -34,6 +48,7 @@ class OpenStore(_Message):
 
     store: int
     trusted: bool
+    remotes: list[Remote] = []
 
 
 class OpenObject(_Message):
@@ -43,6 +58,7 @@ class OpenObject(_Message):
     store: int
     raw_size: int = 0
     segment_size: int = 0
+    remotes: list[Remote] = []
 
 
 class Inspect(_Message):
@@ -51,10 +67,38 @@ class Inspect(_Message):
     ticket: int
 
 
+class Identify(_Message):
+    """Tell the identity of the bootstrap (one descriptor)."""
+
+    ticket: int
+
+
+class FetchRange(_Message):
+    """Fetch a piece of a blob into the file (one descriptor), from its start."""
+
+    ticket: int
+    remote: Remote
+    blob_id: str
+    offset: int
+    length: int
+
+
+class FetchBootstrap(_Message):
+    """Fetch the bootstrap published under ``name`` into the empty file (one descriptor), unless its version is still
+    ``known``. ``digest``: the identity that it must have, if one is demanded."""
+
+    ticket: int
+    remote: Remote
+    name: str
+    known: str = ""
+    digest: str = ""
+
+
 class AddSource(_Message):
     """One more place to have the blob's bytes from."""
 
     store: int
+    remotes: list[Remote] = []
 
 
 class CloseStore(_Message):
@@ -121,12 +165,50 @@ class Present(_Message):
 
 
 class Inspected(_Message):
-    """The blobs of a bootstrap: (id, bytes of its uncompressed address space); or what is wrong with it."""
+    """The blobs of a bootstrap: (id, bytes of its uncompressed address space)."""
 
     ticket: int
-    blobs: list[tuple[str, int]] = []
-    error: str = ""
-    hint: str = ""
+    blobs: list[tuple[str, int]]
+
+
+class Fetched(_Message):
+    """What was asked for is in the file. Of a bootstrap: its version on the server, SHA-256 and identity; it was not
+    fetched again when the version is the known one."""
+
+    ticket: int
+    version: str = ""
+    sha256: Annotated[str, msgspec.Meta(pattern="^([0-9a-f]{64})?$")] = ""
+    identity: Annotated[str, msgspec.Meta(pattern="^(sha256:[0-9a-f]{64})?$")] = ""
+
+
+class NotDone(_Message):
+    """Why a question has no answer."""
+
+    ticket: int
+    fault: Fault
+
+
+class Traffic(_Message):
+    """What a backend was asked since this worker started: requests, bytes that came, seconds they took together and
+    at most; requests that failed, and those of them that were sent again at once."""
+
+    backend: str
+    requests: int = 0
+    bytes: int = 0
+    errors: int = 0
+    retries: int = 0
+    seconds: float = 0.0
+    slowest: float = 0.0
+    last_error: str = ""
+    down: bool = False
+
+
+class Postponed(_Message):
+    """This segment cannot be had just now and is tried again; its readers wait."""
+
+    store: int
+    segment: int
+    message: str
 
 
 class Synced(_Message):
@@ -135,8 +217,10 @@ class Synced(_Message):
     store: int
 
 
-ToWorker = OpenStore | OpenObject | Inspect | AddSource | CloseStore | Fill | Touch | Prefetch | Sync
-ToKeeper = Progress | Failed | Present | Synced | Inspected
+Question = Inspect | Identify | FetchRange | FetchBootstrap
+Answer = Inspected | Fetched | NotDone
+ToWorker = OpenStore | OpenObject | AddSource | CloseStore | Fill | Touch | Prefetch | Sync | Question
+ToKeeper = Progress | Failed | Postponed | Present | Synced | Traffic | Answer
 
 _encode = msgspec.json.Encoder().encode
 _to_worker: msgspec.json.Decoder[ToWorker] = msgspec.json.Decoder(ToWorker)

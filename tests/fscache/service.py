@@ -235,7 +235,7 @@ class Service:
         """Mount an image; the mountpoint."""
         target = target or self.target()
         dirs = [str(path) for path in blob_dirs]
-        self.request("mount", bootstrap=str(bootstrap), target=str(target), blob_dirs=dirs, prefetch=prefetch)
+        self.request("mount", image=str(bootstrap), target=str(target), blob_dirs=dirs, prefetch=prefetch)
         return target
 
     def umount(self, target: Path) -> None:

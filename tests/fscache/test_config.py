@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nydus_erofs.erofs.errors import ConfigError, UnsupportedError
+from nydus_erofs.fscache.backend.config import describe
 from nydus_erofs.fscache.config import Config, check, load
 
 # The localfs example that nydusd's users start from.
@@ -87,10 +88,63 @@ def test_an_error_names_the_json_path(path, value, named, tmp_path):
     assert "\n" not in caught.value.message
 
 
-@pytest.mark.parametrize("kind", ["oss", "registry", "s3", "nonsense"])
-def test_other_backends_are_refused_by_name(kind, tmp_path):
-    with pytest.raises(UnsupportedError, match=kind):
-        load(written(tmp_path, changed("device.backend.type", kind)))
+def test_an_unknown_backend_is_refused_by_name(tmp_path):
+    with pytest.raises(UnsupportedError, match="nonsense"):
+        load(written(tmp_path, changed("device.backend.type", "nonsense")))
+
+
+S3 = {
+    "endpoint": "127.0.0.1:9000",
+    "scheme": "http",
+    "access_key_id": "KEY",
+    "access_key_secret": "SECRET-SECRET",
+    "bucket_name": "images",
+    "region": "us-east-1",
+    "meta_prefix": "meta/",
+    "blob_prefix": "blobs/",
+}
+
+
+def in_backend(**fields):
+    return {"device": {"backend": {"type": "s3", "config": {**S3, **fields}}, "cache": {"type": "blobcache"}}}
+
+
+def test_nydusd_s3(tmp_path):
+    backend = load(written(tmp_path, in_backend())).backend
+    assert backend.blob_object("ab" * 32) == "blobs/" + "ab" * 32
+    assert backend.meta_object("app.meta") == "meta/app.meta"
+    assert describe(backend) == "s3 http://127.0.0.1:9000/images"
+    prefixed = load(written(tmp_path, in_backend(blob_prefix="", object_prefix="o/"))).backend
+    assert prefixed.blob_object("x") == "o/x"
+
+
+def test_s3_as_a_table_of_our_own(tmp_path):
+    text = "".join(f"{name} = {json.dumps(value)}\n" for name, value in S3.items())
+    config = load(written(tmp_path, f'patience = 7\n[backend]\ntype = "s3"\n{text}'.encode()))
+    assert config == check(Config(patience=7, backend=load(written(tmp_path, in_backend())).backend))
+
+
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        ({"endpoint": "http://127.0.0.1:9000"}, "$.device.backend.config.endpoint"),
+        ({"endpoint": "a/b"}, "$.device.backend.config.endpoint"),
+        ({"bucket_name": ""}, "$.device.backend.config.bucket_name"),
+        ({"bucket": "x"}, "$.device.backend.config: Object contains unknown field `bucket`"),
+        ({"access_key_secret": ""}, "access_key_id and access_key_secret go together"),
+        ({"scheme": "ftp"}, "$.device.backend.config.scheme"),
+        ({"timeout": 0}, "$.device.backend.config.timeout"),
+        ({"object_prefix": "other/"}, "blob_prefix and object_prefix"),
+        ({"proxy": {"url": "p:1"}}, "$.device.backend.config.proxy.url"),
+        ({"proxy": {"url": "http://p:1", "falback": True}}, "$.device.backend.config.proxy"),
+        ({"mirrors": [{"host": "m"}]}, "$.device.backend.config.mirrors[0].host"),
+    ],
+)
+def test_a_wrong_backend_is_named_by_json_path(fields, named, tmp_path):
+    with pytest.raises(ConfigError) as caught:
+        load(written(tmp_path, in_backend(**fields)))
+    assert named in caught.value.message
+    assert "SECRET" not in str(caught.value)
 
 
 def test_toml(tmp_path):

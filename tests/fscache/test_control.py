@@ -27,8 +27,8 @@ GARBAGE = [
     b'{"verb":"format"}',
     b'{"verb":"status","more":1}',
     b'{"verb":"mount"}',
-    b'{"verb":"mount","bootstrap":1,"target":"/x"}',
-    b'{"verb":"mount","bootstrap":"/x","target":"/x","blob_dirs":"/x"}',
+    b'{"verb":"mount","image":1,"target":"/x"}',
+    b'{"verb":"mount","image":"/x","target":"/x","blob_dirs":"/x"}',
     b'{"verb":"umount","target":null}',
     b'{"verb":"umount","target":"\\ud800"}',
     b"\xff\xfe",
@@ -59,9 +59,9 @@ paths = st.text(st.characters(codec="utf-8"), max_size=40)
 @given(paths, paths, st.lists(paths, max_size=3), st.none() | st.booleans())
 def test_mount_round_trip(bootstrap, target, dirs, prefetch):
     line = json.dumps(
-        {"verb": "mount", "bootstrap": bootstrap, "target": target, "blob_dirs": dirs, "prefetch": prefetch}
+        {"verb": "mount", "image": bootstrap, "target": target, "blob_dirs": dirs, "prefetch": prefetch}
     )
-    assert proto.decode(line.encode()) == proto.Mount(bootstrap, target, dirs, prefetch)
+    assert proto.decode(line.encode()) == proto.Mount(bootstrap, target, dirs, prefetch=prefetch)
 
 
 @given(st.text(max_size=50), st.none() | st.text(max_size=50), st.integers(0, 255))

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from nydus_erofs.erofs.errors import FormatError
 from nydus_erofs.fscache.engine import culling
 from nydus_erofs.fscache.engine.names import Names
+from nydus_erofs.fscache.origin import Given
 
 BLOCK = 4096
 
@@ -37,8 +38,8 @@ def test_content_is_never_stale(tmp_path_factory, steps):
 
 
 def test_registered_until_a_reboot(names):
-    names().register("v", "f", "/a.meta", ["/blobs"], True)
-    assert names().registered("v", "f").bootstrap == "/a.meta"
+    names().register("v", "f", Given("/a.meta", ["/blobs"]), True)
+    assert names().registered("v", "f").given == Given("/a.meta", ["/blobs"])
     assert names().registered("other", "f") is None
 
 

@@ -17,6 +17,7 @@ from nydus_erofs.erofs.errors import BlobNotFoundError, CorruptError, FormatErro
 from nydus_erofs.fscache import channel, preparing
 from nydus_erofs.fscache.paths import StatePaths
 from nydus_erofs.fscache.proto import prepare as proto
+from nydus_erofs.fscache.proto.fault import Fault
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(60)]
 UID = 64587
@@ -45,7 +46,7 @@ def state(tmp_path):
 def ask(state, monkeypatch, tmp_path):
     """`ask(act)`: one preparation by a child that runs `act(socket)` in its folder; the record."""
 
-    def ask(act, open_blob=None):
+    def ask(act, provide=None):
         def spawn(module, uid):
             assert (module, uid) == ("prepare", UID)
             ours, theirs = channel.pair()
@@ -69,7 +70,7 @@ def ask(state, monkeypatch, tmp_path):
         boot = os.open(tmp_path / "published", os.O_RDWR | os.O_CREAT)
         request = proto.Prepare(1 << 20, True)
         try:
-            return asyncio.run(preparing.prepare(state, "0" * 32, boot, request, UID, open_blob))
+            return asyncio.run(preparing.prepare(state, "0" * 32, boot, request, UID, provide))
         finally:
             os.close(boot)
             assert not list(Path(state.images).glob(".new*"))
@@ -112,7 +113,7 @@ def test_it_dies(ask):
     refused(ask, lambda sock: os._exit(0), "the process died")
 
 
-@pytest.mark.parametrize("packet", [b"x", b"{}", b'{"op":"needblob"}', b"\xff", b'{"x":' + b"[" * 60_000])
+@pytest.mark.parametrize("packet", [b"x", b"{}", b'{"op":"needbytes"}', b"\xff", b'{"x":' + b"[" * 60_000])
 def test_it_sends_nonsense(packet, ask):
     refused(ask, lambda sock: sock.send(packet), "nonsense")
 
@@ -122,20 +123,20 @@ def test_it_asks_for_a_file_that_is_no_blob(name, ask):
     """The answer is no; the folders of blobs are not even looked into."""
 
     def act(sock):
-        channel.send(sock, proto.encode(proto.NeedBlob(name)))
+        channel.send(sock, proto.encode(proto.NeedBytes(name, 0, 1)))
         packet, fds = channel.receive(sock, proto.MAX_MESSAGE)
         answer = proto.decode_for_prepare(packet)
         assert not fds
-        channel.send(sock, proto.encode(proto.NotPrepared("FormatError", answer.error)))
+        channel.send(sock, proto.encode(proto.NotPrepared(answer.fault)))
         return True
 
-    refused(ask, act, "not a blob id", open_blob=lambda name: pytest.fail("asked"))
+    refused(ask, act, "not a blob id", provide=lambda *_: pytest.fail("asked"))
 
 
 def test_what_it_says_becomes_the_error(ask):
     def say(kind):
         def act(sock):
-            channel.send(sock, proto.encode(proto.NotPrepared(kind, "it is so", "do that")))
+            channel.send(sock, proto.encode(proto.NotPrepared(Fault(kind, "it is so", "do that"))))
             return True
 
         return act

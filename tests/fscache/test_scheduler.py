@@ -1,5 +1,7 @@
 """What is filled next. Hypothesis plays keeper and threads against a model of what must hold."""
 
+from math import inf
+
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -255,3 +257,76 @@ def test_two_stores_take_turns():
             scheduler.demand(store, segment, 1)
     jobs = [scheduler.take().store for _ in range(4)]
     assert sorted(jobs) == [1, 1, 2, 2]
+
+
+def test_what_cannot_be_had_takes_no_thread_until_it_is_due():
+    scheduler = Scheduler(4, 1)
+    scheduler.open(1, bytearray(8))
+    scheduler.demand(1, 4, 10)
+    assert scheduler.postpone(scheduler.take(0.0), now=0.0, delay=2.0, patience=60.0)
+    scheduler.demand(1, 4, 20)  # another reader does not make it come sooner
+    assert scheduler.take(1.9) is None
+    assert scheduler.next_time() == 2.0
+    job = scheduler.take(2.0)
+    assert (job.segment, job.ends, job.upto) == (4, [10, 20], 20)
+    assert scheduler.next_time() == inf
+    scheduler.finish(job, complete=True)
+
+
+def test_readers_wait_no_longer_than_their_patience():
+    scheduler = Scheduler(4, 1)
+    scheduler.open(1, bytearray(8))
+    scheduler.demand(1, 4, 10)
+    for now in (0.0, 20.0, 40.0, 59.0):
+        assert scheduler.postpone(scheduler.take(now), now, delay=0.0, patience=60.0)
+    assert not scheduler.postpone(scheduler.take(60.0), 60.0, delay=0.0, patience=60.0)
+    assert scheduler.take(1000.0) is None
+    scheduler.demand(1, 4, 10)  # who comes later has the same patience
+    assert scheduler.postpone(scheduler.take(1000.0), 1000.0, delay=0.0, patience=60.0)
+
+
+def test_prefetch_outlives_an_outage_whatever_its_length():
+    scheduler = Scheduler(4, 1)
+    scheduler.open(1, bytearray(3))
+    scheduler.prefetch(1, True)
+    for now in range(0, 500, 100):
+        job = scheduler.take(now)
+        assert job.segment == 0
+        assert scheduler.postpone(job, now, delay=50, patience=60)
+    assert [segment for _, segment in drain(scheduler)] == [1, 2]
+    assert scheduler.take(449) is None
+    assert scheduler.take(450).segment == 0
+
+
+def test_a_remote_store_may_use_more_threads_in_the_background():
+    scheduler = Scheduler(8, 1, 4)
+    scheduler.open(1, bytearray(20))
+    scheduler.open(2, bytearray(20), remote=True)
+    for store in (1, 2):
+        scheduler.prefetch(store, True)
+    assert sorted(job.store for job in iter(scheduler.take, None)) == [1, 2, 2, 2]
+
+
+def test_the_background_can_be_paused_and_demand_cannot():
+    scheduler = Scheduler(4, 1)
+    scheduler.open(1, bytearray(20))
+    scheduler.prefetch(1, True)
+    scheduler.pause_background(5.0)
+    assert scheduler.take(4.9) is None
+    assert scheduler.next_time() == 5.0
+    scheduler.demand(1, 7, 1)
+    assert scheduler.take(4.9).segment == 7
+    assert scheduler.take(5.0).why is Why.PREFETCH
+
+
+def test_a_store_closed_while_a_job_is_postponed():
+    scheduler = Scheduler(2, 1)
+    scheduler.open(1, bytearray(4))
+    scheduler.prefetch(1, True)
+    job = scheduler.take()
+    scheduler.close(1)
+    assert scheduler.postpone(job, 0.0, 1.0, 60.0)
+    assert (scheduler.take(9.0), scheduler.next_time()) == (None, inf)
+    scheduler.open(2, bytearray(4))
+    scheduler.prefetch(2, True)
+    assert scheduler.take(9.0).store == 2  # its place in the background is free again

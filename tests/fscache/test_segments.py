@@ -244,7 +244,7 @@ def test_rubbish_in_the_run_folder(service, service_kit, built):
     target = service.mount(built.bootstrap)
     service.kill_all()
     mounts = service.run / "mounts"
-    unknown = {"image": "0" * 32, "bootstrap": "/b", "target": "/t", "blob_dirs": [], "prefetch": True}
+    unknown = {"image": "0" * 32, "given": {"image": "/b"}, "target": "/t", "prefetch": True}
     for name, content in {
         "7": None, "8": b"", "9": b"{", "10": b"\xff", "11": b'{"image":"x"}', "12": b'{"x":' + b"[" * 100_000,
         "13": json.dumps(unknown).encode(),

@@ -19,7 +19,12 @@ class Watched(WorkerLink):
         self.started = asyncio.Queue()
         self.hopeless = asyncio.Event()
         super().__init__(
-            uid, 2, 1, lambda message: None, lambda: self.started.put_nowait(self.pid), self.hopeless.set
+            uid,
+            (2, 1, 1, 60, 0),
+            [],
+            lambda message: None,
+            lambda: self.started.put_nowait(self.pid),
+            self.hopeless.set,
         )
 
 

@@ -1,0 +1,71 @@
+"""What the worker answers besides filling segments: looks at bootstraps, and fetches what the keeper asks for."""
+
+from __future__ import annotations
+
+import os
+
+from ..erofs import localize
+from ..erofs.errors import NydusErofsError
+from ..erofs.ids import blob_id
+from ..erofs.ondisk import BLOCK_SIZE
+from ..erofs.record import Buffer, round_up
+from .backend.assemble import Backends
+from .backend.localfs import LocalBlob
+from .proto import worker as proto
+from .proto.fault import Fault
+
+_MAX_RANGE = 1 << 30  # bytes of a blob in one answer; a chunk-info array has half of it at most
+
+
+def answer(question: proto.Question, fd: int, backends: Backends) -> proto.Answer:
+    """The answer to any question. Takes the descriptor that came with it."""
+    file = LocalBlob(fd)  # closes it
+    try:
+        match question:
+            case proto.Inspect():
+                return proto.Inspected(question.ticket, _inspect(file))
+            case proto.Identify():
+                from .backend.bootstrap import identify
+
+                return proto.Fetched(question.ticket, "", *identify(fd))
+            case proto.FetchRange():
+                _fetch_range(question, fd, backends)
+                return proto.Fetched(question.ticket)
+            case proto.FetchBootstrap():
+                from .backend.bootstrap import fetch_bootstrap
+
+                got = fetch_bootstrap(
+                    backends.get(question.remote), question.remote, question.name, fd,
+                    known=question.known, digest=question.digest,
+                )  # fmt: skip
+                return proto.Fetched(question.ticket, got.version, got.sha256, got.identity)
+    except NydusErofsError as error:
+        return proto.NotDone(question.ticket, Fault.of(error))
+    except OSError as error:
+        fault = Fault("CacheFullError", f"writing what was fetched: {error.strerror}")
+        return proto.NotDone(question.ticket, fault)
+
+
+def _inspect(bootstrap: LocalBlob) -> list[tuple[str, int]]:
+    """The blobs of a bootstrap, read no further than its blob table."""
+    head = localize.read_head(bootstrap)
+    blobs = []
+    for index, entry in enumerate(head.entries):
+        localize.check_entry(index, entry, head.extended.chunk_size)
+        blobs.append((str(localize.name_of(entry)), round_up(entry.uncompressed_size, BLOCK_SIZE)))
+    return blobs
+
+
+def _fetch_range(question: proto.FetchRange, fd: int, backends: Backends) -> None:
+    if not (0 < question.length <= _MAX_RANGE and question.offset >= 0):
+        raise NydusErofsError(f"{question.length} bytes of a blob are too many at once")
+    source = backends.blob(question.remote, blob_id(question.blob_id))
+    write_all(fd, source.read_at(question.offset, question.length), 0)
+
+
+def write_all(fd: int, data: Buffer, offset: int) -> None:
+    """Write all of it at a position of a file."""
+    view = memoryview(data)
+    while view:
+        done = os.pwrite(fd, view, offset)
+        view, offset = view[done:], offset + done

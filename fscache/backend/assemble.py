@@ -1,0 +1,63 @@
+"""The one place where a backend is put together: client, retries, metering."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+import msgspec
+
+from ...erofs.ids import BlobId
+from ...erofs.record import Buffer
+from ..proto.worker import Traffic
+from .clients import client
+from .config import Remote, describe
+from .meter import Meter
+from .resilient import Resilient
+
+
+class RemoteBlob:
+    """A blob behind a network, as a source of bytes for several threads."""
+
+    def __init__(self, backend: Resilient, name: str) -> None:
+        self._backend, self._name = backend, name
+        self.label = backend.label
+
+    def size(self) -> int:
+        return self._backend.stat(self._name).size
+
+    def read_at(self, offset: int, length: int) -> Buffer:
+        return self._backend.read(self._name, offset, length)
+
+
+class Backends:
+    """All backends in use, one client each however many images share it.
+
+    Args:
+        connections: kept open to each server: one for each thread that may ask.
+        changed: called, from any thread, when there is news about traffic.
+    """
+
+    def __init__(self, connections: int, changed: Callable[[], None]) -> None:
+        self._connections, self._changed = connections, changed
+        self._known: dict[bytes, tuple[Resilient, Meter]] = {}
+        self._lock = threading.Lock()
+
+    def get(self, config: Remote) -> Resilient:
+        """The backend of a configuration. Making the first of a kind may take a second: modules are loaded."""
+        key = msgspec.json.encode(config)
+        with self._lock:
+            if key not in self._known:
+                meter = Meter(describe(config), self._changed)
+                made = client(config, self._connections)
+                self._known[key] = Resilient(made, meter, config.retry_limit), meter
+            return self._known[key][0]
+
+    def blob(self, config: Remote, blob_id: BlobId) -> RemoteBlob:
+        return RemoteBlob(self.get(config), config.blob_object(blob_id))
+
+    def news(self) -> list[Traffic]:
+        """What changed since this was asked last."""
+        with self._lock:
+            meters = [meter for _, meter in self._known.values()]
+        return [traffic for meter in meters if (traffic := meter.news()) is not None]

@@ -1,0 +1,167 @@
+"""Fetching a published bootstrap: whole, in parallel pieces, and checked against every digest that is known."""
+
+from __future__ import annotations
+
+import hashlib
+import mmap
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partial
+from typing import NamedTuple
+
+from ...erofs import verity
+from ...erofs.errors import BackendError, BlobNotFoundError, CorruptError, FormatError
+from ...erofs.record import Buffer
+from . import oci
+from .base import Client, ObjectInfo
+from .config import Registry, Remote
+from .registry import Manifest, RegistryClient
+from .resilient import Resilient
+
+MAX_BOOTSTRAP = 2 << 30  # bytes, as in nydusd
+_PIECE, _PARALLEL = 4 << 20, 4  # bytes in one request, requests at a time
+_SUFFIX = ".meta"
+
+
+class Fetched(NamedTuple):
+    """A bootstrap that is in the file now (or not, when ``version`` is the known one)."""
+
+    version: str  # of what the server has under the name
+    sha256: str = ""
+    identity: str = ""  # sha256: and the fs-verity digest
+
+
+def fetch_bootstrap(
+    backend: Resilient, config: Remote, name: str, fd: int, *, known: str = "", digest: str = ""
+) -> Fetched:
+    """Fetch the bootstrap published as ``name`` (an object, a tag or a digest) into an empty file, and to the disk.
+
+    Args:
+        known: version that need not be fetched again.
+        digest: identity that it must have, if one is demanded.
+
+    Raises:
+        BackendError: it cannot be had.
+        CorruptError: it is not what the server, its digest tree or ``digest`` says.
+        FormatError: what has this name is no Nydus image.
+    """
+    if isinstance(config, Registry):
+        version, claimed = _from_registry(backend, config, name, fd, known)
+    else:
+        version, claimed = _from_object(backend, config, name, fd, known)
+    if version == known and known:
+        return Fetched(version)
+    os.fsync(fd)
+    sha256, identity = identify(fd)
+    for what, wanted in (("its digest tree", claimed), ("what is demanded", digest)):
+        if wanted and identity != wanted:
+            raise CorruptError(
+                f"{backend.label}: bootstrap {name} has the digest {identity}, not {wanted} as {what} says"
+            )
+    return Fetched(version, sha256, identity)
+
+
+def identify(fd: int) -> tuple[str, str]:
+    """SHA-256 and identity of a bootstrap file."""
+    with _mapped(fd) as data:
+        return hashlib.sha256(data).hexdigest(), verity.identity(data)
+
+
+@contextmanager
+def _mapped(fd: int) -> Iterator[mmap.mmap]:
+    with mmap.mmap(fd, 0, prot=mmap.PROT_READ) as data:
+        yield data
+
+
+def _from_object(backend: Resilient, config: Remote, name: str, fd: int, known: str) -> tuple[str, str]:
+    """(version, identity that the digest tree beside it claims)."""
+    name, info = _find(backend, name)
+    version = f"{info.etag} {info.size}" if info.etag else ""
+    if version and version == known:
+        return version, ""
+    _check_size(backend, name, info.size)
+    with ThreadPoolExecutor(1) as beside:
+        tree = beside.submit(_tree_of, backend, name)
+        _download(backend, name, info.size, fd)
+        if backend.stat(name).etag != info.etag:
+            raise BackendError(f"{backend.label}: {name} was replaced while it was fetched", hint="mount it again")
+        return version, tree.result()
+
+
+def _find(backend: Resilient, name: str) -> tuple[str, ObjectInfo]:
+    """The object that a name means: with .meta, or as it is."""
+    if not name.endswith(_SUFFIX):
+        try:
+            return name + _SUFFIX, backend.stat(name + _SUFFIX)
+        except BlobNotFoundError:
+            pass
+    return name, backend.stat(name)
+
+
+def _check_size(backend: Resilient, name: str, size: int) -> None:
+    if not 0 < size <= MAX_BOOTSTRAP:
+        raise FormatError(f"{backend.label}: {name} of {size} bytes is no bootstrap")
+
+
+def _download(backend: Resilient, name: str, size: int, fd: int) -> None:
+    def piece(offset: int) -> None:
+        _write(fd, backend.read(name, offset, min(_PIECE, size - offset)), offset)
+
+    with ThreadPoolExecutor(_PARALLEL) as pool:
+        for done in [pool.submit(piece, offset) for offset in range(0, size, _PIECE)]:
+            done.result()
+
+
+def _write(fd: int, data: Buffer, offset: int) -> None:
+    view = memoryview(data)
+    while view:
+        done = os.pwrite(fd, view, offset)
+        view, offset = view[done:], offset + done
+
+
+def _tree_of(backend: Resilient, name: str) -> str:
+    """The identity that the digest tree published beside a bootstrap has; empty when there is none."""
+    tree = name + verity.SUFFIX
+    try:
+        size = backend.stat(tree).size
+    except BlobNotFoundError:
+        return ""
+    if not 0 < size <= verity.MAX_TREE_FILE:
+        raise CorruptError(f"{backend.label}: {tree} of {size} bytes is no digest tree")
+    return verity.parse_tree(backend.read(tree, 0, size)).identity
+
+
+def _from_registry(backend: Resilient, config: Registry, name: str, fd: int, known: str) -> tuple[str, str]:
+    """(digest of the manifest, identity that the digest tree in the bootstrap layer claims)."""
+    image, version = _manifest(backend, name)
+    if version == known:
+        return version, ""
+    layer = image.bootstrap
+    with open(os.memfd_create("layer", os.MFD_CLOEXEC), "w+b") as file:
+        _check_size(backend, layer.digest, layer.size)
+        _download(backend, layer.digest, layer.size, file.fileno())
+        with _mapped(file.fileno()) as data:
+            if f"sha256:{hashlib.sha256(data).hexdigest()}" != layer.digest:
+                raise CorruptError(f"{backend.label}: layer {layer.digest} does not have this digest")
+        file.seek(0)
+        with open(fd, "wb", closefd=False) as out:
+            tree = oci.extract_bootstrap(file, out, MAX_BOOTSTRAP)
+    return version, verity.parse_tree(tree).identity if tree else ""
+
+
+def _manifest(backend: Resilient, name: str) -> tuple[oci.NydusImage, str]:
+    """The image of a tag or digest, through an index if need be, and the digest of its manifest."""
+    for _ in range(2):
+        found = backend.call(partial(_get_manifest, name=name))
+        image = oci.parse_manifest(found.bytes, found.digest)
+        if isinstance(image, oci.NydusImage):
+            return image, found.digest
+        name = image.choose().digest
+    raise FormatError(f"{backend.label}: {name} is an index of indexes")
+
+
+def _get_manifest(client: Client, name: str) -> Manifest:
+    assert isinstance(client, RegistryClient)
+    return client.manifest(name)

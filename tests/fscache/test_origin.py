@@ -1,0 +1,84 @@
+"""What the name of an image means, with each configuration."""
+
+import json
+
+import pytest
+
+from nydus_erofs.erofs.errors import BlobNotFoundError, ConfigError
+from nydus_erofs.fscache.backend.config import S3, Registry
+from nydus_erofs.fscache.config import Config
+from nydus_erofs.fscache.origin import Given, by_name, resolve
+
+BLOB = "ab" * 32
+BUCKET = S3(bucket_name="images", endpoint="127.0.0.1:9", access_key_id="K", access_key_secret="S", meta_prefix="m/")
+HUB = Registry(host="hub.local:5000", repo="base", auth="dTpw")
+
+
+def test_a_file_here(tmp_path):
+    (tmp_path / BLOB).write_bytes(b"blob")
+    origin = resolve(Given(str(tmp_path / "app.meta")), Config())
+    assert (origin.remote, origin.name) == (None, "")
+    fd = origin.find(BLOB)
+    assert isinstance(fd, int)
+    open(fd).close()
+    with pytest.raises(BlobNotFoundError):
+        origin.find("cd" * 32)
+
+
+def test_a_file_here_with_blobs_elsewhere(tmp_path):
+    origin = resolve(Given(str(tmp_path / "app.meta")), Config(backend=BUCKET))
+    assert origin.name == ""
+    assert origin.find(BLOB) == BUCKET
+
+
+def test_in_a_bucket():
+    origin = resolve(Given("s3://other/m/app.meta"), Config(backend=BUCKET))
+    assert origin.name == "m/app.meta"
+    assert origin.remote.bucket_name == "other"
+    assert origin.remote.access_key_id == "K"
+    assert origin.find(BLOB) == origin.remote
+    assert resolve(Given("s3://b/x"), Config()).remote == S3(bucket_name="b")
+
+
+@pytest.mark.parametrize("name", ["s3://", "s3://bucket", "s3://bucket/", "s3:///x"])
+def test_half_a_name(name):
+    with pytest.raises(ConfigError, match="s3://BUCKET/NAME"):
+        resolve(Given(name), Config())
+
+
+def test_in_a_registry():
+    origin = resolve(Given("hub.local:5000/team/app:v1"), Config(backend=HUB))
+    assert (origin.remote.repo, origin.remote.auth, origin.name) == ("team/app", "dTpw", "v1")
+
+
+def test_credentials_are_not_given_to_another_registry():
+    origin = resolve(Given("evil.local/team/app:v1"), Config(backend=HUB))
+    assert (origin.remote.host, origin.remote.auth) == ("evil.local", "")
+    assert resolve(Given("evil.local/team/app:v1"), Config(backend=HUB), "eDp5").remote.auth == "eDp5"
+
+
+def test_the_configured_backend_is_another_kind():
+    with pytest.raises(ConfigError, match="is registry .*, not S3"):
+        resolve(Given("s3://b/x"), Config(backend=HUB))
+    with pytest.raises(ConfigError, match="not a registry"):
+        resolve(Given("hub.local/a:b"), Config(backend=BUCKET))
+
+
+def test_a_configuration_of_its_own(tmp_path):
+    path = tmp_path / "backend.json"
+    path.write_text(json.dumps({"device": {"backend": {"type": "s3", "config": {"bucket_name": "mine"}}}}))
+    origin = resolve(Given("/images/app.meta", backend_file=str(path)), Config(backend=BUCKET))
+    assert origin.remote == S3(bucket_name="mine")
+    path.write_text(json.dumps({"device": {"backend": {"type": "localfs", "config": {"dir": "/blobs"}}}}))
+    origin = resolve(Given("/images/app.meta", backend_file=str(path)), Config(backend=BUCKET))
+    assert (origin.remote, origin.folders) == (None, ["/blobs", "/images"])
+
+
+def test_by_name(tmp_path):
+    (tmp_path / "app.meta").touch()
+    config = Config(blob_dirs=[str(tmp_path)], backend=BUCKET)
+    assert by_name("app", config).name == ""
+    assert by_name("other", config).name == "m/other"
+    with pytest.raises(BlobNotFoundError, match="no image other"):
+        by_name("other", Config(blob_dirs=[str(tmp_path)]))
+    assert by_name("v1", Config(backend=HUB)).name == "v1"

@@ -1,0 +1,27 @@
+"""What `status` says of a backend, over the lives of several workers."""
+
+from nydus_erofs.fscache.proto.worker import Traffic
+from nydus_erofs.fscache.traffic import TrafficTable
+
+S3 = "s3 http://server/bucket"
+
+
+def test_counts_outlive_the_worker_that_counted():
+    table = TrafficTable()
+    table.on_news(Traffic(S3, requests=3, bytes=30, errors=1, seconds=0.3, slowest=0.2, last_error="x", down=True))
+    table.on_news(Traffic(S3, requests=4, bytes=40, errors=1, seconds=0.4, slowest=0.2, last_error="x"))
+    table.on_new_worker()
+    table.on_news(Traffic(S3, requests=1, bytes=10, seconds=0.6, slowest=0.6))
+    assert table.describe() == [
+        {
+            "backend": S3, "requests": 5, "bytes": 50, "errors": 1, "retries": 0, "latency_seconds_mean": 0.2,
+            "latency_seconds_max": 0.6, "down": False, "last_error": "x",
+        }
+    ]  # fmt: skip
+
+
+def test_a_worker_gone_wrong_does_not_fill_the_memory():
+    table = TrafficTable()
+    for number in range(10_000):
+        table.on_news(Traffic(f"s3 {number}"))
+    assert len(table.describe()) == 256
