@@ -8,7 +8,7 @@ from ...erofs.errors import UnsupportedError
 from .base import Client, Writer
 from .config import HttpProxy, Registry, Remote, S3
 
-_MODULES = {"s3": "s3", "registry": "registry", "http-proxy": "httpproxy"}
+_MODULES = {"s3": "s3_connect", "registry": "registry", "http-proxy": "httpproxy"}
 
 
 def load(kind: str) -> None:

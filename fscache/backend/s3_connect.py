@@ -15,6 +15,7 @@ import ssl
 from pathlib import Path
 from typing import Any
 
+import botocore.loaders
 import botocore.session
 import urllib3
 from botocore.awsrequest import AWSPreparedRequest, AWSResponse
@@ -33,6 +34,7 @@ _BUNDLES = (  # of the distributions
     "/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt", "/etc/ssl/ca-bundle.pem",
     "/etc/ssl/cert.pem",
 )  # fmt: skip
+_DATA = botocore.loaders.create_loader()  # botocore's own files; what was read once is kept
 _PROOFS = re.compile(r"Credential=([^/,]+)|Signature=(\w+)")
 
 
@@ -40,7 +42,7 @@ def connect(config: S3, connections: int) -> Any:
     """The botocore client; raises what botocore raises (NoCredentialsError too, which it leaves to each request)."""
     # Their debug lines hold signed headers, the others of these two no more than names.
     logging.getLogger("botocore").setLevel(logging.INFO)
-    session = botocore.session.Session(profile=config.profile or None)
+    session = _session(config.profile)
     if not config.access_key_id and session.get_credentials() is None:
         raise NoCredentialsError
     options: dict[str, Any] = {"ignore_configured_endpoint_urls": True}  # the stubs do not know it
@@ -69,6 +71,21 @@ def connect(config: S3, connections: int) -> Any:
     api.meta.events.register("before-send.s3", transport.send)
     api.meta.events.register("before-call.s3", _stay_here)
     return api
+
+
+def preload() -> None:
+    """Read all of botocore's data that a client may need: later its files may be out of reach."""
+    from . import s3, s3_errors  # noqa: F401
+
+    session = _session("")
+    for service in ("s3", "sts", "sso", "sso-oidc"):
+        session.create_client(service, region_name="us-east-1", aws_access_key_id="-", aws_secret_access_key="-")
+
+
+def _session(profile: str) -> botocore.session.Session:
+    session = botocore.session.Session(profile=profile or None)
+    session.register_component("data_loader", _DATA)
+    return session
 
 
 def _stay_here(params: dict[str, Any], **_: Any) -> None:
