@@ -120,6 +120,7 @@ BackendConfig = LocalFs | Remote
 _KINDS: dict[str, type[BackendConfig]] = {
     "localfs": LocalFs, "s3": S3, "oss": S3, "registry": Registry, "http-proxy": HttpProxy,
 }  # fmt: skip
+_MAX_FILE = 1 << 20  # bytes, as in nydusd
 _SCHEMES = ("http", "https")
 
 
@@ -143,6 +144,64 @@ def convert(kind: str, fields: dict[str, Any], path: str = "$") -> BackendConfig
         what, _, where = str(error).partition(" - at `$")
         raise ConfigError(f"{path}{where.rstrip('`')}: {what}") from None
     return check(config, path)
+
+
+def load(kind: str | None, path: str) -> BackendConfig:
+    """The backend that a JSON file describes: the fields of one (as nydusify takes them), or a nydusd configuration.
+
+    Args:
+        kind: of the backend; not needed where the file says it.
+
+    Raises ConfigError naming the file, and what is wrong in it by JSON path.
+    """
+    try:
+        with open(path, "rb") as file:
+            raw = file.read(_MAX_FILE + 1)
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}") from None
+    if len(raw) > _MAX_FILE:
+        raise ConfigError(f"{path} is larger than 1 MiB", hint="is it a configuration file?")
+    try:
+        document = msgspec.json.decode(raw, type=dict[str, Any])
+    except (msgspec.MsgspecError, RecursionError) as error:
+        raise ConfigError(f"{path} is no JSON object: {error}") from None
+    try:
+        said, fields, place = _backend_of(document)
+        if kind and said and _tag(kind) != _tag(said):
+            raise ConfigError(f"{place} is a {said} backend, not {kind}")
+        if not (kind or said):
+            raise ConfigError("$.type is missing", hint=f"one of {', '.join(_KINDS)}")
+        return convert(said or kind or "", fields, place)
+    except (ConfigError, UnsupportedError) as error:
+        error.message = f"{path}: {error.message}"
+        raise
+
+
+def _backend_of(document: dict[str, Any]) -> tuple[str, dict[str, Any], str]:
+    """(kind or nothing, fields, JSON path of these) of a document of any form."""
+    try:
+        if "device" in document:
+            backend = document["device"]["backend"]
+            return _text(backend["type"]), _object(backend["config"]), "$.device.backend.config"
+        if "backend" in document:
+            backend = document["backend"]
+            kind = _text(backend["type"])
+            return kind, _object(backend[kind]), f"$.backend.{kind}"
+        return _text(document.get("type", "")), document, "$"
+    except (KeyError, TypeError):
+        raise ConfigError("neither the fields of a backend nor a nydusd configuration with one") from None
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError
+    return value
+
+
+def _object(value: object) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise TypeError
+    return value
 
 
 def _tag(kind: str) -> str:
