@@ -11,7 +11,7 @@ from ...erofs.errors import BackendError, BlobNotFoundError
 from .base import ObjectInfo
 from .config import S3, describe
 
-_RANGE = re.compile(r"bytes (\d{1,19})-(\d{1,19})/(?:\d{1,19}|\*)")
+_RANGE = re.compile(r"bytes (\d{1,19})-(\d{1,19})/(\d{1,19}|\*)")
 
 
 class S3Client:
@@ -34,7 +34,12 @@ class S3Client:
         return f"S3Client({self.label})"
 
     def stat(self, name: str) -> ObjectInfo:
-        answer = self.call("head_object", name)
+        try:
+            answer = self.call("head_object", name)
+        except BackendError as error:
+            if not error.retryable:
+                self.read(name, 0, 1)  # fails too, and says why: answers to HEAD have no text
+            raise
         return ObjectInfo(self._size(answer, name), str(answer.get("ETag", "")).strip('"')[:200])
 
     def read(self, name: str, offset: int, length: int) -> bytes:
@@ -99,6 +104,11 @@ class S3Client:
             span = _RANGE.fullmatch(str(answer.get("ContentRange", "")))
             right = span is not None and (int(span[1]), int(span[2])) == (offset, offset + length - 1)
             what = f"bytes {span[1]}-{span[2]}" if span else "bytes without saying which"
+            if span and span[3] != "*" and offset <= int(span[3]) < offset + length:
+                raise BackendError(
+                    f"{self._what(name)}: the object is shorter than the image says: it has {int(span[3])} bytes",
+                    retryable=False,
+                )
         else:  # a server that knows no ranges sends all
             right = offset == 0 and "ContentLength" in answer
             what = f"{sent} bytes" if "ContentLength" in answer else "the whole object"

@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 
 from botocore import exceptions as boto
 from urllib3 import exceptions as http
+from urllib3.util.ssl_match_hostname import CertificateError
 
 from ...erofs.errors import BackendError, BlobNotFoundError, ConfigError, DeniedError, NydusErofsError
 from .config import S3
@@ -23,6 +24,10 @@ from .config import S3
 _LONGEST_PAUSE = 60.0  # seconds that a server may ask for
 _DENIED = {
     "InvalidAccessKeyId": ("the server does not know the access key id", "check access_key_id"),
+    "XAdminUserNotFound": (
+        "the server does not know the access key id",
+        "check access_key_id",
+    ),  # versitygw's, with 404
     "SignatureDoesNotMatch": ("the signature does not match", "check access_key_secret, and region"),
     "AccessDenied": ("access is denied", "the keys are right but may not do this: check the bucket's policy"),
     "RequestTimeTooSkewed": ("the clocks differ too much", "this host's clock is wrong: synchronize it"),
@@ -127,6 +132,12 @@ def _unanswered(error: Exception, what: str, config: S3, url: str) -> BackendErr
                     hint="name its issuer's certificate in ca_cert_files, or set skip_verify",
                     retryable=False,
                 )
+            case CertificateError():
+                return BackendError(
+                    f"{what}: {place}: the certificate is not trusted: it is for another host",
+                    hint="check endpoint, or set skip_verify",
+                    retryable=False,
+                )
             case ssl.SSLError() if not isinstance(cause, TimeoutError):
                 return BackendError(
                     f"{what}: {place}: TLS failed: {_text(cause.reason or 'no reason given')}",
@@ -135,9 +146,11 @@ def _unanswered(error: Exception, what: str, config: S3, url: str) -> BackendErr
                 )
             case socket.gaierror():
                 return BackendError(f"{what}: the name of {place} cannot be resolved: {_text(cause.strerror)}")
-            case boto.ConnectTimeoutError() | http.ConnectTimeoutError():
+            case boto.ConnectTimeoutError():
                 return BackendError(f"{what}: cannot connect to {place} within {config.connect_timeout:g} s")
-            case boto.ReadTimeoutError() | http.ReadTimeoutError() | TimeoutError() if not connecting:
+            case TimeoutError() if connecting:
+                return BackendError(f"{what}: cannot connect to {place} within {config.connect_timeout:g} s")
+            case boto.ReadTimeoutError() | http.ReadTimeoutError() | TimeoutError():
                 return BackendError(f"{what}: {place} sent nothing for {config.timeout:g} s or more")
     for cause in causes:
         if isinstance(cause, OSError) and cause.strerror:

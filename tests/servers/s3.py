@@ -18,7 +18,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 KEY, SECRET, TOKEN = "AKIANYDUSEROFSTEST", "a-secret/that+nobody=prints", "a-session-token-that-nobody-prints"
 BUCKET = "images"
@@ -68,6 +68,15 @@ class Gateway:
             self._process.wait(10)
 
 
+class Seen(NamedTuple):
+    """A request that came."""
+
+    command: str
+    path: str
+    headers: dict[str, str]
+    body: bytes
+
+
 class Request(BaseHTTPRequestHandler):
     """One request at a ``Stub``; the answer is the stub's."""
 
@@ -81,15 +90,12 @@ class Request(BaseHTTPRequestHandler):
             return
         self.close_connection = True
 
-    def handle_expect_100(self) -> bool:
-        return super().handle_expect_100()
-
     def _answer(self) -> None:
-        self.body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        self.server.requests.append(self)
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        self.server.requests.append(Seen(self.command, self.path, dict(self.headers), body))
         self.server.reply(self)
 
-    do_GET = do_HEAD = do_PUT = do_POST = do_CONNECT = _answer
+    do_GET = do_HEAD = do_PUT = do_POST = do_CONNECT = _answer  # noqa: N815
 
     def send(self, status: int, body: bytes = b"", **headers: str | int) -> None:
         """A whole answer; ``_`` in names of headers stands for ``-``. Content_Length may lie."""
@@ -119,7 +125,7 @@ Reply = Callable[[Request], None]
 class Server(ThreadingHTTPServer):
     daemon_threads = True
     reply: Reply
-    requests: list[Request]
+    requests: list[Seen]
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         pass
@@ -141,7 +147,7 @@ class Stub:
         self._thread.start()
 
     @property
-    def requests(self) -> list[Request]:
+    def requests(self) -> list[Seen]:
         return self._server.requests
 
     def __enter__(self) -> Self:
@@ -175,7 +181,7 @@ def error(status: int, code: str, message: str = "a message", extra: str = "", *
     return lambda request: request.send(status, body.encode(), Content_Type="application/xml", **headers)
 
 
-def credentials(lifetime: timedelta) -> Reply:
+def credentials(lifetime: timedelta, token: str = TOKEN) -> Reply:
     """A container's and an instance's (IMDSv2) source of keys; the ids of the 2nd, 3rd... end in 2, 3..."""
     count = 0
 
@@ -192,7 +198,7 @@ def credentials(lifetime: timedelta) -> Reply:
             count += 1
             request.send(200, json.dumps({
                 "Code": "Success", "AccessKeyId": KEY + (str(count) if count > 1 else ""), "SecretAccessKey": SECRET,
-                "Token": TOKEN, "Expiration": (datetime.now(UTC) + lifetime).strftime("%Y-%m-%dT%H:%M:%SZ"),
+                "Token": token, "Expiration": (datetime.now(UTC) + lifetime).strftime("%Y-%m-%dT%H:%M:%SZ"),
             }).encode())  # fmt: skip
 
     return reply
