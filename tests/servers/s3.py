@@ -95,7 +95,7 @@ class Request(BaseHTTPRequestHandler):
         self.server.requests.append(Seen(self.command, self.path, dict(self.headers), body))
         self.server.reply(self)
 
-    do_GET = do_HEAD = do_PUT = do_POST = do_CONNECT = _answer  # noqa: N815
+    do_GET = do_HEAD = do_PUT = do_POST = do_PATCH = do_CONNECT = _answer  # noqa: N815
 
     def send(self, status: int, body: bytes = b"", **headers: str | int) -> None:
         """A whole answer; ``_`` in names of headers stands for ``-``. Content_Length may lie."""
