@@ -2,7 +2,7 @@
 
 import importlib.util
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -34,3 +34,41 @@ def s3_server(s3_kit: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> I
     gateway = s3_kit.Gateway(tmp_path_factory.mktemp("s3"))
     yield gateway
     gateway.close()
+
+
+@pytest.fixture(scope="session")
+def registry_kit() -> ModuleType:
+    """`tests/servers/registry.py`, and in it `tokens`, `proxy` and `stub`: the other modules of servers."""
+    kit = _load("registry")
+    kit.tokens, kit.proxy, kit.stub = _load("tokens"), _load("proxy"), _load("s3")  # type: ignore[attr-defined]
+    return kit
+
+
+@pytest.fixture
+def registry_make(registry_kit: ModuleType, tmp_path: Path) -> Iterator[Callable[..., Any]]:
+    """`registry_make(auth, tls)`: a running `Registry`, which ends with the test."""
+    made = []
+
+    def make(auth: Any = "", tls: Any = None) -> Any:
+        folder = tmp_path / f"registry{len(made)}"
+        folder.mkdir()
+        made.append(registry_kit.Registry(folder, auth, tls))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.stop()
+
+
+@pytest.fixture
+def registry_tokens(registry_kit: ModuleType, tmp_path: Path) -> Iterator[Callable[..., Any]]:
+    """`registry_tokens(**options)`: a running `TokenServer`, which ends with the test."""
+    made = []
+
+    def make(**options: Any) -> Any:
+        made.append(registry_kit.tokens.TokenServer(tmp_path, **options))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.close()
