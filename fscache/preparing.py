@@ -21,10 +21,11 @@ from .paths import StatePaths
 from .prepare import PLAN, STORES
 from .proto import prepare as proto
 from .proto.fault import Fault
-from .spawn import exited, spawn
+from .spawn import exited, spawn, write_out
 from .target import segment_name
 
 _PATIENCE = 300.0  # seconds
+_SETTLE_AFTER = 15.0  # seconds
 _FAILED = "preparing the image failed: "
 
 
@@ -39,6 +40,18 @@ class Images:
         self._paths, self._uid = paths, uid
         self._request = proto.Prepare(segment_size, localize)
         self._locks: dict[str, asyncio.Lock] = {}
+        self._settling: set[asyncio.Task[None]] = set()
+
+    async def _settle(self, image_id: str, record: image.ImageRecord) -> None:
+        """Have a fresh image outlive a crash of the machine, once its mount has what it needs of the disk."""
+        await asyncio.sleep(_SETTLE_AFTER)
+        directory = self._paths.image(image_id)
+        names = [image.RECORD, image.BOOT] if record.boot_size else [image.RECORD]
+        files = [os.path.join(directory, name) for name in names]
+        folders = [self._paths.store_of(ref.key) for ref in record.stores]
+        plans = [os.path.join(folder, PLAN) for folder in folders]
+        if await write_out([*files, *plans, directory, *folders, self._paths.store, self._paths.images]):
+            epoch.settle(directory)
 
     def id_of(self, bootstrap_fd: int) -> str:
         return image.image_id(bootstrap_fd, self._request.segment_size)
@@ -51,7 +64,10 @@ class Images:
                 found = self._find(image_id)
                 if found is not None:
                     return found
-                return await prepare(self._paths, image_id, bootstrap_fd, self._request, self._uid, provide)
+                record = await prepare(self._paths, image_id, bootstrap_fd, self._request, self._uid, provide)
+                self._settling.add(task := asyncio.create_task(self._settle(image_id, record)))
+                task.add_done_callback(self._settling.discard)
+                return record
         finally:
             if not lock.locked():
                 self._locks.pop(image_id, None)

@@ -6,6 +6,7 @@ import asyncio
 import os
 import socket
 import sys
+from collections.abc import Sequence
 
 from . import channel
 
@@ -37,6 +38,15 @@ def spawn(module: str, *arguments: object) -> tuple[int, socket.socket]:
     finally:
         os.close(null)
     return pid, ours
+
+
+async def write_out(paths: Sequence[str]) -> bool:
+    """Write files and folders to the disk, however long that takes; whether it was done (sync(1) does it)."""
+    try:
+        pid = os.posix_spawnp("sync", ["sync", "--", *paths], os.environ)
+    except OSError:
+        return False
+    return await exited(pid) == 0
 
 
 async def exited(pid: int) -> int:

@@ -16,6 +16,7 @@ def load(kind: str) -> None:
 
     A module with such needs has a function ``preload``.
     """
+    "server".encode("idna")  # looked up by each connection
     module = importlib.import_module(f"{__package__}.{_MODULES[kind]}")
     if hasattr(module, "preload"):
         module.preload()

@@ -233,9 +233,13 @@ class Service:
 
     def mount(self, bootstrap: Path, *blob_dirs: Path, target: Path | None = None, prefetch: bool = False) -> Path:
         """Mount an image; the mountpoint."""
-        target = target or self.target()
         dirs = [str(path) for path in blob_dirs]
-        self.request("mount", image=str(bootstrap), target=str(target), blob_dirs=dirs, prefetch=prefetch)
+        return self.mount_image(str(bootstrap), target=target, blob_dirs=dirs, prefetch=prefetch)
+
+    def mount_image(self, image: str, *, target: Path | None = None, prefetch: bool = False, **fields: Any) -> Path:
+        """Mount what has this name somewhere; the mountpoint."""
+        target = target or self.target()
+        self.request("mount", image=image, target=str(target), prefetch=prefetch, **fields)
         return target
 
     def umount(self, target: Path) -> None:
