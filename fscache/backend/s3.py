@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable
 from typing import Any, BinaryIO
 
-from ...erofs.errors import BackendError, BlobNotFoundError
+from ...erofs.errors import BackendError, BlobNotFoundError, DeniedError
 from .base import ObjectInfo
 from .config import S3, describe
 
@@ -63,10 +63,13 @@ class S3Client:
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     def holds(self, name: str, size: int, sha256: str) -> bool:
-        """Whether the object is there already, as far as the server can tell without its bytes being read."""
+        """Whether the object is there already, as far as the server can tell without its bytes being read.
+
+        A refusal is a no: S3 so answers whoever may not list, where there is no such object.
+        """
         try:
             answer = self.call("head_object", name)
-        except BlobNotFoundError:
+        except (BlobNotFoundError, DeniedError):
             return False
         known = {key.lower(): value for key, value in answer.get("Metadata", {}).items()}.get("sha256", sha256)
         return self._size(answer, name) == size and known == sha256

@@ -29,7 +29,10 @@ _DENIED = {
         "check access_key_id",
     ),  # versitygw's, with 404
     "SignatureDoesNotMatch": ("the signature does not match", "check access_key_secret, and region"),
-    "AccessDenied": ("access is denied", "the keys are right but may not do this: check the bucket's policy"),
+    "AccessDenied": (
+        "access is denied",
+        "check the bucket's policy; whoever may not list also gets this where nothing is",
+    ),
     "RequestTimeTooSkewed": ("the clocks differ too much", "this host's clock is wrong: synchronize it"),
     "RequestExpired": ("the request is too old", "this host's clock is wrong: synchronize it"),
     "ExpiredToken": ("the credentials have expired", "renew session_token and the keys that belong to it"),

@@ -35,7 +35,10 @@ def put(client: S3Client, name: str, file: BinaryIO, size: int, sha256: str, pro
     else:
         _Upload(client, name, file, size, sha256, progress).run()
     if not client.holds(name, size, sha256):
-        raise BackendError(f"{client.label}: object {name}: what is there now is not what was sent")
+        raise BackendError(
+            f"{client.label}: object {name}: after storing it, it is not there as it was sent",
+            hint="the keys must be allowed to read it, too",
+        )
 
 
 class _Upload:
@@ -56,8 +59,7 @@ class _Upload:
         if upload := self._unfinished():
             self._progress(sum(self._span(number)[1] for number in self._etags))
         else:
-            answer = self._client.call("create_multipart_upload", self._name, Metadata={"sha256": self._sha256})
-            upload = str(answer["UploadId"])
+            upload = self._told("UploadId", "create_multipart_upload", Metadata={"sha256": self._sha256})
         self._missing = iter([number for number in range(1, self._count + 1) if number not in self._etags])
         workers = min(_THREADS, self._client.connections)
         with ThreadPoolExecutor(workers, thread_name_prefix="s3-put") as pool:
@@ -67,6 +69,13 @@ class _Upload:
             finally:
                 self._stop()
         self._complete(upload)
+
+    def _told(self, field: str, operation: str, **fields: Any) -> str:
+        """One field of an answer."""
+        answer = self._client.call(operation, self._name, **fields)
+        if not isinstance(value := answer.get(field), str):
+            raise BackendError(f"{self._client.label}: object {self._name}: the server gives no {field}")
+        return value
 
     def _complete(self, upload: str) -> None:
         parts = [{"PartNumber": number, "ETag": etag} for number, etag in sorted(self._etags.items())]
@@ -94,11 +103,11 @@ class _Upload:
                     return
                 data = _exactly(self._file, *self._span(number))
             try:
-                answer = self._client.call(
-                    "upload_part", self._name, UploadId=upload, PartNumber=number, Body=data, ContentMD5=_md5(data)[1]
+                etag = self._told(
+                    "ETag", "upload_part", UploadId=upload, PartNumber=number, Body=data, ContentMD5=_md5(data)[1]
                 )
                 with self._lock:
-                    self._etags[number] = str(answer["ETag"])
+                    self._etags[number] = etag
                     self._progress(len(data))
             except BaseException:
                 self._stop()  # the others need not go on
@@ -108,7 +117,9 @@ class _Upload:
         """An earlier upload to continue, with the parts it has in ``_etags``."""
         try:
             found = self._client.call("list_multipart_uploads", self._name, Prefix=self._name).get("Uploads", [])
-            uploads = [upload for upload in found if upload.get("Key") == self._name and "Initiated" in upload]
+            uploads = [
+                one for one in found if one.get("Key") == self._name and {"Initiated", "UploadId"} <= one.keys()
+            ]
             uploads.sort(key=lambda upload: upload["Initiated"], reverse=True)
             for upload in uploads[:_CANDIDATES]:
                 if etags := self._same(self._parts(upload["UploadId"])):

@@ -14,7 +14,7 @@ import traceback
 import uuid
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -146,6 +146,15 @@ def test_wrong_configuration(
         failure(DeniedError, stored, client, DATA)
 
 
+def test_a_wrong_clock(gateway: S3Client, blob: str, failure: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert gateway.read(blob, 0, 1) == DATA[:1]
+    wrong = datetime.now(UTC) - timedelta(hours=2)
+    monkeypatch.setattr("botocore.auth.get_current_datetime", lambda *_, **__: wrong.replace(tzinfo=None))
+    error = failure(DeniedError, gateway.read, blob, 0, 1)
+    assert "(RequestTimeTooSkewed)" in str(error)
+    assert "synchronize it" in str(error)
+
+
 def test_missing_object(gateway: S3Client, failure: Any) -> None:
     assert "no such object" in str(failure(BlobNotFoundError, gateway.read, "nothing", 0, 1))
     assert "no such object" in str(failure(BlobNotFoundError, gateway.stat, "nothing"))
@@ -268,6 +277,32 @@ def test_a_file_that_shrinks(gateway: S3Client) -> None:
         with pytest.raises(NydusErofsError, match="changed meanwhile"):
             gateway.put("shrunk", io.BytesIO(bytes(size - 1)), size, "0" * 64, lambda count: None)
         assert not gateway.holds("shrunk", size, "0" * 64)
+
+
+def test_lists_of_parts_have_pages(gateway: S3Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    parts = [{"PartNumber": number} for number in range(1, 2501)]
+
+    def call(operation: str, name: str, PartNumberMarker: int, **fields: Any) -> dict[str, Any]:  # noqa: N803
+        page = parts[PartNumberMarker : PartNumberMarker + 1000]
+        last = page[-1]["PartNumber"]
+        return {"Parts": page, "NextPartNumberMarker": last, "IsTruncated": last < 2500}
+
+    monkeypatch.setattr(gateway, "call", call)
+    upload = s3_write._Upload(gateway, "", io.BytesIO(), 9 * MIB, "", print)
+    assert upload._parts("an-id") == parts
+
+
+def test_answers_to_uploads_that_lack_something(make: Make, s3_kit: ModuleType, failure: Any) -> None:
+    def reply(request: Any) -> None:
+        listed = b"<Upload><Key>x</Key></Upload>" if request.command == "GET" else uploaded
+        request.send(200, b"<Result>" + listed + b"</Result>")
+
+    with s3_kit.Stub(reply) as server:
+        uploaded = b""
+        assert "no UploadId" in str(failure(BackendError, stored, make(server), bytes(9 * MIB), "x"))
+        uploaded = b"<UploadId>1</UploadId>"
+        assert "no ETag" in str(failure(BackendError, stored, make(server), bytes(9 * MIB), "x"))
+        assert "not there as it was sent" in str(failure(BackendError, stored, make(server), b"small", "x"))
 
 
 def test_parts_grow_with_the_object() -> None:
