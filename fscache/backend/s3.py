@@ -131,7 +131,7 @@ class S3Client:
     def _what(self, name: str) -> str:
         return f"{self.label}: object {name}"
 
-    def _translated(self, error: Exception, what: str) -> Exception:
+    def _translated(self, error: Exception, what: str) -> BackendError:
         from .s3_errors import translate
 
         return translate(error, what, self._config, self._api.meta.endpoint_url if self._api else "")

@@ -24,7 +24,7 @@ from botocore.exceptions import NoCredentialsError
 from botocore.httpsession import URLLib3Session, get_cert_path
 from botocore.utils import get_environ_proxies
 
-from ...erofs.errors import ConfigError
+from ...erofs.errors import BackendError
 from .config import S3
 
 _AWS = "s3.amazonaws.com"  # then botocore knows the right one for the region
@@ -117,7 +117,8 @@ def _certificates(path: str) -> bytes:
         return Path(path).read_bytes()
     except OSError as error:  # SSLError is one
         what = "holds no certificate in PEM form" if isinstance(error, ssl.SSLError) else error.strerror
-        raise ConfigError(f"ca_cert_files: {path}: {what}") from None
+        hint = "the service's own user must be able to read it" if isinstance(error, PermissionError) else None
+        raise BackendError(f"ca_cert_files: {path}: {what}", hint=hint, retryable=False) from None
 
 
 class _Transport:

@@ -18,7 +18,7 @@ from botocore import exceptions as boto
 from urllib3 import exceptions as http
 from urllib3.util.ssl_match_hostname import CertificateError
 
-from ...erofs.errors import BackendError, BlobNotFoundError, ConfigError, DeniedError, NydusErofsError
+from ...erofs.errors import BackendError, BlobNotFoundError, DeniedError
 from .config import S3
 
 _LONGEST_PAUSE = 60.0  # seconds that a server may ask for
@@ -51,7 +51,7 @@ _ELSEWHERE = ("PermanentRedirect", "TemporaryRedirect", "AuthorizationHeaderMalf
               "IllegalLocationConstraintException")  # fmt: skip
 
 
-def translate(error: Exception, what: str, config: S3, url: str = "") -> NydusErofsError:
+def translate(error: Exception, what: str, config: S3, url: str = "") -> BackendError:
     """The error to raise instead of one of botocore's or urllib3's.
 
     Args:
@@ -59,7 +59,7 @@ def translate(error: Exception, what: str, config: S3, url: str = "") -> NydusEr
         url: of the server as botocore chose it.
     """
     match error:
-        case NydusErofsError():
+        case BackendError():
             return error
         case boto.ClientError():
             return _answered(dict(error.response), what, config)
@@ -74,11 +74,11 @@ def translate(error: Exception, what: str, config: S3, url: str = "") -> NydusEr
         case boto.UnauthorizedSSOTokenError() | boto.SSOTokenLoadError():
             return DeniedError(f"{what}: the single sign-on has expired", hint="run: aws sso login")
         case boto.ProfileNotFound():
-            return ConfigError(
-                f"{what}: the AWS configuration files have no profile {_text(error.kwargs['profile'])}"
-            )
+            profile = _text(error.kwargs["profile"])
+            return BackendError(f"{what}: the AWS configuration files have no profile {profile}", retryable=False)
         case boto.ParamValidationError() | boto.InvalidRegionError() | boto.InvalidConfigError():
-            return ConfigError(f"{what}: botocore refuses this configuration ({type(error).__name__})")
+            name = type(error).__name__
+            return BackendError(f"{what}: botocore refuses this configuration ({name})", retryable=False)
     return _unanswered(error, what, config, url)
 
 
