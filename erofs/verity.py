@@ -1,0 +1,153 @@
+"""The digest tree of a bootstrap: fs-verity's Merkle tree, SHA-256 over blocks of 4 KiB, no salt.
+
+Source: Documentation/filesystems/fsverity.rst, "Merkle tree" and "fs-verity descriptor". The tree is published beside
+a bootstrap so that each block of it can be verified when it is read, before the rest is there. The fs-verity digest
+(of the descriptor, hence of size and root) is the image's *identity*: what ``fsverity digest FILE`` prints.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import ClassVar
+
+from .errors import CorruptError, FormatError
+from .record import Buffer, Record
+from .source import Source
+
+BLOCK = 4096  # bytes
+SUFFIX = ".verity"  # of the tree's name, after the bootstrap's
+MAGIC = b"NEVERITY"
+_HASH = 32  # bytes
+_FANOUT = BLOCK // _HASH
+_MAX_DATA = 1 << 31  # bytes, as much as nydusd takes of a bootstrap
+_DESCRIPTOR = struct.Struct("<BBBBIQ64s32s144x")  # struct fsverity_descriptor
+assert _DESCRIPTOR.size == 256
+
+
+@dataclass(frozen=True, slots=True)
+class _Header(Record):
+    LAYOUT: ClassVar = struct.Struct("<8sIIQ32s8x")
+
+    magic: bytes
+    version: int
+    block: int
+    data_size: int
+    root: bytes
+
+
+def _most(size: int) -> int:
+    """Bytes of the file of a tree over ``size`` bytes."""
+    return _Header.size() + sum(blocks * BLOCK for blocks in _levels(size))
+
+
+def _levels(size: int) -> list[int]:
+    """Blocks of each level, leaves first, above ``size`` bytes of data; none above a single block."""
+    levels = []
+    blocks = -(-size // BLOCK)
+    while blocks > 1:
+        blocks = -(-blocks // _FANOUT)
+        levels.append(blocks)
+    return levels
+
+
+MAX_TREE_FILE = _most(_MAX_DATA)  # bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Tree:
+    """A digest tree over ``size`` bytes. ``levels`` are whole blocks of hashes, the leaves first."""
+
+    size: int
+    root: bytes
+    levels: tuple[bytes, ...]
+
+    @property
+    def identity(self) -> str:
+        """``sha256:`` and the fs-verity digest in hex."""
+        descriptor = _DESCRIPTOR.pack(1, 1, BLOCK.bit_length() - 1, 0, 0, self.size, self.root, b"")
+        return f"sha256:{sha256(descriptor).hexdigest()}"
+
+    def leaf(self, block: int) -> bytes:
+        """The hash of a block of data."""
+        return self.levels[0][block * _HASH : (block + 1) * _HASH] if self.levels else self.root
+
+    def pack(self) -> bytes:
+        """The file of the tree: a header, then the levels as fs-verity stores them, the topmost first."""
+        header = _Header(magic=MAGIC, version=1, block=BLOCK, data_size=self.size, root=self.root)
+        return header.pack() + b"".join(reversed(self.levels))
+
+
+def build_tree(data: Buffer) -> Tree:
+    """The tree over a buffer (also an mmap)."""
+    view = memoryview(data).cast("B")
+    levels: list[bytes] = []
+    hashes = _hashes(view)
+    while len(hashes) > _HASH:
+        hashes += bytes(-len(hashes) % BLOCK)
+        levels.append(hashes)
+        hashes = _hashes(memoryview(hashes))
+    return Tree(len(view), hashes or bytes(_HASH), tuple(levels))
+
+
+def _hashes(view: memoryview) -> bytes:
+    """The hashes of all blocks, the last one filled up with zeros."""
+    whole = len(view) - len(view) % BLOCK
+    hashes = [sha256(view[at : at + BLOCK]).digest() for at in range(0, whole, BLOCK)]
+    if whole < len(view):
+        hashes.append(sha256(bytes(view[whole:]).ljust(BLOCK, b"\0")).digest())
+    return b"".join(hashes)
+
+
+def identity(data: Buffer) -> str:
+    """The identity of a bootstrap."""
+    return build_tree(data).identity
+
+
+def parse_tree(raw: Buffer) -> Tree:
+    """A published tree, checked against its own root; FormatError when it is damaged."""
+    view = memoryview(raw).cast("B")
+    if len(view) < _Header.size():
+        raise FormatError("the digest tree is cut off")
+    header = _Header.unpack(view)
+    if header.magic != MAGIC or header.version != 1 or header.block != BLOCK:
+        raise FormatError("not a digest tree of a known version")
+    if not 0 < header.data_size <= _MAX_DATA or len(view) != _most(header.data_size):
+        raise FormatError(f"a digest tree of {len(view)} bytes cannot be that of {header.data_size} bytes")
+    levels, at = [], len(view)
+    for blocks in _levels(header.data_size):
+        at -= blocks * BLOCK
+        levels.append(bytes(view[at : at + blocks * BLOCK]))
+    above = header.root
+    for level in reversed(levels):
+        hashes = _hashes(memoryview(level))
+        if above[: len(hashes)] != hashes or any(above[len(hashes) :]):
+            raise FormatError("the digest tree does not agree with its root")
+        above = level
+    return Tree(header.data_size, header.root, tuple(levels))
+
+
+class VerifiedSource:
+    """A bootstrap read in pieces, each verified. For several threads if the source is."""
+
+    def __init__(self, source: Source, tree: Tree) -> None:
+        self._source, self._tree = source, tree
+
+    def size(self) -> int:
+        return self._tree.size
+
+    def read_at(self, offset: int, length: int) -> Buffer:
+        """As of ``Source``; CorruptError when a block that it touches is not what the tree says."""
+        end = offset + length
+        if offset < 0 or length < 0 or end > self._tree.size:
+            raise FormatError(f"bytes {offset}..{end} lie outside {self._tree.size} bytes")
+        if not length:
+            return b""
+        begin = offset - offset % BLOCK
+        stop = min(self._tree.size, end + -end % BLOCK)
+        data = memoryview(self._source.read_at(begin, stop - begin))
+        for at in range(0, len(data), BLOCK):
+            if _hashes(data[at : at + BLOCK]) != self._tree.leaf((begin + at) // BLOCK):
+                raise CorruptError(f"the bootstrap's block at byte {begin + at} is not what its digest tree says")
+        return data[offset - begin : end - begin]
