@@ -47,6 +47,12 @@ _TRANSIENT = {
     "XAmzContentSHA256Mismatch": "what arrived there is not what was sent",
     "NoSuchUpload": "the upload was finished or dropped by somebody else",
 }
+_FOR_KEYS = (
+    "AssumeRole",
+    "AssumeRoleWithWebIdentity",
+    "GetRoleCredentials",
+    "CreateToken",
+)  # not of S3: botocore's way
 _ELSEWHERE = ("PermanentRedirect", "TemporaryRedirect", "AuthorizationHeaderMalformed",
               "IllegalLocationConstraintException")  # fmt: skip
 
@@ -61,6 +67,12 @@ def translate(error: Exception, what: str, config: S3, url: str = "") -> Backend
     match error:
         case BackendError():
             return error
+        case boto.ClientError() if error.operation_name in _FOR_KEYS:
+            meta, code = error.response["ResponseMetadata"], _text(error.response.get("Error", {}).get("Code", ""))
+            said = f"{what}: no credentials: {error.operation_name} was answered with {code}"
+            if int(meta.get("HTTPStatusCode", 0)) >= 500:
+                return BackendError(said)
+            return DeniedError(said, hint="check the role, whom it trusts, and the token it is asked for with")
         case boto.ClientError():
             return _answered(dict(error.response), what, config)
         case boto.NoCredentialsError() | boto.PartialCredentialsError():

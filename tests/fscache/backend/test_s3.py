@@ -368,6 +368,33 @@ def test_expiring_credentials_are_renewed(
         assert all(request.headers["X-Amz-Security-Token"] == s3_kit.TOKEN for request in server.requests)
 
 
+def test_web_identity(
+    make: Make, s3_kit: ModuleType, failure: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    given = (
+        "<AssumeRoleWithWebIdentityResponse><AssumeRoleWithWebIdentityResult><Credentials>"
+        f"<AccessKeyId>{s3_kit.KEY}</AccessKeyId><SecretAccessKey>{s3_kit.SECRET}</SecretAccessKey>"
+        f"<SessionToken>{s3_kit.TOKEN}</SessionToken><Expiration>2199-01-01T00:00:00Z</Expiration>"
+        "</Credentials></AssumeRoleWithWebIdentityResult></AssumeRoleWithWebIdentityResponse>"
+    )
+    refused = "<ErrorResponse><Error><Code>AccessDenied</Code><Message>no</Message></Error></ErrorResponse>"
+    (tmp_path / "token").write_text("an-identity")
+    monkeypatch.setenv("AWS_WEB_IDENTITY_TOKEN_FILE", str(tmp_path / "token"))
+    monkeypatch.setenv("AWS_ROLE_ARN", "arn:aws:iam::123456789012:role/reader")
+    answers = [(403, refused), (200, given)]
+    with (
+        s3_kit.Stub(s3_kit.objects(DATA)) as server,
+        s3_kit.Stub(lambda request: request.send(answers[0][0], answers[0][1].encode())) as sts,
+    ):
+        monkeypatch.setenv("AWS_ENDPOINT_URL_STS", f"http://{sts.endpoint}")
+        client = chained(make, server)
+        error = failure(DeniedError, client.read, "x", 0, 9)
+        assert "AssumeRoleWithWebIdentity was answered with AccessDenied" in str(error)
+        del answers[0]
+        assert client.read("x", 0, 9) == DATA[:9]
+        assert server.requests[0].headers["X-Amz-Security-Token"] == s3_kit.TOKEN
+
+
 def test_a_source_of_credentials_that_fails_may_come_back(
     make: Make, s3_kit: ModuleType, s3_server: Any, blob: str, monkeypatch: pytest.MonkeyPatch, failure: Any
 ) -> None:
