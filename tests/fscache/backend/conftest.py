@@ -1,13 +1,22 @@
 """Servers that the clients of backends are tested against."""
 
+import hashlib
 import importlib.util
+import io
+import os
 import sys
+import traceback
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
+
+from nydus_erofs.erofs.errors import BackendError
+from nydus_erofs.fscache.backend.config import S3
+from nydus_erofs.fscache.backend.s3 import S3Client
 
 SERVERS = Path(__file__).parents[2] / "servers"
 
@@ -34,6 +43,75 @@ def s3_server(s3_kit: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> I
     gateway = s3_kit.Gateway(tmp_path_factory.mktemp("s3"))
     yield gateway
     gateway.close()
+
+
+@pytest.fixture
+def s3_no_keys(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Neither the tester's own keys nor this machine's are found."""
+    for name in list(os.environ):
+        if name.startswith("AWS_") or name.lower().endswith("_proxy"):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "credentials"))
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+
+
+@pytest.fixture
+def s3_make(s3_kit: ModuleType, s3_no_keys: None) -> Callable[..., S3Client]:
+    """`s3_make(server, **fields)`: a client of a server (or host:port), with the test's keys, of short patience."""
+
+    def make_client(server: Any, connections: int = 8, **fields: Any) -> S3Client:
+        standard = {
+            "endpoint": getattr(server, "endpoint", server), "scheme": "http", "bucket_name": s3_kit.BUCKET,
+            "access_key_id": s3_kit.KEY, "access_key_secret": s3_kit.SECRET, "timeout": 1.0, "connect_timeout": 1.0,
+        }  # fmt: skip
+        return S3Client(S3(**(standard | fields)), connections)
+
+    return make_client
+
+
+@pytest.fixture
+def s3_gateway(s3_make: Callable[..., S3Client], s3_server: Any) -> S3Client:
+    """A patient client of `s3_server`."""
+    return s3_make(s3_server, timeout=20.0)
+
+
+@pytest.fixture(scope="session")
+def s3_store() -> Callable[..., str]:
+    """`s3_store(client, data, name="")`: the name of a new object."""
+
+    def store(client: S3Client, data: bytes, name: str = "") -> str:
+        name = name or uuid.uuid4().hex
+        client.put(name, io.BytesIO(data), len(data), hashlib.sha256(data).hexdigest(), lambda count: None)
+        return name
+
+    return store
+
+
+@pytest.fixture
+def s3_blob(s3_gateway: S3Client, s3_store: Callable[..., str]) -> str:
+    """The name of an object of 64 KiB, the DATA of the tests."""
+    return s3_store(s3_gateway, b"".join(hashlib.sha256(bytes([n])).digest() for n in range(256)) * 8)
+
+
+@pytest.fixture
+def s3_failure(s3_kit: ModuleType) -> Callable[..., BackendError]:
+    """`s3_failure(kind, call, *arguments)`: the error of a call, checked for what it must not say."""
+
+    def fail(kind: type[BackendError], call: Callable[..., object], *arguments: Any) -> BackendError:
+        with pytest.raises(BackendError) as caught:
+            call(*arguments)
+        error = caught.value
+        assert type(error) is kind, repr(error)
+        everything = "".join(traceback.format_exception(error)) + repr(error) + repr(vars(error))
+        for secret in (s3_kit.KEY, s3_kit.SECRET, s3_kit.TOKEN, "Signature=", "AWS4-HMAC"):
+            assert secret not in everything
+        assert "\n" not in str(error)
+        assert str(error).isprintable()
+        assert len(str(error)) < 600
+        return error
+
+    return fail
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,144 @@
+"""The way to an S3 server: addresses, connections, a proxy, TLS."""
+
+import hashlib
+import socket
+import ssl
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import trustme
+
+from nydus_erofs.erofs.errors import BackendError
+from nydus_erofs.fscache.backend.config import S3, Proxy
+from nydus_erofs.fscache.backend.s3 import S3Client
+
+DATA = b"".join(hashlib.sha256(bytes([n])).digest() for n in range(256)) * 8  # 64 KiB, as in conftest.py
+Make = Callable[..., S3Client]
+
+
+def test_nobody_there(s3_make: Make, s3_failure: Any) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    error = s3_failure(BackendError, s3_make(f"127.0.0.1:{port}").read, "x", 0, 1)
+    assert error.retryable
+    assert f"cannot connect to 127.0.0.1:{port}: Connection refused" in str(error)
+
+
+def test_a_name_that_nobody_knows(s3_make: Make, s3_failure: Any) -> None:
+    error = s3_failure(BackendError, s3_make("nosuchhost.invalid:9000").read, "x", 0, 1)
+    assert error.retryable
+    assert "the name of nosuchhost.invalid:9000 cannot be resolved" in str(error)
+
+
+def test_a_host_that_does_not_answer(s3_make: Make, s3_failure: Any) -> None:
+    with socket.socket() as full:  # the queue of one is taken: further connections hang
+        full.bind(("127.0.0.1", 0))
+        full.listen(0)
+        waiting = [socket.socket() for _ in range(3)]
+        for one in waiting:
+            one.setblocking(False)
+            one.connect_ex(full.getsockname())
+        error = s3_failure(BackendError, s3_make(f"127.0.0.1:{full.getsockname()[1]}").read, "x", 0, 1)
+        for one in waiting:
+            one.close()
+    assert error.retryable
+    assert "within 1 s" in str(error)
+
+
+@pytest.mark.parametrize("fields, url", [
+    ({"endpoint": "s3.example.com"}, "https://s3.example.com/images/x"),
+    ({"endpoint": "oss.example.com", "path_style": False}, "https://images.oss.example.com/x"),
+    ({"endpoint": "host:9000", "scheme": "http"}, "http://host:9000/images/x"),
+    ({}, "https://s3.amazonaws.com/images/x"),
+    ({"region": "eu-west-1"}, "https://s3.eu-west-1.amazonaws.com/images/x"),
+    ({"region": "eu-west-1", "path_style": False}, "https://images.s3.eu-west-1.amazonaws.com/x"),
+    ({"region": "cn-north-1"}, "https://s3.cn-north-1.amazonaws.com.cn/images/x"),
+])  # fmt: skip
+def test_endpoints(
+    s3_no_keys: None, s3_kit: ModuleType, monkeypatch: pytest.MonkeyPatch, fields: Any, url: str
+) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://elsewhere.example.com")  # the configuration is what counts
+    asked = []
+
+    def send(self: Any, request: Any) -> None:
+        asked.append(request.url)
+        raise ConnectionRefusedError(111, "refused")
+
+    monkeypatch.setattr("botocore.httpsession.URLLib3Session.send", send)
+    config = S3(
+        **({"bucket_name": "images", "access_key_id": s3_kit.KEY, "access_key_secret": s3_kit.SECRET} | fields)
+    )
+    with pytest.raises(BackendError):
+        S3Client(config, 1).read("x", 0, 1)
+    assert asked == [url]
+
+
+def test_forward_proxy(s3_make: Make, s3_kit: ModuleType, s3_failure: Any) -> None:
+    with s3_kit.Stub(s3_kit.objects(DATA)) as proxy:
+        url = f"http://user:{s3_kit.SECRET.replace('/', '%2F')}@{proxy.endpoint}"
+        assert s3_make("nosuchhost.invalid", proxy=Proxy(url=url)).read("x", 3, 9) == DATA[3:12]
+        assert proxy.requests[0].path == "http://nosuchhost.invalid/images/x"
+        assert proxy.requests[0].headers["Proxy-Authorization"]
+    error = s3_failure(BackendError, s3_make("nosuchhost.invalid", proxy=Proxy(url=url)).read, "x", 3, 9)
+    assert "user" not in str(error)
+    assert f"cannot connect to {proxy.endpoint}" in str(error)
+
+
+@pytest.fixture(scope="module")
+def authority() -> trustme.CA:
+    return trustme.CA()
+
+
+def tls(authority: trustme.CA, *names: str) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert(*names).configure_cert(context)
+    return context
+
+
+def test_tls(s3_make: Make, s3_kit: ModuleType, s3_failure: Any, authority: trustme.CA, tmp_path: Path) -> None:
+    files = [str(tmp_path / "other.pem"), str(tmp_path / "ours.pem")]
+    trustme.CA().cert_pem.write_to_path(files[0])
+    authority.cert_pem.write_to_path(files[1])
+    with s3_kit.Stub(s3_kit.objects(DATA), tls(authority, "127.0.0.1")) as server:
+        for fields in ({"ca_cert_files": files}, {"skip_verify": True}):
+            client = s3_make(server, scheme="https", **fields)
+            with ThreadPoolExecutor(4) as pool:
+                assert all(pool.map(lambda number, c=client: c.read("x", number, 9) == DATA[number : number + 9],
+                                    range(16)))  # fmt: skip
+        for untrusting in ({}, {"ca_cert_files": files[:1]}):
+            error = s3_failure(BackendError, s3_make(server, scheme="https", **untrusting).read, "x", 0, 1)
+            assert not error.retryable
+            assert "certificate is not trusted" in str(error)
+            assert "ca_cert_files" in str(error)
+            assert "skip_verify" in str(error)
+        error = s3_failure(BackendError, s3_make(server).read, "x", 0, 1)  # http spoken to an https server
+        assert server.endpoint in str(error)
+
+
+def test_tls_of_another_host(
+    s3_make: Make, s3_kit: ModuleType, s3_failure: Any, authority: trustme.CA, tmp_path: Path
+) -> None:
+    authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    with s3_kit.Stub(s3_kit.objects(DATA), tls(authority, "other.example.com")) as server:
+        client = s3_make(server, scheme="https", ca_cert_files=[str(tmp_path / "ca.pem")])
+        error = s3_failure(BackendError, client.read, "x", 0, 1)
+        assert not error.retryable
+        assert "certificate is not trusted" in str(error)
+
+
+def test_https_spoken_to_an_http_server(s3_make: Make, s3_kit: ModuleType, s3_failure: Any) -> None:
+    with s3_kit.Stub(s3_kit.objects(DATA)) as server:
+        error = s3_failure(BackendError, s3_make(server, scheme="https").read, "x", 0, 1)
+        assert not error.retryable
+        assert "does the server speak https?" in str(error)
+
+
+def test_unusable_ca_files(s3_make: Make, s3_failure: Any, tmp_path: Path) -> None:
+    (tmp_path / "empty.pem").write_text("nothing")
+    for name, said in (("empty.pem", "no certificate in PEM form"), ("missing.pem", "No such file")):
+        client = s3_make("127.0.0.1:1", scheme="https", ca_cert_files=[str(tmp_path / name)])
+        assert said in str(s3_failure(BackendError, client.read, "x", 0, 1))
