@@ -37,6 +37,7 @@ def mount_image(
         "blob_dirs": [os.path.realpath(path) for path in blob_dirs],
         "backend_file": backend_file and os.path.realpath(backend_file),
         "digest": digest,
+        "auth": _docker_auth(image) if _published(image) else "",
         "prefetch": prefetch,
         "options": list(options),
     }
@@ -56,6 +57,16 @@ def _published(image: str) -> str:
     first, _, rest = image.partition("/")
     looks_like_a_host = bool(rest) and ("." in first or ":" in first or first == "localhost")
     return image if looks_like_a_host and first not in (".", "..") and not os.path.exists(image) else ""
+
+
+def _docker_auth(image: str) -> str:
+    """What this user's docker configuration has for the image's registry; the service may have another home."""
+    if image.startswith("s3://"):
+        return ""
+    from ..fscache.backend.oci import parse_reference
+    from ..fscache.backend.registry_auth import docker_config, docker_credentials
+
+    return docker_credentials(parse_reference(image.removeprefix("registry://")).host, docker_config())
 
 
 def umount_image(mountpoint: str, *, run_dir: str = DEFAULT_RUN) -> None:
@@ -86,7 +97,8 @@ def _status(answer: dict[str, Any]) -> Iterator[str]:
 
 
 def _backend(backend: dict[str, Any]) -> str:
-    latency = f"{backend['latency_seconds_mean'] * 1000:.1f} ms each, {backend['latency_seconds_max'] * 1000:.0f} ms at most"
+    mean, most = (1000 * backend[f"latency_seconds_{which}"] for which in ("mean", "max"))
+    latency = f"{mean:.1f} ms each, {most:.0f} ms at most"
     line = f"{backend['backend']}  {backend['requests']} requests, {size_text(backend['bytes'])}, {latency}"
     if backend["errors"]:
         line += f"; {backend['errors']} failed, {backend['retries']} sent again; last: {backend['last_error']}"

@@ -81,6 +81,7 @@ def _in_bucket(image: str, folders: list[str], backend: Remote | None) -> Origin
 
 def _in_registry(image: str, folders: list[str], backend: Remote | None, auth: str) -> Origin:
     from .backend.oci import parse_reference
+    from .backend.registry_auth import docker_config, docker_credentials
 
     reference = parse_reference(image.removeprefix("registry://"))
     if backend is None:
@@ -90,6 +91,8 @@ def _in_registry(image: str, folders: list[str], backend: Remote | None, auth: s
     if backend.host != reference.host:  # credentials are for the host that they were given for
         backend = msgspec.structs.replace(backend, auth="", registry_token="")
     auth = backend.auth or auth
+    if not auth and not backend.registry_token:
+        auth = docker_credentials(reference.host, docker_config())
     remote = msgspec.structs.replace(backend, host=reference.host, repo=reference.repo, auth=auth)
     return Origin(image, folders, remote, reference.tag_or_digest)
 

@@ -17,6 +17,7 @@ from ...erofs.record import Buffer
 from . import oci
 from .base import Client, ObjectInfo
 from .config import Registry, Remote
+from .layer import extract_bootstrap
 from .registry import Manifest, RegistryClient
 from .resilient import Resilient
 
@@ -48,9 +49,9 @@ def fetch_bootstrap(
         FormatError: what has this name is no Nydus image.
     """
     if isinstance(config, Registry):
-        version, claimed = _from_registry(backend, config, name, fd, known)
+        version, claimed = _from_registry(backend, name, fd, known)
     else:
-        version, claimed = _from_object(backend, config, name, fd, known)
+        version, claimed = _from_object(backend, name, fd, known)
     if version == known and known:
         return Fetched(version)
     os.fsync(fd)
@@ -70,12 +71,12 @@ def identify(fd: int) -> tuple[str, str]:
 
 
 @contextmanager
-def _mapped(fd: int) -> Iterator[mmap.mmap]:
-    with mmap.mmap(fd, 0, prot=mmap.PROT_READ) as data:
-        yield data
+def _mapped(fd: int) -> Iterator[memoryview]:
+    with mmap.mmap(fd, 0, prot=mmap.PROT_READ) as data, memoryview(data) as view:
+        yield view
 
 
-def _from_object(backend: Resilient, config: Remote, name: str, fd: int, known: str) -> tuple[str, str]:
+def _from_object(backend: Resilient, name: str, fd: int, known: str) -> tuple[str, str]:
     """(version, identity that the digest tree beside it claims)."""
     name, info = _find(backend, name)
     version = f"{info.etag} {info.size}" if info.etag else ""
@@ -133,7 +134,7 @@ def _tree_of(backend: Resilient, name: str) -> str:
     return verity.parse_tree(backend.read(tree, 0, size)).identity
 
 
-def _from_registry(backend: Resilient, config: Registry, name: str, fd: int, known: str) -> tuple[str, str]:
+def _from_registry(backend: Resilient, name: str, fd: int, known: str) -> tuple[str, str]:
     """(digest of the manifest, identity that the digest tree in the bootstrap layer claims)."""
     image, version = _manifest(backend, name)
     if version == known:
@@ -147,7 +148,7 @@ def _from_registry(backend: Resilient, config: Registry, name: str, fd: int, kno
                 raise CorruptError(f"{backend.label}: layer {layer.digest} does not have this digest")
         file.seek(0)
         with open(fd, "wb", closefd=False) as out:
-            tree = oci.extract_bootstrap(file, out, MAX_BOOTSTRAP)
+            tree = extract_bootstrap(file, out, MAX_BOOTSTRAP)
     return version, verity.parse_tree(tree).identity if tree else ""
 
 
@@ -155,7 +156,7 @@ def _manifest(backend: Resilient, name: str) -> tuple[oci.NydusImage, str]:
     """The image of a tag or digest, through an index if need be, and the digest of its manifest."""
     for _ in range(2):
         found = backend.call(partial(_get_manifest, name=name))
-        image = oci.parse_manifest(found.bytes, found.digest)
+        image = oci.parse_manifest(found.data)
         if isinstance(image, oci.NydusImage):
             return image, found.digest
         name = image.choose().digest

@@ -49,6 +49,12 @@ class _Helped(msgspec.Struct):
     secret: str = msgspec.field(name="Secret", default="")
 
 
+def docker_config() -> str:
+    """Where this user's docker configuration is."""
+    folder = os.environ.get("DOCKER_CONFIG") or os.path.join(os.path.expanduser("~"), ".docker")
+    return os.path.join(folder, "config.json")
+
+
 def docker_credentials(host: str, config_path: str) -> str:
     """What docker's configuration knows for a registry: ``base64(user:password)``, or "" when that is nothing.
 
