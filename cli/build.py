@@ -17,6 +17,7 @@ from ..builder import BuildOptions, BuildResult, WhiteoutSpec, build
 from ..erofs.errors import UnsupportedError
 from ..erofs.ids import printable
 from ..erofs.rafs import DEFAULT_CHUNK_SIZE, Compression, DigestAlgo
+from . import push
 from .build_progress import progress_for
 from .units import size_text
 
@@ -75,6 +76,9 @@ class _Number(click.ParamType[int]):
 @click.option("-v", "--fs-version", default="6", show_default=True, help="Version of RAFS.")
 @click.option("-t", "--type", "--source-type", "source_type", default="directory", help="Kind of source: directory.")
 @click.option("--batch-size", type=_Number(), default=0, help="Only 0: chunks are compressed one by one.")
+@click.option("--backend-push", is_flag=True, help="Push the image once it is built; see 'nydus-erofs push'.")
+@push.type_option
+@push.config_option
 @click.option("-l", "--log-level", type=click.Choice(_LOG_LEVELS), default="info", show_default=True)
 def command(
     *,
@@ -96,6 +100,9 @@ def command(
     fs_version: str,
     source_type: str,
     batch_size: int,
+    backend_push: bool,
+    backend_type: str | None,
+    backend_file: str | None,
     log_level: str,
 ) -> None:
     """Build a RAFS v6 image of DIRECTORY.
@@ -114,6 +121,9 @@ def command(
         raise UnsupportedError(f"--type {source_type}: only directories can be built from, for now")
     if batch_size:
         raise UnsupportedError("--batch-size: chunks cannot be batched yet", hint="leave it out, or give 0")
+    if not backend_push and (backend_type or backend_file):
+        raise click.UsageError("--backend-type and --backend-config-file need --backend-push")
+    backend = push.load_backend(backend_type, backend_file) if backend_push else None
     options = BuildOptions(
         source=source,
         output_dir=output_dir,
@@ -135,6 +145,10 @@ def command(
     for path in result.own_outputs:
         click.echo(f"left out {path}: the image is written there", err=True)
     click.echo(_summary(result))
+    if backend is not None:
+        folders = [str(result.blob.parent)] if result.blob else []
+        path = str(result.bootstrap)
+        click.echo(push.summary(push.push(path, folders, backend, name or path.rpartition("/")[2])))
 
 
 @contextmanager

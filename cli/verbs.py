@@ -17,6 +17,7 @@ VERBS = {
     "doctor": ("doctor", "Tell what this host can do, and what to change."),
     "inspect": ("inspect", "Show a bootstrap's superblock, tables, tree or one file's chunks."),
     "mount": ("mount", "Mount an image with the kernel's EROFS driver."),
+    "push": ("push", "Publish a built image in a bucket, a registry or a folder."),
     "serve": ("serve", "Run the service."),
     "status": ("status", "Show each mounted image: bytes fetched, events, stalls."),
     "umount": ("umount", "Unmount an image."),

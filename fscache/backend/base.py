@@ -37,8 +37,14 @@ class Client(Protocol):
         ...
 
 
-class Writer(Client, Protocol):
-    """A client that can also write."""
+class Writer(Protocol):
+    """Stores objects."""
+
+    label: str
+
+    def holds(self, name: str, size: int, sha256: str) -> bool:
+        """Whether the very object is there already, as far as that can be told without its bytes being read."""
+        ...
 
     def put(self, name: str, file: BinaryIO, size: int, sha256: str, progress: Callable[[int], None]) -> None:
         """Store ``size`` bytes of a seekable file under a name, all or nothing, verified by the server's checksum.

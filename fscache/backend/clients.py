@@ -6,7 +6,7 @@ import importlib
 
 from ...erofs.errors import UnsupportedError
 from .base import Client, Writer
-from .config import HttpProxy, Registry, Remote, S3
+from .config import S3, BackendConfig, HttpProxy, LocalFs, Registry, Remote
 
 _MODULES = {"s3": "s3_connect", "registry": "registry", "http-proxy": "httpproxy"}
 
@@ -24,16 +24,28 @@ def load(kind: str) -> None:
 
 def client(config: Remote, connections: int) -> Client:
     """The client of a backend, with as many connections kept open."""
-    if isinstance(config, HttpProxy):
-        from .httpproxy import HttpProxyClient
-
-        return HttpProxyClient(config, connections)
-    return writer(config, connections)
-
-
-def writer(config: Remote, connections: int) -> Writer:
-    """The client of a backend that can be written to; UnsupportedError for one that cannot."""
     match config:
+        case S3():
+            from .s3 import S3Client
+
+            return S3Client(config, connections)
+        case Registry():
+            from .registry import RegistryClient
+
+            return RegistryClient(config, connections)
+        case HttpProxy():
+            from .httpproxy import HttpProxyClient
+
+            return HttpProxyClient(config, connections)
+
+
+def writer(config: BackendConfig, connections: int) -> Writer:
+    """What writes to a backend; UnsupportedError for one that can only be read."""
+    match config:
+        case LocalFs():
+            from .localfs_write import LocalWriter
+
+            return LocalWriter(config)
         case S3():
             from .s3 import S3Client
 
