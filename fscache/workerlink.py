@@ -8,7 +8,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import msgspec
 
@@ -22,15 +22,18 @@ from .stores import StoreMessage
 _QUICK = 1.0  # a worker that lived less than these seconds was not well
 _BACKOFF_MAX = 2.0
 _PATIENCE = 30.0  # seconds for the worker to look at a bootstrap
+_MOST_WORKERS = 5  # that one question is put to
 _GIVE_UP = 30.0  # seconds without a healthy worker until waiting readers get EIO
 
 
-class _Asked(NamedTuple):
-    """A question that has no answer yet."""
+@dataclass(slots=True)
+class _Asked:
+    """A question that has no answer yet, and how many workers it was put to."""
 
     question: proto.Question
     fd: int
     answer: asyncio.Future[proto.Answer]
+    workers: int = 1
 
 
 class WorkerLink:
@@ -159,7 +162,11 @@ class WorkerLink:
         try:
             self._on_start()
             for asked in self._asked.values():
-                self.send(asked.question, [os.dup(asked.fd)])
+                asked.workers += 1
+                if asked.workers > _MOST_WORKERS and not asked.answer.done():
+                    asked.answer.set_exception(BackendError("every worker died over this", hint="see the log"))
+                else:
+                    self.send(asked.question, [os.dup(asked.fd)])
             return await exited(self.pid)
         finally:
             self.pid = 0
