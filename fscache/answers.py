@@ -10,7 +10,7 @@ from ..erofs.ids import blob_id
 from ..erofs.ondisk import BLOCK_SIZE
 from ..erofs.record import Buffer, round_up
 from .backend.assemble import Backends
-from .backend.localfs import LocalBlob
+from .backend.localfs import LocalBlob, identify
 from .proto import worker as proto
 from .proto.fault import Fault
 
@@ -25,14 +25,12 @@ def answer(question: proto.Question, fd: int, backends: Backends) -> proto.Answe
             case proto.Inspect():
                 return proto.Inspected(question.ticket, _inspect(file))
             case proto.Identify():
-                from .backend.bootstrap import identify
-
                 return proto.Fetched(question.ticket, "", *identify(fd))
             case proto.FetchRange():
                 _fetch_range(question, fd, backends)
                 return proto.Fetched(question.ticket)
             case proto.FetchBootstrap():
-                from .backend.bootstrap import fetch_bootstrap
+                from .backend.bootstrap import fetch_bootstrap  # loaded with the backend
 
                 got = fetch_bootstrap(
                     backends.get(question.remote), question.remote, question.name, fd,

@@ -58,6 +58,7 @@ class _Queue:
     busy: dict[int, Job] = field(default_factory=dict)
     postponed: dict[int, _Postponed] = field(default_factory=dict)
     failing: dict[int, float] = field(default_factory=dict)  # segment -> when it failed first
+    out_since: float | None = None  # when the first one failed after which none succeeded
     recent: deque[int] = field(default_factory=lambda: deque(maxlen=_RECENT))
     prefetching: bool = False
     cursor: int = 0
@@ -194,15 +195,16 @@ class Scheduler:
     def postpone(self, job: Job, now: float, delay: float, patience: float) -> bool:
         """A job found its bytes out of reach for now: try again in ``delay`` seconds.
 
-        False when that goes on for ``patience`` seconds already: its readers should wait no longer. A segment that
-        nobody waits for is postponed in any case.
+        False when that goes on for ``patience`` seconds already, for this segment or for all of the store: its
+        readers should wait no longer. A segment that nobody waits for is postponed in any case.
         """
         if job.background:
             self._background -= 1
         queue = self._end(job)
         if queue is None:
             return True
-        since = queue.failing.setdefault(job.segment, now)
+        queue.out_since = now if queue.out_since is None else queue.out_since
+        since = min(queue.failing.setdefault(job.segment, now), queue.out_since)
         patient = not job.ends or now - since < patience
         if not patient:
             del queue.failing[job.segment]
@@ -230,6 +232,8 @@ class Scheduler:
         if queue is not None:
             queue.done[job.segment] = complete
             queue.failing.pop(job.segment, None)
+            if not failed:
+                queue.out_since = None
             if job.ends and not complete and not failed:
                 # Readers of what lies further on came meanwhile.
                 queue.demand.setdefault(job.segment, []).extend(job.ends)

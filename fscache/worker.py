@@ -75,7 +75,7 @@ class Worker:
             case proto.OpenObject(store=store, raw_size=size, segment_size=segment_size):
                 cache_object, file = fds
                 self._open_object(store, RawPlan("bootstrap", size, segment_size), cache_object, [file], [])
-            case proto.Inspect() | proto.FetchRange() | proto.FetchBootstrap():
+            case proto.Inspect() | proto.Identify() | proto.FetchRange() | proto.FetchBootstrap():
                 self._start(self._answer, message, fds[0])
             case proto.AddSource(store=store, remotes=remotes):
                 self._stores[store].sources += self._sources(self._stores[store].plan, fds, remotes)

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import mmap
 import os
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from functools import partial
 from typing import NamedTuple
 
@@ -18,6 +15,7 @@ from . import oci
 from .base import Client, ObjectInfo
 from .config import Registry, Remote
 from .layer import extract_bootstrap
+from .localfs import identify, mapped
 from .registry import Manifest, RegistryClient
 from .resilient import Resilient
 
@@ -62,18 +60,6 @@ def fetch_bootstrap(
                 f"{backend.label}: bootstrap {name} has the digest {identity}, not {wanted} as {what} says"
             )
     return Fetched(version, sha256, identity)
-
-
-def identify(fd: int) -> tuple[str, str]:
-    """SHA-256 and identity of a bootstrap file."""
-    with _mapped(fd) as data:
-        return hashlib.sha256(data).hexdigest(), verity.identity(data)
-
-
-@contextmanager
-def _mapped(fd: int) -> Iterator[memoryview]:
-    with mmap.mmap(fd, 0, prot=mmap.PROT_READ) as data, memoryview(data) as view:
-        yield view
 
 
 def _from_object(backend: Resilient, name: str, fd: int, known: str) -> tuple[str, str]:
@@ -143,7 +129,7 @@ def _from_registry(backend: Resilient, name: str, fd: int, known: str) -> tuple[
     with open(os.memfd_create("layer", os.MFD_CLOEXEC), "w+b") as file:
         _check_size(backend, layer.digest, layer.size)
         _download(backend, layer.digest, layer.size, file.fileno())
-        with _mapped(file.fileno()) as data:
+        with mapped(file.fileno()) as data:
             if f"sha256:{hashlib.sha256(data).hexdigest()}" != layer.digest:
                 raise CorruptError(f"{backend.label}: layer {layer.digest} does not have this digest")
         file.seek(0)

@@ -166,15 +166,18 @@ def load(kind: str | None, path: str) -> BackendConfig:
     except (msgspec.MsgspecError, RecursionError) as error:
         raise ConfigError(f"{path} is no JSON object: {error}") from None
     try:
-        said, fields, place = _backend_of(document)
-        if kind and said and _tag(kind) != _tag(said):
-            raise ConfigError(f"{place} is a {said} backend, not {kind}")
-        if not (kind or said):
-            raise ConfigError("$.type is missing", hint=f"one of {', '.join(_KINDS)}")
-        return convert(said or kind or "", fields, place)
+        return _of(kind, *_backend_of(document))
     except (ConfigError, UnsupportedError) as error:
         error.message = f"{path}: {error.message}"
         raise
+
+
+def _of(kind: str | None, said: str, fields: dict[str, Any], place: str) -> BackendConfig:
+    if kind and said and _tag(kind) != _tag(said):
+        raise ConfigError(f"{place} is a {said} backend, not {kind}")
+    if not (kind or said):
+        raise ConfigError("$.type is missing", hint=f"one of {', '.join(_KINDS)}")
+    return convert(said or kind or "", fields, place)
 
 
 def _backend_of(document: dict[str, Any]) -> tuple[str, dict[str, Any], str]:

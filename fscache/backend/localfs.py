@@ -6,11 +6,15 @@ The keeper opens them (they may be readable to root alone) and the worker reads 
 from __future__ import annotations
 
 import errno
+import hashlib
+import mmap
 import os
 import stat
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
-from ...erofs.errors import BackendError, BlobNotFoundError
+from ...erofs import verity
+from ...erofs.errors import BackendError, BlobNotFoundError, FormatError
 from ...erofs.ids import BlobId
 from ...erofs.record import Buffer
 
@@ -69,3 +73,18 @@ class LocalBlob:
 
     def __del__(self) -> None:
         os.close(self._fd)
+
+
+@contextmanager
+def mapped(fd: int) -> Iterator[memoryview]:
+    """The bytes of an open file that is not empty."""
+    with mmap.mmap(fd, 0, prot=mmap.PROT_READ) as data, memoryview(data) as view:
+        yield view
+
+
+def identify(fd: int) -> tuple[str, str]:
+    """SHA-256 (hex) and identity of an open bootstrap; FormatError for an empty one."""
+    if not os.fstat(fd).st_size:
+        raise FormatError("the bootstrap is empty")
+    with mapped(fd) as data:
+        return hashlib.sha256(data).hexdigest(), verity.identity(data)

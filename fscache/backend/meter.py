@@ -23,6 +23,10 @@ class Meter:
     def last_error(self) -> str:
         return self._traffic.last_error
 
+    @property
+    def down(self) -> bool:
+        return self._traffic.down
+
     def answered(self, size: int, seconds: float) -> None:
         """A request brought ``size`` bytes."""
         with self._lock:

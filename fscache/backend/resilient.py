@@ -16,12 +16,15 @@ from .meter import Meter
 
 T = TypeVar("T")
 _FIRST_PAUSE = 0.05  # seconds before the second try, doubled before each further one
-_LONGEST_PAUSE = 1.0  # a longer one is not slept through here: the caller has better use for its thread
+_TURNED_AWAY = 0.1  # seconds at least until who was turned away should ask again
 
 
 class Resilient:
     """Wraps a client. A failed request is sent again at once ``retry_limit`` times at most, after a short pause with
-    jitter. What still fails is for the caller to postpone: the error says for how long (``retry_after``)."""
+    jitter. What still fails is for the caller to postpone: the error says for how long (``retry_after``).
+
+    While a server counts as down, a thread looks whether it is back, and every other request fails at once.
+    """
 
     def __init__(self, client: Client, meter: Meter, retry_limit: int) -> None:
         self.label = client.label
@@ -33,20 +36,32 @@ class Resilient:
         return self.call(lambda client: client.stat(name))
 
     def read(self, name: str, offset: int, length: int) -> Buffer:
-        return self.call(lambda client: client.read(name, offset, length), len)
+        return self.call(
+            lambda client: client.read(name, offset, length), len, lambda client: client.read(name, offset, 1)
+        )
 
-    def call(self, request: Callable[[Client], T], size: Callable[[T], int] = lambda _: 0) -> T:
-        """Make any request of the client; ``size`` tells the bytes that an answer brought."""
+    def call(
+        self,
+        request: Callable[[Client], T],
+        size: Callable[[T], int] = lambda _: 0,
+        look: Callable[[Client], object] | None = None,
+    ) -> T:
+        """Make any request of the client.
+
+        Args:
+            size: bytes that an answer brought.
+            look: a smaller request of the same kind, to find out whether the server is back.
+        """
         for number in range(1, self._tries + 1):
             self._enter()
             begin = time.monotonic()
             try:
                 answer = request(self._client)
             except BackendError as error:
-                pause = self._failed(error, time.monotonic() - begin, number)
-                if pause is None:
+                again = self._failed(error, begin, look or request, last=number == self._tries)
+                if not again:
                     raise
-                time.sleep(pause)
+                time.sleep(_FIRST_PAUSE * 2 ** (number - 1) * random.uniform(0.5, 1.5))
                 continue
             self._answered()
             self._meter.answered(size(answer), time.monotonic() - begin)
@@ -55,30 +70,53 @@ class Resilient:
 
     def _enter(self) -> None:
         with self._lock:
-            wait = self._health.enter(time.monotonic())
-        if wait:
-            raise BackendError(
-                f"{self.label} does not answer: {self._meter.last_error}",
-                hint="reads wait for it and go on once it is back",
-                retry_after=wait,
-            )
+            if not self._health.down:
+                return
+            wait = max(_TURNED_AWAY, self._health.wait(time.monotonic()))
+        raise BackendError(
+            f"{self.label} does not answer: {self._meter.last_error}",
+            hint="reads wait for it and go on once it is back",
+            retry_after=wait,
+        )
 
     def _answered(self) -> None:
         with self._lock:
-            back = self._health.down_since is not None
+            back = self._health.down
             self._health.answered()
         if back:
             self._meter.up()
 
-    def _failed(self, error: BackendError, seconds: float, number: int) -> float | None:
-        """Note a failure; the seconds until the next try, or None to give up for now."""
-        pause = _FIRST_PAUSE * 2 ** (number - 1) * random.uniform(0.5, 1.5)
-        if not error.retryable:
+    def _failed(
+        self, error: BackendError, begin: float, look: Callable[[Client], object], *, last: bool = True
+    ) -> bool:
+        """Note a failure; whether to try again at once."""
+        now = time.monotonic()
+        if error.retryable:
+            with self._lock:
+                new = self._health.failed(now, error.retry_after)
+                down = self._health.down
+            if new:
+                threading.Thread(target=self._look, args=(look,), daemon=True).start()
+        else:
             self._answered()
-        with self._lock:
-            if error.retryable:
-                self._health.failed(time.monotonic(), error.retry_after)
-            down = self._health.down_since is not None
-        again = error.retryable and not down and number < self._tries and pause <= _LONGEST_PAUSE
-        self._meter.failed(error.message, seconds, retry=again, down=down)
-        return pause if again else None
+            down = False
+        again = error.retryable and not down and not last
+        self._meter.failed(error.message, now - begin, retry=again, down=down)
+        return again
+
+    def _look(self, request: Callable[[Client], object]) -> None:
+        """Ask a server that is down now and then, until it answers, whatever it says."""
+        while True:
+            with self._lock:
+                if not self._health.down:
+                    return
+                wait = self._health.wait(time.monotonic())
+            time.sleep(wait)
+            begin = time.monotonic()
+            try:
+                request(self._client)
+            except BackendError as error:
+                self._failed(error, begin, request)
+            else:
+                self._answered()
+                self._meter.answered(0, time.monotonic() - begin)

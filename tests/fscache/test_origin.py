@@ -58,7 +58,7 @@ def test_credentials_are_not_given_to_another_registry():
 
 
 def test_the_configured_backend_is_another_kind():
-    with pytest.raises(ConfigError, match="is registry .*, not S3"):
+    with pytest.raises(ConfigError, match=r"is registry .*, not S3"):
         resolve(Given("s3://b/x"), Config(backend=HUB))
     with pytest.raises(ConfigError, match="not a registry"):
         resolve(Given("hub.local/a:b"), Config(backend=BUCKET))

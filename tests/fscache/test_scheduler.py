@@ -281,8 +281,22 @@ def test_readers_wait_no_longer_than_their_patience():
         assert scheduler.postpone(scheduler.take(now), now, delay=0.0, patience=60.0)
     assert not scheduler.postpone(scheduler.take(60.0), 60.0, delay=0.0, patience=60.0)
     assert scheduler.take(1000.0) is None
-    scheduler.demand(1, 4, 10)  # who comes later has the same patience
-    assert scheduler.postpone(scheduler.take(1000.0), 1000.0, delay=0.0, patience=60.0)
+
+
+def test_who_comes_when_it_lasts_too_long_already_does_not_wait_at_all():
+    """A reader that gets an error asks for the next piece: he must not wait for each anew."""
+    scheduler = Scheduler(4, 1)
+    scheduler.open(1, bytearray(8))
+    scheduler.demand(1, 4, 10)
+    assert scheduler.postpone(scheduler.take(0.0), 0.0, delay=0.0, patience=60.0)
+    assert not scheduler.postpone(scheduler.take(60.0), 60.0, delay=0.0, patience=60.0)
+    for segment in (4, 5):
+        scheduler.demand(1, segment, 10)
+        assert not scheduler.postpone(scheduler.take(61.0), 61.0, delay=0.0, patience=60.0)
+    scheduler.demand(1, 6, 10)
+    scheduler.finish(scheduler.take(62.0), complete=True)  # it is back
+    scheduler.demand(1, 4, 10)
+    assert scheduler.postpone(scheduler.take(70.0), 70.0, delay=0.0, patience=60.0)
 
 
 def test_prefetch_outlives_an_outage_whatever_its_length():

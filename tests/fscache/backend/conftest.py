@@ -1,16 +1,19 @@
 """Servers that the clients of backends are tested against."""
 
+import base64
 import hashlib
 import importlib.util
 import io
+import json
 import os
+import shutil
 import sys
 import traceback
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -150,3 +153,90 @@ def registry_tokens(registry_kit: ModuleType, tmp_path: Path) -> Iterator[Callab
     yield make
     for one in made:
         one.close()
+
+
+# --- images from afar -------------------------------------------------------------------------------------
+
+
+class Place(NamedTuple):
+    """An image that is published on a server behind a relay."""
+
+    kind: str
+    image: str  # what to mount
+    config: Path  # of the backend
+    relay: Any
+    blobs: int  # bytes
+    secrets: tuple[str, ...]
+
+    def mount(self, service: Any, **fields: Any) -> Path:
+        return Path(service.mount_image(self.image, backend_file=str(self.config), **fields))
+
+
+@pytest.fixture(scope="session")
+def relay_kit() -> ModuleType:
+    """`tests/servers/relay.py`."""
+    return _load("relay")
+
+
+@pytest.fixture
+def publish(
+    built: Any,
+    s3_kit: ModuleType,
+    relay_kit: ModuleType,
+    service_kit: ModuleType,
+    tmp_path: Path,
+    request: pytest.FixtureRequest,
+) -> Iterator[Callable[..., Place]]:
+    """`publish(kind, delay=, **fields)`: the image `built`, pushed to a server of a kind, with further fields of the
+    backend's configuration."""
+    relays = []
+
+    def relay_to(port: int, delay: float) -> Any:
+        relays.append(relay_kit.Relay(port, delay))
+        return relays[-1]
+
+    def make(kind: str, delay: float = 0.0, **fields: Any) -> Place:
+        config = tmp_path / f"{kind}.json"
+        size = built.blob.stat().st_size
+        if kind == "http-proxy":
+            server = _load("files").FileServer(built.bootstrap.parent)
+            request.addfinalizer(server.close)
+            relay = relay_to(server.port, delay)
+            document = {"addr": f"http://{relay.endpoint}", **fields}
+            config.write_text(json.dumps({"type": kind, **document}))
+            alone = tmp_path / built.bootstrap.name
+            shutil.copy(built.bootstrap, alone)
+            return Place(kind, str(alone), config, relay, size, ())
+        if kind == "s3":
+            server = request.getfixturevalue("s3_server")
+            relay = relay_to(server.port, delay)
+            prefix = uuid.uuid4().hex
+            image = f"s3://{s3_kit.BUCKET}/{prefix}/meta/{built.bootstrap.name}"
+            secrets = (s3_kit.SECRET, s3_kit.KEY)
+            document = {
+                "endpoint": relay.endpoint, "scheme": "http", "bucket_name": s3_kit.BUCKET, "region": "us-east-1",
+                "access_key_id": s3_kit.KEY, "access_key_secret": s3_kit.SECRET,
+                "meta_prefix": f"{prefix}/meta/", "blob_prefix": f"{prefix}/blobs/", **fields,
+            }  # fmt: skip
+            arguments: list[object] = []
+        else:
+            kit = request.getfixturevalue("registry_kit")
+            server = request.getfixturevalue("registry_make")("basic")
+            relay = relay_to(server.port, delay)
+            auth = base64.b64encode(f"{kit.USER}:{kit.PASSWORD}".encode()).decode()
+            image, secrets = f"{relay.endpoint}/team/app:v1", (kit.PASSWORD, auth)
+            document = {"host": relay.endpoint, "repo": "team/app", "scheme": "http", "auth": auth, **fields}
+            arguments = [image]
+        config.write_text(json.dumps({"type": kind, **document}))
+        service_kit.cli("push", built.bootstrap, *arguments, "--backend-config-file", config, check=True)
+        return Place(kind, image, config, relay, size, secrets)
+
+    yield make
+    for relay in relays:
+        relay.close()
+
+
+@pytest.fixture(params=["s3", "registry", "http-proxy"])
+def place(request: pytest.FixtureRequest, publish: Callable[..., Place]) -> Place:
+    """The image `built` on a server of each kind."""
+    return publish(request.param, timeout=2.0, connect_timeout=2.0)
