@@ -6,13 +6,11 @@ credentials are the clients' affair: nothing is followed or repeated behind thei
 
 from __future__ import annotations
 
-import base64
-import binascii
 import contextlib
 import re
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from http.client import HTTPException
 from typing import NamedTuple, TypeVar
@@ -50,7 +48,6 @@ class Request:
         span: of a GET: the answer's body is exactly these bytes.
         limit: otherwise the most bytes that the body of a good answer may have.
         timeout: seconds to wait for the answer instead of the configuration's.
-        secret: a credential in the body.
         end_to_end: never let a proxy do the TLS: the request holds or brings credentials of a person.
     """
 
@@ -62,7 +59,6 @@ class Request:
     span: Span | None = None
     limit: int = 65536
     timeout: float = 0.0
-    secret: str = field(default="", repr=False)
     end_to_end: bool = False
 
 
@@ -102,12 +98,13 @@ class Http:
 
     Args:
         connections: kept open to each server.
+        secrets: credentials of the configuration: no message repeats them, whatever a server says.
         unix: path of the socket behind which the only server is.
     """
 
-    def __init__(self, config: Remote, connections: int, unix: str = "") -> None:
+    def __init__(self, config: Remote, connections: int, secrets: Sequence[str] = (), unix: str = "") -> None:
         pools = Pools(config, connections)
-        self._unix = unix
+        self._secrets, self._unix = secrets, unix
         self._direct = pools.unix(unix) if unix else pools.direct()
         self._proxy_config = None if unix else config.proxy
         self._proxy = pools.proxy(self._proxy_config.url) if self._proxy_config else None
@@ -211,19 +208,8 @@ class Http:
         if 200 <= response.status < 300:
             reader = http_body.Reader(response, f"{request.what}: {where}", self._timeout)
             return (reader.span(*request.span) if request.span else reader.all(request.limit)), ""
+        sent = request.headers.get("Authorization", "").partition(" ")[2]
         with contextlib.suppress(HTTPError, HTTPException, OSError, ValueError, BackendError):
             said = http_body.Reader(response, "", self._timeout).beginning(4096)
-            return b"", server_text(said, _secrets(request), signed="?" in request.url)
+            return b"", server_text(said, [*self._secrets, sent], signed="?" in request.url)
         return b"", ""
-
-
-def _secrets(request: Request) -> list[str]:
-    """What must not come back in a message: credentials of the request, as sent and as people know them."""
-    secrets = [request.secret] if request.secret else []
-    for value in [value for name, value in request.headers.items() if name.lower() == "authorization"]:
-        kind, _, credential = value.partition(" ")
-        secrets.append(credential)
-        if kind == "Basic":
-            with contextlib.suppress(binascii.Error, UnicodeDecodeError):
-                secrets.append(base64.b64decode(credential).decode().partition(":")[2])
-    return secrets

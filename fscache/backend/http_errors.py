@@ -7,7 +7,7 @@ for an errno, and OpenSSL's for a certificate.
 from __future__ import annotations
 
 import email.utils
-import http
+import http.client
 import re
 import socket
 import ssl
@@ -22,7 +22,6 @@ from ...erofs.errors import BackendError, BlobNotFoundError, DeniedError
 
 LONGEST_PAUSE = 60.0  # seconds: a server that asks for more is asked again all the same
 _TEXT = 200  # characters of a server's words that are shown
-_SECRET = 6  # characters; a shorter credential would turn every text into dots
 
 
 class _Entry(msgspec.Struct):
@@ -46,9 +45,10 @@ def host_port(url: str) -> str:
 
 
 def server_text(body: bytes, secrets: Iterable[str], *, signed: bool) -> str:
-    """A server's words about an error: one line, printable, bounded, without what was sent to it in confidence.
+    """A server's words about an error: one line, printable, bounded.
 
     Args:
+        secrets: what was sent in confidence: words that repeat any of it are not shown at all.
         signed: the request's URL was itself a credential. Storage servers repeat its parts; only the code is shown.
     """
     text = body.decode("utf-8", "replace")
@@ -58,9 +58,9 @@ def server_text(body: bytes, secrets: Iterable[str], *, signed: bool) -> str:
         code = re.search(r"<Code>(\w{1,60})</Code>", text)
         if code or signed or "<html" in text.lower():
             text = code[1] if code else ""
-    for secret in sorted({one for one in secrets if len(one) >= _SECRET}, key=len, reverse=True):
-        text = text.replace(secret, "...")
     text = " ".join("".join(char if char.isprintable() else " " for char in text).split())
+    if any(secret in text for secret in secrets if secret):
+        return ""
     return text if len(text) <= _TEXT else text[: _TEXT - 3] + "..."
 
 
@@ -84,7 +84,7 @@ def status_error(what: str, where: str, status: int, text: str = "", wait: float
         text: the server's words.
         wait: seconds of its Retry-After.
     """
-    phrase = http.HTTPStatus(status).phrase if status in http.HTTPStatus else ""
+    phrase = http.client.responses.get(status, "")
     said = f"{what}: {where} answers {status} {phrase}".rstrip() + (f" ({text})" if text else "")
     match status:
         case 404:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from urllib.parse import urljoin
 
 import urllib3
-from urllib3.exceptions import LocationParseError
 
 from ...erofs.errors import BackendError
 from .http import Answer, Request
@@ -16,10 +15,9 @@ _URL_LIMIT = 16384  # characters
 def location_of(request: Request, answer: Answer) -> str:
     """The absolute URL of an answer's Location header; BackendError if it has none that is http(s)."""
     location = answer.header("Location", _URL_LIMIT)
-    url = urljoin(request.url, location)
     try:
-        parts = urllib3.util.parse_url(url)
-    except LocationParseError:
+        parts = urllib3.util.parse_url(urljoin(request.url, location))
+    except ValueError:  # LocationParseError is one
         parts = urllib3.util.Url()
     if not location or parts.scheme not in ("http", "https") or not parts.host or parts.auth:
         raise BackendError(f"{request.what}: {answer.where} leads to no http(s) address", retryable=False)

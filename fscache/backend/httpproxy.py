@@ -28,11 +28,9 @@ class HttpProxyClient:
         unix = backend.addr if backend.addr.startswith("/") else ""
         parts = urllib3.util.parse_url("http://localhost" if unix else backend.addr.rstrip("/"))
         self._base = parts._replace(auth=None).url
-        self._headers: dict[str, str] = {}
-        if parts.auth:
-            user, _, password = parts.auth.partition(":")
-            self._headers["Authorization"] = f"Basic {encode(unquote(user), unquote(password))}"
-        self._http = Http(backend, connections, unix)
+        user, _, password = unquote(parts.auth or "").partition(":")
+        self._headers = {"Authorization": f"Basic {encode(user, password)}"} if user else {}
+        self._http = Http(backend, connections, [password], unix)
 
     def stat(self, name: str) -> ObjectInfo:
         request = Request("HEAD", "", self._what(name))

@@ -20,7 +20,7 @@ from . import config
 from .base import ObjectInfo
 from .http import Answer, Http, Request, Span
 from .http_location import location_of, origin
-from .registry_auth import registry_host
+from .registry_auth import decode, registry_host
 from .registry_push import Upload
 from .registry_tokens import Tokens
 from .routes import Route
@@ -34,7 +34,8 @@ MANIFEST_TYPES = (
 MANIFEST_LIMIT = 4 << 20  # bytes, as the specification has it
 _HOPS = 5
 _REDIRECTS_KEPT = 4096  # blobs
-_REPO = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*(?:[./_-]+[A-Za-z0-9][A-Za-z0-9_-]*)*")
+_PART = "[A-Za-z0-9]+(?:[._-]+[A-Za-z0-9]+)*"
+_REPO = re.compile(f"{_PART}(?:/{_PART})*")
 _TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
 _DIGEST = re.compile(r"(sha256:[0-9a-f]{64}|sha512:[0-9a-f]{128})")
 
@@ -55,12 +56,13 @@ class RegistryClient:
     """
 
     def __init__(self, backend: config.Registry, connections: int) -> None:
-        if not _REPO.fullmatch(backend.repo):
+        if len(backend.repo) > 255 or not _REPO.fullmatch(backend.repo):
             raise ConfigError(f"repo: {backend.repo!r} is not the name of a repository")
         self.label = config.describe(backend)
         self._config = backend
         self._base = f"{backend.scheme}://{registry_host(backend.host)}"
-        self._http = Http(backend, connections)
+        password = decode(backend.auth)[1] if backend.auth else ""
+        self._http = Http(backend, connections, [backend.auth, password, backend.registry_token])
         self._tokens = Tokens(backend, self._http.send)
         self._redirects: dict[str, str] = {}  # by blob; single operations on it need no lock
 

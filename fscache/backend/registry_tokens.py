@@ -152,9 +152,7 @@ class Tokens:
         if self._user == IDENTITY_USER:
             form = urlencode({**query, "grant_type": "refresh_token", "refresh_token": self._password}).encode()
             headers = {"Content-Type": "application/x-www-form-urlencoded"}
-            return Request(
-                "POST", realm, self._what, headers, form, limit=_TOKEN_LIMIT, secret=self._password, end_to_end=True
-            )
+            return Request("POST", realm, self._what, headers, form, limit=_TOKEN_LIMIT, end_to_end=True)
         url = f"{realm}{'&' if '?' in realm else '?'}{urlencode(query)}"
         headers = {"Authorization": f"Basic {self._auth}"} if self._user else {}
         return Request("GET", url, self._what, headers, limit=_TOKEN_LIMIT, end_to_end=True)

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 
 class ForwardProxy:
-    """Passes requests on; ``status`` makes it answer that itself. ``requests``: method, target and headers.
+    """Passes requests on; ``status`` makes it answer that itself. ``requests``: method, target, headers.
 
     Args:
         upstream_tls: fetch plain requests over TLS, as Dragonfly does.
@@ -40,7 +40,9 @@ def _handler(proxy: ForwardProxy) -> type[BaseHTTPRequestHandler]:
         timeout = 20
 
         def _seen(self) -> bool:
-            proxy.requests.append((self.command, self.path, dict(self.headers)))
+            proxy.requests.append(
+                (self.command, self.path, {name.lower(): value for name, value in self.headers.items()})
+            )
             if proxy.status:
                 self.send_response(proxy.status)
                 self.send_header("Content-Length", "0")

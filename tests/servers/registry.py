@@ -1,4 +1,4 @@
-"""A real registry for tests: distribution 3, of which REGISTRY names the program, else the one `scripts` installed."""
+"""A real registry for tests: distribution 3. REGISTRY names the program, else it is where `scripts` put it."""
 
 from __future__ import annotations
 

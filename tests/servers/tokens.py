@@ -1,4 +1,4 @@
-"""A token server whose tokens distribution accepts: Docker's token protocol, GET with basic credentials and OAuth2 POST."""
+"""A token server whose tokens distribution accepts: Docker's protocol, GET with basic credentials and OAuth2 POST."""
 
 from __future__ import annotations
 
