@@ -1,7 +1,8 @@
 """What all tests share: independent judges, images built by Nydus, and the law on skipping.
 
-The judges are programs of other projects (erofs-utils, Nydus).  They come from `scripts/oracles`; an
-environment variable (FSCK_EROFS, DUMP_EROFS, MKFS_EROFS, NYDUS_IMAGE, NYDUSD) names another one.
+The judges, and the servers, are programs of other projects (erofs-utils, Nydus, versitygw, distribution).  They come
+from `scripts/oracles`; an environment variable (FSCK_EROFS, DUMP_EROFS, MKFS_EROFS, NYDUS_IMAGE, NYDUSD, VERSITYGW,
+REGISTRY) names another one.
 
 A skipped test proves nothing.  With NYDUS_EROFS_NO_SKIPS=1 (set in CI) every skip is a failure, but for
 those in ALLOWED_SKIPS.
@@ -135,6 +136,14 @@ class Oracles:
     @property
     def nydusd(self) -> Path:
         return self._find("NYDUSD", "nydus-2.2.0/bin/nydusd")
+
+    @property
+    def versitygw(self) -> Path:
+        return self._find("VERSITYGW", "servers/bin/versitygw")
+
+    @property
+    def registry(self) -> Path:
+        return self._find("REGISTRY", "servers/bin/registry")
 
 
 @pytest.fixture(scope="session")

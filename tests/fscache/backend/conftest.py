@@ -35,8 +35,9 @@ def _load(name: str) -> ModuleType:
 
 
 @pytest.fixture(scope="session")
-def s3_kit() -> ModuleType:
+def s3_kit(oracles: Any) -> ModuleType:
     """`tests/servers/s3.py`."""
+    os.environ["VERSITYGW"] = str(oracles.versitygw)
     return _load("s3")
 
 
@@ -118,8 +119,9 @@ def s3_failure(s3_kit: ModuleType) -> Callable[..., BackendError]:
 
 
 @pytest.fixture(scope="session")
-def registry_kit() -> ModuleType:
+def registry_kit(oracles: Any) -> ModuleType:
     """`tests/servers/registry.py`, and in it `tokens`, `proxy` and `stub`: the other modules of servers."""
+    os.environ["REGISTRY"] = str(oracles.registry)
     kit = _load("registry")
     kit.tokens, kit.proxy, kit.stub = _load("tokens"), _load("proxy"), _load("s3")  # type: ignore[attr-defined]
     return kit
