@@ -47,7 +47,9 @@ class Worker:
         self._sock, self._limits = sock, limits
         self._stores: dict[int, Store] = {}
         self._scheduler = Scheduler(limits.threads, limits.background, limits.remote_background)
-        self._work = threading.Condition()
+        self._lock = threading.Lock()
+        self._work = threading.Condition(self._lock)  # there may be something to do
+        self._idle = threading.Condition(self._lock)  # a store has no fill under way any more
         self._send_lock = threading.Lock()
         self._running: Counter[int] = Counter()  # fills under way, by store
         self._news = threading.Event()
@@ -89,18 +91,18 @@ class Worker:
             case proto.Fill(store=store, segment=segment, end=end):
                 with self._work:
                     have = self._scheduler.demand(store, segment, end)
-                    self._work.notify_all()
+                    self._work.notify()
                 if have is not None:
                     done = have >= self._stores[store].plan.segments[segment].size
                     self._tell(proto.Progress(store, segment, have, done, Why.DEMAND))
             case proto.Touch(store=store, segment=segment):
                 with self._work:
                     self._scheduler.touch(store, segment)
-                    self._work.notify_all()
+                    self._work.notify()
             case proto.Prefetch(store=store, on=on):
                 with self._work:
                     self._scheduler.prefetch(store, on)
-                    self._work.notify_all()
+                    self._work.notify()
             case proto.Sync(store=store):
                 self._start(self._sync, store, self._stores[store])
 
@@ -147,7 +149,7 @@ class Worker:
     def _sync(self, number: int, store: Store) -> None:
         with self._work:
             while self._running[number]:
-                self._work.wait()
+                self._idle.wait()
         store.target.sync()
         self._tell(proto.Synced(number))
 
@@ -163,6 +165,7 @@ class Worker:
                 until = self._scheduler.next_time()
                 self._work.wait(until - now if until < inf else None)
             self._running[job.store] += 1
+            self._work.notify()  # one after the other: waking all of them for one job takes longer than the job
             return self._stores[job.store], job
 
     def _run(self, filler: Filler, store: Store, job: Job) -> None:
@@ -207,7 +210,8 @@ class Worker:
 
     def _ended(self, job: Job) -> None:
         self._running[job.store] -= 1
-        self._work.notify_all()
+        if not self._running[job.store]:
+            self._idle.notify_all()
 
 
 def _fatal(call: Callable[..., None], *arguments: object) -> None:

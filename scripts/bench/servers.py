@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from nydus_erofs.fscache import client
 
@@ -86,12 +87,14 @@ class Server:
 class Ours(Server):
     """`nydus-erofs serve` and `nydus-erofs mount`, the fanotify engine."""
 
-    name = "nydus-erofs"
-
-    def __init__(self, work: Path, program: str, image: Path) -> None:
+    def __init__(
+        self, work: Path, program: str, image: Path | str, name: str = "nydus-erofs", backend: Path | str = ""
+    ) -> None:
         super().__init__(work)
+        self.name = name
         self.program = program
         self.image = image
+        self.backend = backend  # configuration file, for an image from afar
         self.run_dir = work / "run"
 
     def start(self) -> float:
@@ -102,7 +105,7 @@ class Ours(Server):
     def mount(self, *, prefetch: bool) -> float:
         """Asks through the control socket, as the command does, so that starting Python is not counted."""
         started = time.monotonic()
-        where = {"bootstrap": str(self.image), "target": str(self.mountpoint), "blob_dirs": []}
+        where = {"image": str(self.image), "target": str(self.mountpoint), "backend_file": str(self.backend)}
         client.request(str(self.run_dir / "control.sock"), "mount", prefetch=prefetch, **where)
         return time.monotonic() - started
 
@@ -158,21 +161,30 @@ mount_erofs(f"{folder}/boot", f"{state}/store", image.devices(image.load(folder)
 class Nydusd(Server):
     """nydusd's FUSE server with a local blob folder and a blob cache."""
 
-    def __init__(self, work: Path, program: str, image: Path, name: str, *, validate: bool) -> None:
+    def __init__(
+        self,
+        work: Path,
+        program: str,
+        image: Path,
+        name: str,
+        *,
+        validate: bool,
+        backend: dict[str, Any] | None = None,
+    ) -> None:
         super().__init__(work)
         self.name = name
         self.program = program
         self.image = image
         self.validate = validate
+        self.backend = backend or {"type": "localfs", "config": {"dir": str(image.parent)}}
 
     def mount(self, *, prefetch: bool) -> float:
         """Starting and mounting are one here."""
         self.cache.mkdir(exist_ok=True)
         config = self.work / "config.json"
-        backend = {"type": "localfs", "config": {"dir": str(self.image.parent)}}
         cache = {"type": "blobcache", "config": {"work_dir": str(self.cache)}}
         wanted = {
-            "device": {"backend": backend, "cache": cache},
+            "device": {"backend": self.backend, "cache": cache},
             "mode": "direct",
             "digest_validate": self.validate,
             "iostats_files": False,
