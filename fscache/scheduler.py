@@ -13,7 +13,7 @@ from math import inf
 
 from .proto.worker import Why
 
-AHEAD = 2  # segments fetched before a sequential reader gets to them
+AHEAD, REMOTE_AHEAD = 2, 4  # segments fetched before a sequential reader gets to them
 _RECENT = 16  # segments remembered as visited, to tell a sequential reader from a random one
 
 
@@ -52,6 +52,7 @@ class _Queue:
 
     done: bytearray
     background_limit: int
+    reach: int  # segments to fetch ahead
     demand: OrderedDict[int, list[int]] = field(default_factory=OrderedDict)
     whole: set[int] = field(default_factory=set)  # segments of ``demand`` that are worth completing
     ahead: deque[int] = field(default_factory=deque)
@@ -101,7 +102,8 @@ class Scheduler:
         self._queues: OrderedDict[int, _Queue] = OrderedDict()
 
     def open(self, store: int, done: bytearray, *, remote: bool = False) -> None:
-        self._queues[store] = _Queue(done, self._remote_limit if remote else self._background_limit)
+        limits = (self._remote_limit, REMOTE_AHEAD) if remote else (self._background_limit, AHEAD)
+        self._queues[store] = _Queue(done, *limits)
 
     def close(self, store: int) -> None:
         self._queues.pop(store, None)
@@ -138,7 +140,7 @@ class Scheduler:
 
     def _look_ahead(self, queue: _Queue, segment: int) -> None:
         if segment - 1 in queue.recent:
-            for following in range(segment + 1, segment + 1 + AHEAD):
+            for following in range(segment + 1, segment + 1 + queue.reach):
                 if queue.open(following) and following not in queue.ahead and following not in queue.demand:
                     queue.ahead.append(following)
         if segment not in queue.recent:
