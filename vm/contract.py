@@ -16,6 +16,7 @@ import pytest
 from . import report
 
 _PATIENCE = 180  # seconds
+_AFAR = "backend/test_service.py"
 _TESTS = Path(__file__).resolve().parent.parent / "tests/fscache"
 
 # test -> what it verifies, as the matrix says it
@@ -30,12 +31,23 @@ BOTH = {
     "test_contract.py::test_prefetch_completes_by_itself": "prefetched: no read waits any more",
     "test_contract.py::test_after_a_restart_nothing_is_fetched_twice": "restarted: nothing is fetched twice",
     "test_contract.py::test_a_damaged_blob_gives_eio_and_heals": "damaged blob: EIO; repaired: right bytes",
+    f"{_AFAR}::test_reads_as_it_was_and_is_fetched_once": "from a server: each byte once, and right",
+    f"{_AFAR}::test_what_is_here_mounts_and_reads_without_the_network": "once fetched: needs no network",
+    f"{_AFAR}::test_readers_wait_while_the_server_is_away": "server away: readers wait, then right bytes",
+    f"{_AFAR}::test_a_server_away_for_good_is_an_error_in_time_and_heals": "server gone: EIO; back: right bytes",
     "test_crash.py::test_worker_killed_again_and_again": "worker killed under 8 readers: no error, no wrong byte",
     "test_crash.py::test_the_keeper_killed_alone": "service killed: EIO or right bytes; served again after",
     "test_crash.py::test_a_reader_killed_while_it_waits": "a waiting reader can be killed",
     "test_crash.py::test_disk_full": "disk full: EIO; room again: right bytes",
 }  # fmt: skip
-ONLY = {"test_a_damaged_blob_gives_eio_and_heals": "flipped"}  # of a test's parameters
+# Of a test's parameters.  Servers of other projects run on the host alone.
+ONLY = {
+    "test_a_damaged_blob_gives_eio_and_heals": "flipped",
+    "test_reads_as_it_was_and_is_fetched_once": "http-proxy",
+    "test_what_is_here_mounts_and_reads_without_the_network": "http-proxy",
+    "test_readers_wait_while_the_server_is_away": "http-proxy",
+    "test_a_server_away_for_good_is_an_error_in_time_and_heals": "http-proxy",
+}
 CACHEFILES = "guest_cachefiles.py"  # all of it; its docstrings are the lines
 
 
@@ -54,7 +66,7 @@ class Reporter:
             item.add_marker(pytest.mark.timeout(_PATIENCE * 3), append=False)
             name = item.name.partition("[")[0]
             words = str(getattr(getattr(item, "function", None), "__doc__", None) or name).splitlines()[0]
-            self._titles[item.nodeid] = BOTH.get(f"{item.path.name}::{name}") or words.rstrip(".")
+            self._titles[item.nodeid] = BOTH.get(f"{item.path.relative_to(_TESTS)}::{name}") or words.rstrip(".")
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if report.failed:

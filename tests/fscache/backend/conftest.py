@@ -183,7 +183,6 @@ def relay_kit() -> ModuleType:
 @pytest.fixture
 def publish(
     built: Any,
-    s3_kit: ModuleType,
     relay_kit: ModuleType,
     service_kit: ModuleType,
     tmp_path: Path,
@@ -210,7 +209,7 @@ def publish(
             shutil.copy(built.bootstrap, alone)
             return Place(kind, str(alone), config, relay, size, ())
         if kind == "s3":
-            server = request.getfixturevalue("s3_server")
+            s3_kit, server = request.getfixturevalue("s3_kit"), request.getfixturevalue("s3_server")
             relay = relay_to(server.port, delay)
             prefix = uuid.uuid4().hex
             image = f"s3://{s3_kit.BUCKET}/{prefix}/meta/{built.bootstrap.name}"
