@@ -48,6 +48,7 @@ class Request:
         span: of a GET: the answer's body is exactly these bytes.
         limit: otherwise the most bytes that the body of a good answer may have.
         timeout: seconds to wait for the answer instead of the configuration's.
+        direct: past the proxy, which stands before the origin alone: a dead mirror is not its fault.
         end_to_end: never let a proxy do the TLS: the request holds or brings credentials of a person.
     """
 
@@ -60,6 +61,7 @@ class Request:
     limit: int = 65536
     timeout: float = 0.0
     end_to_end: bool = False
+    direct: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +123,7 @@ class Http:
         """
         proxy, config = self._proxy, self._proxy_config
         tls = request.url.startswith("https:")
-        if proxy is None or config is None or (config.use_http and tls and request.end_to_end):
+        if proxy is None or config is None or request.direct or (config.use_http and tls and request.end_to_end):
             return self._exchange(self._direct, request, request.url)
         url = "http" + request.url.removeprefix("https") if config.use_http and tls else request.url
         if not config.fallback:

@@ -50,7 +50,7 @@ class HttpProxyClient:
     def _send_to(self, request: Request, path: str, route: Route | None) -> Answer:
         headers = route.headers if route else self._headers
         url = (route.url if route else self._base) + path
-        answer = self._http.send(replace(request, url=url, headers=headers))
+        answer = self._http.send(replace(request, url=url, headers=headers, direct=route is not None))
         if not answer.good:
             raise answer.error(request.what)
         return answer

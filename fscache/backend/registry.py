@@ -202,7 +202,7 @@ class RegistryClient:
         clear = self._base.startswith("https:") and self._server(route).startswith("http:")
         if authorization and not (clear and authorization.startswith("Basic ")):
             headers.setdefault("Authorization", authorization)  # a mirror without TLS gets tokens, but no password
-        return replace(request, headers=headers)
+        return replace(request, headers=headers, direct=route is not None)
 
 
 def _digest(data: bytes, algorithm: str) -> str:

@@ -1,0 +1,136 @@
+"""The http-proxy client: files behind HTTP, over TCP and over a unix socket."""
+
+import contextlib
+import os
+import socketserver
+import threading
+
+import pytest
+
+from nydus_erofs.erofs.errors import BackendError, BlobNotFoundError, DeniedError
+from nydus_erofs.fscache.backend import config
+from nydus_erofs.fscache.backend.httpproxy import HttpProxyClient
+from nydus_erofs.fscache.backend.registry_auth import encode
+
+DATA = os.urandom(200_000)
+
+
+def client(addr, **fields):
+    backend = config.HttpProxy(addr=addr, path="/blobs", **{"timeout": 2.0, "connect_timeout": 2.0, **fields})
+    return HttpProxyClient(config.check(backend), 2)
+
+
+def files(request):
+    if request.path != "/blobs/b1":
+        request.send(404, b"no such file")
+    elif request.command == "HEAD":
+        request.send(200, b"", Content_Length=len(DATA), ETag='"x"')
+    else:
+        first, _, last = request.headers["Range"].removeprefix("bytes=").partition("-")
+        part = DATA[int(first) : int(last) + 1]
+        request.send(206, part, Content_Range=f"bytes {first}-{last}/{len(DATA)}")
+
+
+def check(reader, name="/blobs/b1"):
+    assert reader.stat(name) == (len(DATA), '"x"')
+    for offset, length in ((0, 1), (0, len(DATA)), (777, 5000)):
+        assert reader.read(name, offset, length) == DATA[offset : offset + length]
+    with pytest.raises(BlobNotFoundError, match="/blobs/b2"):
+        reader.stat("/blobs/b2")
+    with pytest.raises(BlobNotFoundError, match="no such file"):
+        reader.read("/blobs/b2", 0, 1)
+
+
+@pytest.fixture
+def unix(registry_kit, tmp_path):
+    """`unix(reply)`: the path of a socket behind which a stub answers."""
+
+    class Server(socketserver.ThreadingUnixStreamServer):
+        daemon_threads = True
+
+        def handle_error(self, request, client_address):
+            pass
+
+    with contextlib.ExitStack() as closing:
+
+        def make(reply):
+            path = str(tmp_path / "sock")
+            server = Server(path, registry_kit.stub.Request)
+            server.reply, server.requests = reply, []
+            thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
+            thread.start()
+            closing.callback(server.server_close)
+            closing.callback(server.shutdown)
+            return path
+
+        yield make
+
+
+def test_tcp(registry_kit):
+    with registry_kit.stub.Stub(files) as stub:
+        check(client(f"http://{stub.endpoint}"))
+        check(client(f"http://{stub.endpoint}/"))
+
+
+def test_unix(unix, tmp_path):
+    path = unix(files)
+    check(client(path))
+    with pytest.raises(BackendError, match="/none") as info:
+        client(str(tmp_path / "none")).stat("/blobs/b1")
+    assert info.value.retryable
+
+
+def test_unix_stalls(unix):
+    stop = threading.Event()
+    reader = client(unix(lambda request: stop.wait(3)), timeout=0.3)
+    with pytest.raises(BackendError, match="nothing more") as info:
+        reader.read("/blobs/b1", 0, 1)
+    stop.set()
+    assert info.value.retryable
+
+
+def test_unusual_names(registry_kit):
+    with registry_kit.stub.Stub(lambda request: request.send(200, b"", Content_Length=1)) as stub:
+        client(f"http://{stub.endpoint}").stat("/blobs/a b?c#d%é/../x")
+        assert stub.requests[0].path in ("/blobs/a%20b%3Fc%23d%25%C3%A9/../x", "/blobs/x")
+
+
+def test_credentials_in_the_address(registry_kit):
+    def reply(request):
+        if request.headers["Authorization"] == f"Basic {encode('me', 'pass:word')}":
+            files(request)
+        else:
+            request.send(401, b"not with pass:ward")
+
+    with registry_kit.stub.Stub(reply) as stub:
+        reader = client(f"http://me:pass%3Aword@{stub.endpoint}")
+        assert reader.read("/blobs/b1", 0, 9) == DATA[:9]
+        wrong = client(f"http://me:pass%3Award@{stub.endpoint}")
+        with pytest.raises(DeniedError) as info:
+            wrong.read("/blobs/b1", 0, 9)
+        for text in (str(info.value), repr(info.value), repr(wrong), wrong.label):
+            assert "pass" not in text
+
+
+def test_redirects_are_not_followed(registry_kit):
+    with registry_kit.stub.Stub(lambda request: request.send(302, Location="/elsewhere?secret")) as stub:
+        with pytest.raises(BackendError, match="302") as info:
+            client(f"http://{stub.endpoint}").read("/blobs/b1", 0, 9)
+        assert not info.value.retryable
+        assert "secret" not in str(info.value)
+        assert len(stub.requests) == 1
+
+
+def test_size_must_be_told(registry_kit):
+    for length in ("", "-1", "9" * 30):
+        reply = lambda request, n=length: request.send(200, Content_Length=n)  # noqa: E731
+        with registry_kit.stub.Stub(reply) as stub, pytest.raises(BackendError, match="does not tell its size"):
+            client(f"http://{stub.endpoint}").stat("/blobs/b1")
+
+
+def test_mirror_and_proxy(registry_kit):
+    with registry_kit.stub.Stub(files) as stub, contextlib.closing(registry_kit.proxy.ForwardProxy()) as proxy:
+        dead = config.Mirror(host=f"http://127.0.0.1:{registry_kit.free_port()}")
+        reader = client(f"http://{stub.endpoint}", mirrors=[dead], proxy=config.Proxy(url=proxy.url))
+        check(reader)
+        assert {target.partition("/blobs")[0] for _, target, _ in proxy.requests} == {f"http://{stub.endpoint}"}

@@ -1,0 +1,173 @@
+"""Docker's configuration, credential helpers, and what registries say they want."""
+
+import base64
+import json
+import time
+
+import pytest
+
+from nydus_erofs.erofs.errors import ConfigError
+from nydus_erofs.fscache.backend import config, registry_auth
+from nydus_erofs.fscache.backend.registry import RegistryClient
+from nydus_erofs.fscache.backend.registry_auth import (
+    Challenge,
+    decode,
+    docker_credentials,
+    encode,
+    parse_challenges,
+    registry_host,
+)
+
+
+@pytest.fixture
+def docker(tmp_path):
+    """`docker(document)`: the path of a configuration file."""
+
+    def write(document):
+        path = tmp_path / "config.json"
+        path.write_text(document if isinstance(document, str) else json.dumps(document))
+        return str(path)
+
+    return write
+
+
+@pytest.fixture
+def helper(tmp_path, monkeypatch):
+    """`helper(script)`: docker-credential-fake on PATH."""
+
+    def write(script):
+        path = tmp_path / "docker-credential-fake"
+        path.write_text(f"#!/bin/sh\n{script}\n")
+        path.chmod(0o755)
+
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    return write
+
+
+def test_auths(docker):
+    one = base64.b64encode(b"me:pass:word").decode()
+    path = docker({
+        "auths": {"plain.example:5000": {"auth": one}, "https://tls.example": {"auth": one}, "empty.example": {},
+                  "named.example": {"username": "u", "password": "p"},
+                  "token.example": {"auth": one, "identitytoken": "refresh"}, "old.example": {"auth": one + "AAAA"}},
+        "HttpHeaders": {"User-Agent": "x"},
+    })  # fmt: skip
+    assert decode(docker_credentials("plain.example:5000", path)) == ("me", "pass:word")
+    assert decode(docker_credentials("tls.example", path)) == ("me", "pass:word")
+    assert decode(docker_credentials("named.example", path)) == ("u", "p")
+    assert decode(docker_credentials("token.example", path)) == ("<token>", "refresh")
+    for host in ("empty.example", "plain.example", "other.example", "docker.io"):
+        assert docker_credentials(host, path) == ""
+
+
+@pytest.mark.parametrize(
+    "key", ["https://index.docker.io/v1/", "docker.io", "index.docker.io", "registry-1.docker.io"]
+)
+def test_docker_hub(docker, key):
+    path = docker({"auths": {key: {"auth": encode("me", "word")}}})
+    for host in ("docker.io", "registry-1.docker.io"):
+        assert docker_credentials(host, path) == encode("me", "word")
+    assert docker_credentials("example.org", path) == ""
+
+
+def test_names():
+    assert registry_host("docker.io") == "registry-1.docker.io"
+    assert registry_host("example.org:5000") == "example.org:5000"
+
+
+def test_no_configuration(tmp_path, docker):
+    assert docker_credentials("h", str(tmp_path / "none.json")) == ""
+    for wrong in ("", "[]", '{"auths": 3}', '{"auths": {"h": {"auth": "se-cret"}}}', '{"credsStore": "../se-cret"}'):
+        with pytest.raises(ConfigError, match="docker configuration") as info:
+            docker_credentials("h", docker(wrong))
+        assert "se-cret" not in str(info.value)
+    with pytest.raises(ConfigError):
+        docker_credentials("h", docker('{"auths": {}}' + " " * (1 << 20)))
+
+
+ANSWER = """test "$1" = get && read -r host
+printf '{"ServerURL":"%s","Username":"me","Secret":"for-%s"}' "$host" "$host" """
+
+
+def test_helper(docker, helper):
+    helper(ANSWER)
+    store = docker({"credsStore": "fake"})
+    assert decode(docker_credentials("a.example:5000", store)) == ("me", "for-a.example:5000")
+    assert decode(docker_credentials("docker.io", store)) == ("me", "for-https://index.docker.io/v1/")
+    own = docker({"credHelpers": {"a.example": "fake"}, "auths": {"b.example": {"auth": encode("b", "c")}}})
+    assert decode(docker_credentials("a.example", own)) == ("me", "for-a.example")
+    assert decode(docker_credentials("b.example", own)) == ("b", "c")
+
+
+def test_helper_knows_nothing(docker, helper):
+    helper('echo "credentials not found in native keychain"; exit 1')
+    path = docker({"credsStore": "fake", "auths": {"a.example": {"auth": encode("b", "c")}}})
+    assert docker_credentials("a.example", path) == encode("b", "c")
+    assert docker_credentials("x.example", path) == ""
+
+
+@pytest.mark.parametrize(
+    ("script", "words"),
+    [
+        ("echo secret-word; exit 3", "status 3"),
+        ("echo secret-word", "not JSON"),
+        ("exec 0<&-; yes secret-word", "no answer within"),
+        ("sleep 30 & sleep 30", "no answer within"),
+        ("exec >&-; sleep 30", "no answer within"),
+    ],
+)
+def test_broken_helper(docker, helper, monkeypatch, script, words):
+    monkeypatch.setattr(registry_auth, "_HELPER_SECONDS", 1)
+    helper(script)
+    begin = time.monotonic()
+    with pytest.raises(ConfigError, match=words) as info:
+        docker_credentials("a.example", docker({"credsStore": "fake"}))
+    assert "secret-word" not in str(info.value)
+    assert time.monotonic() - begin < 5
+
+
+def test_missing_helper(docker):
+    with pytest.raises(ConfigError, match="docker-credential-not-there"):
+        docker_credentials("a.example", docker({"credsStore": "not-there"}))
+
+
+def test_helper_to_registry(docker, helper, registry_make, registry_kit):
+    """From docker's configuration to the bytes."""
+    registry = registry_make("basic")
+    name = registry.add(b"0123456789")
+    helper(f"""printf '{{"Username":"{registry_kit.USER}","Secret":"{registry_kit.PASSWORD}"}}'""")
+    auth = docker_credentials(registry.host, docker({"credHelpers": {registry.host: "fake"}}))
+    backend = config.Registry(host=registry.host, repo=registry_kit.REPO, scheme="http", auth=auth)
+    assert RegistryClient(backend, 1).read(name, 2, 3) == b"234"
+
+
+def test_decode():
+    for wrong in ("", "x", "%%%", base64.b64encode(b"no colon").decode(), base64.b64encode(b":x").decode(), "/w=="):
+        with pytest.raises(ConfigError):
+            decode(wrong)
+    assert decode(encode("u", "a:b")) == ("u", "a:b")
+
+
+@pytest.mark.parametrize(
+    ("header", "challenges"),
+    [
+        ('Bearer realm="https://a/t",service="s",scope="repository:x:pull,push"',
+         [Challenge("bearer", "https://a/t", "s", "repository:x:pull,push")]),
+        ('Basic realm="Registry, of: Bearer realm=x"', [Challenge("basic", "Registry, of: Bearer realm=x", "", "")]),
+        ('bearer realm="r" , Basic realm=plain',
+         [Challenge("bearer", "r", "", ""), Challenge("basic", "plain", "", "")]),
+        (r'Bearer realm="a\"b",error="invalid_token"', [Challenge("bearer", 'a"b', "", "")]),
+        ("Negotiate, Basic", [Challenge("negotiate", "", "", ""), Challenge("basic", "", "", "")]),
+        ("", []),
+        ('="', []),
+    ],
+)  # fmt: skip
+def test_challenges(header, challenges):
+    assert parse_challenges(header) == challenges
+
+
+def test_challenges_of_an_enemy():
+    begin = time.monotonic()
+    for part in ("a ", 'a="', "a,", '\\"', "a=,", " ", '"'):
+        parse_challenges(part * (8192 // len(part)))
+    assert time.monotonic() - begin < 2
