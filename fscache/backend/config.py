@@ -24,6 +24,9 @@ class Proxy(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, frozen=Tru
     use_http: bool = False  # speak plain HTTP to the proxy for an https server: it does the TLS
     dragonfly_scheduler_endpoint: str = ""
 
+    def __repr__(self) -> str:  # the URL may hold a password
+        return "<proxy>"
+
 
 class Mirror(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, frozen=True):
     """Another server with the same objects, asked before the origin."""
@@ -33,6 +36,9 @@ class Mirror(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, frozen=Tr
     ping_url: str = ""
     health_check_interval: int = 5  # seconds
     failure_limit: int = 5  # failures in a row until it is left alone for a while
+
+    def __repr__(self) -> str:  # headers may hold a token
+        return f"<mirror {self.host.rpartition('@')[2]}>"
 
 
 class _Remote(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, frozen=True):
@@ -47,6 +53,9 @@ class _Remote(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, frozen=T
     mirrors: list[Mirror] = []
     readahead: bool = False  # accepted and ignored, as the next
     readahead_sec: int = 0
+
+    def __repr__(self) -> str:  # records end up in tracebacks: no credential of theirs may
+        return f"<{describe(self)}>" if isinstance(self, (S3, Registry, HttpProxy)) else "<backend>"
 
 
 class LocalFs(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, frozen=True, tag_field="type", tag="localfs"):

@@ -15,11 +15,20 @@ import asyncio
 import contextlib
 import errno
 import os
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from ...erofs.errors import BlobNotFoundError, BusyError, FormatError, KernelError, NydusErofsError, ServiceError
+from ...erofs.errors import (
+    BackendError,
+    BlobNotFoundError,
+    BusyError,
+    FormatError,
+    KernelError,
+    NydusErofsError,
+    ServiceError,
+)
 from ...erofs.ids import blob_id
 from ...erofs.record import round_up
 from ..backend.config import Remote
@@ -46,6 +55,7 @@ from .objects import CacheObject, ObjectTable
 
 TAG = "nydus-erofs"
 _METADATA_SEGMENT = 128 << 10  # bytes of a bootstrap that are loaded at once
+_AGAIN = 1.0  # seconds until what a server has of an image is asked for again
 _BATCH = 64  # messages handled before other work gets its turn
 
 
@@ -211,7 +221,7 @@ class CachefilesEngine:
 
     async def _plans(self, image: _Image) -> dict[str, str]:
         """Keys of the plans of an image's blobs, made once they are needed: mounting does not wait for them."""
-        if image.plans is None:
+        if image.plans is None or (image.plans.done() and image.plans.exception() is not None):
             image.plans = asyncio.create_task(self._prepare(image))
             image.plans.add_done_callback(lambda task: task.cancelled() or task.exception())  # perhaps nobody asks
         return await asyncio.shield(image.plans)
@@ -238,17 +248,31 @@ class CachefilesEngine:
         self._table.prefetch(store, True)
 
     async def _serve_blob(self, cache_object: CacheObject) -> None:
-        """Once the plans of all images that use a blob are there, fill its object; else its readers get EIO."""
-        for image in list(self._served.values()):
-            if image.volume == cache_object.volume and cache_object.cookie in image.blobs:
-                try:
-                    await self._fill(image, cache_object)
-                except (NydusErofsError, OSError) as error:
+        """Once the plans of all images that use a blob are there, fill its object; until then its readers wait.
+
+        What a server has of them may be out of reach for a while: readers get EIO when that lasts too long, and are
+        served once it is back.
+        """
+        since = time.monotonic()
+        while cache_object in self._objects.all():
+            try:
+                for image in list(self._served.values()):
+                    if image.volume == cache_object.volume and cache_object.cookie in image.blobs:
+                        await self._fill(image, cache_object)
+            except (NydusErofsError, OSError) as error:
+                passing = isinstance(error, BackendError) and error.retryable
+                if not cache_object.trouble:
                     logger().error(
-                        "readers get EIO", blob=cache_object.cookie, image=image.origin.image, error=str(error)
+                        "blob cannot be served", blob=cache_object.cookie, error=str(error), passing=passing
                     )
+                cache_object.trouble = str(error)
+                if not passing or time.monotonic() - since >= self._config.patience:
                     self._objects.give_up(cache_object)
+                if not passing:
                     return
+                await asyncio.sleep(_AGAIN)
+            else:
+                break
         if cache_object.stores:  # else unmounted meanwhile
             self._objects.serve(cache_object)
 
@@ -376,6 +400,11 @@ class CachefilesEngine:
             status = mount_status(
                 entry.target, image.origin, prefetch=image.prefetch, detached=False, stores=stores, events=events
             )
+            for o in objects:
+                status["readers_waiting"] += len(o.early)
+                if o.trouble:
+                    status["failures"] += o.hopeless
+                    status["last_error" if o.hopeless else "waiting_for"] = o.trouble
             for blob, size in image.blobs.items():
                 cache_object = self._objects.find(volume, blob)
                 if cache_object is None or not cache_object.stores:  # its plan is being made

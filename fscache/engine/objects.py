@@ -37,6 +37,7 @@ class CacheObject:
     starts: list[int] = field(default_factory=list)  # of each segment, bytes from the object's start
     early: list[proto.Read] = field(default_factory=list)  # reads that came before it was ready
     hopeless: bool = False  # its bytes cannot be had: no plan
+    trouble: str = ""  # why it is not ready yet, when that is not only a matter of time
 
 
 class ObjectTable:
@@ -86,13 +87,13 @@ class ObjectTable:
 
     def serve(self, cache_object: CacheObject) -> None:
         """All its stores are there: answer those who wait, and from now on everybody."""
-        cache_object.ready = True
+        cache_object.ready, cache_object.hopeless, cache_object.trouble = True, False, ""
         early, cache_object.early = cache_object.early, []
         for read in early:
             self._serve_read(cache_object, read)
 
     def give_up(self, cache_object: CacheObject) -> None:
-        """The object's bytes cannot be had: its readers get EIO, now and later."""
+        """The object's bytes cannot be had: its readers get EIO, until it is served all the same."""
         cache_object.hopeless = True
         early, cache_object.early = cache_object.early, []
         for read in early:
