@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from http.client import HTTPException
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import urllib3
 from urllib3.exceptions import HTTPError
@@ -181,6 +181,7 @@ class Http:
             offset, length = request.span
             headers |= {"Range": f"bytes={offset}-{offset + length - 1}", **(extra or {})}
         response = None
+        options: dict[str, Any] = {"timeout": request.timeout} if request.timeout else {}
         try:
             response = pool.request(
                 request.method,
@@ -191,7 +192,7 @@ class Http:
                 redirect=False,
                 preload_content=False,
                 decode_content=False,
-                **({"timeout": request.timeout} if request.timeout else {}),
+                **options,
             )
             body, text = self._body(request, response, where)
         except BackendError:

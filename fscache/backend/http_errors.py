@@ -110,7 +110,9 @@ def transport_error(what: str, where: str, error: Exception, *, begun: bool) -> 
     if any(isinstance(one, u3.ProxyError) for one in causes):
         where = f"the proxy before {where}"
     broken = [one for one in causes if isinstance(one, (ssl.SSLEOFError, ssl.SSLZeroReturnError))]
-    tls = [one for one in causes if isinstance(one, (ssl.SSLError, ssl.CertificateError, u3.SSLError))]
+    tls: list[BaseException] = [
+        one for one in causes if isinstance(one, (ssl.SSLError, ssl.CertificateError, u3.SSLError))
+    ]
     timed_out = isinstance(error, (u3.ReadTimeoutError, u3.ConnectTimeoutError, TimeoutError))
     if tls and not (broken or begun or timed_out):
         return BackendError(
