@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
-
 from ..erofs import localize
 from ..erofs.errors import NydusErofsError
 from ..erofs.ids import blob_id
 from ..erofs.ondisk import BLOCK_SIZE
-from ..erofs.record import Buffer, round_up
+from ..erofs.record import round_up
 from .backend.assemble import Backends
-from .backend.localfs import LocalBlob, identify
+from .backend.localfs import LocalBlob, identify, write_all
 from .proto import worker as proto
 from .proto.fault import Fault
 
@@ -59,11 +57,3 @@ def _fetch_range(question: proto.FetchRange, fd: int, backends: Backends) -> Non
         raise NydusErofsError(f"{question.length} bytes of a blob are too many at once")
     source = backends.blob(question.remote, blob_id(question.blob_id))
     write_all(fd, source.read_at(question.offset, question.length), 0)
-
-
-def write_all(fd: int, data: Buffer, offset: int) -> None:
-    """Write all of it at a position of a file."""
-    view = memoryview(data)
-    while view:
-        done = os.pwrite(fd, view, offset)
-        view, offset = view[done:], offset + done

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import socket
 import sys
 from collections.abc import Sequence
@@ -11,18 +12,21 @@ from collections.abc import Sequence
 from . import channel
 
 _SOCKET_FD = 3
-_ENVIRONMENT = ("PATH", "LANG", "LC_ALL", "TZ", "SSL_CERT_FILE", "SSL_CERT_DIR")
+_ENVIRONMENT = re.compile(
+    "PATH|HOME|LANG|LC_ALL|TZ|SSL_CERT_(FILE|DIR)|AWS_[A-Z_]+|(https?|no|HTTPS?|NO)_(proxy|PROXY)"
+)
 
 
 def spawn(module: str, *arguments: object) -> tuple[int, socket.socket]:
     """Start ``python -m nydus_erofs.fscache.<module> 3 ARGUMENTS``; (its process id, our end of the socket).
 
-    It inherits standard error and nothing else, and a small environment.
+    It inherits standard error and nothing else, and of the environment what finds programs, certificates, proxies and
+    S3 credentials.
     """
     ours, theirs = channel.pair()
     # -I: neither the environment nor the working directory can add modules to the program.
     command = [sys.executable, "-I", "-m", f"{__package__}.{module}", str(_SOCKET_FD), *map(str, arguments)]
-    environment = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
+    environment = {name: value for name, value in os.environ.items() if _ENVIRONMENT.fullmatch(name)}
     null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
     try:
         actions = [

@@ -10,12 +10,11 @@ from typing import NamedTuple
 
 from ...erofs import verity
 from ...erofs.errors import BackendError, BlobNotFoundError, CorruptError, FormatError
-from ...erofs.record import Buffer
 from . import oci
 from .base import Client, ObjectInfo
 from .config import Registry, Remote
 from .layer import extract_bootstrap
-from .localfs import identify, mapped
+from .localfs import identify, mapped, write_all
 from .registry import Manifest, RegistryClient
 from .resilient import Resilient
 
@@ -94,18 +93,11 @@ def _check_size(backend: Resilient, name: str, size: int) -> None:
 
 def _download(backend: Resilient, name: str, size: int, fd: int) -> None:
     def piece(offset: int) -> None:
-        _write(fd, backend.read(name, offset, min(_PIECE, size - offset)), offset)
+        write_all(fd, backend.read(name, offset, min(_PIECE, size - offset)), offset)
 
     with ThreadPoolExecutor(_PARALLEL) as pool:
         for done in [pool.submit(piece, offset) for offset in range(0, size, _PIECE)]:
             done.result()
-
-
-def _write(fd: int, data: Buffer, offset: int) -> None:
-    view = memoryview(data)
-    while view:
-        done = os.pwrite(fd, view, offset)
-        view, offset = view[done:], offset + done
 
 
 def _tree_of(backend: Resilient, name: str) -> str:

@@ -88,3 +88,11 @@ def identify(fd: int) -> tuple[str, str]:
         raise FormatError("the bootstrap is empty")
     with mapped(fd) as data:
         return hashlib.sha256(data).hexdigest(), verity.identity(data)
+
+
+def write_all(fd: int, data: Buffer, offset: int) -> None:
+    """Write all of it at a position of a file."""
+    view = memoryview(data)
+    while view:
+        done = os.pwrite(fd, view, offset)
+        view, offset = view[done:], offset + done

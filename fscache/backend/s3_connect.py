@@ -12,6 +12,7 @@ import logging
 import os
 import re
 import ssl
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -96,19 +97,22 @@ def _stay_here(params: dict[str, Any], **_: Any) -> None:
 class _Trust:
     """Certificates to trust: the system's and those of the configuration, as ``path`` of a file.
 
-    Several files are joined in one that only lives in memory, and as long as this object.
+    Several files are joined in a temporary one, which goes with this object. (Nothing below /proc/self can be opened
+    by a process without privilege that once had some.)
     """
 
     def __init__(self, config: S3, named: str | None) -> None:
         system = (named, ssl.get_default_verify_paths().cafile, *_BUNDLES)
-        self.path = next((path for path in system if path and Path(path).is_file()), None) or str(get_cert_path(True))
+        self.path = next((path for path in system if path and os.access(path, os.R_OK)), None) or str(
+            get_cert_path(True)
+        )
         if not config.ca_cert_files:
             return
         texts = [_certificates(path) for path in (self.path, *config.ca_cert_files)]
-        self._file = os.fdopen(os.memfd_create("trusted"), "wb")
+        self._file = tempfile.NamedTemporaryFile(prefix="trusted.")
         self._file.write(b"\n".join(texts))
         self._file.flush()
-        self.path = f"/proc/self/fd/{self._file.fileno()}"
+        self.path = self._file.name
 
 
 def _certificates(path: str) -> bytes:

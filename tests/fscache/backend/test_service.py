@@ -137,7 +137,7 @@ def test_a_server_away_for_good_is_an_error_in_time_and_heals(place, serve, serv
     event, *_ = service.events("segment not filled") + service.events("blob cannot be served")
     assert place.relay.endpoint in event["error"]
     place.relay.heal()
-    service_kit.wait_for("the backend is back", lambda: not backend_of(service)["down"])
+    service_kit.wait_for("it heals", lambda: "sha256" in service_kit.read(target / "large/2"), pause=0.5)
     service_kit.compare(built.tree, target)
 
 

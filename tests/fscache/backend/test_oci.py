@@ -1,0 +1,195 @@
+"""References, manifests and the bootstrap's layer: what registries hold, and what hostile ones may send."""
+
+import gzip
+import hashlib
+import io
+import json
+import random
+import tarfile
+
+import pytest
+
+from nydus_erofs.erofs import verity
+from nydus_erofs.erofs.errors import ConfigError, FormatError, UnsupportedError
+from nydus_erofs.fscache.backend import oci
+from nydus_erofs.fscache.backend.layer import extract_bootstrap, pack_layer
+
+HEX = "ab" * 32
+DATA = random.Random(3).randbytes(300_000)
+TREE = verity.build_tree(DATA).pack()
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("hub.example.com/team/app:v1", ("hub.example.com", "team/app", "v1")),
+        ("localhost:5000/app", ("localhost:5000", "app", "latest")),
+        (f"127.0.0.1:5000/a/b/c@sha256:{HEX}", ("127.0.0.1:5000", "a/b/c", f"sha256:{HEX}")),
+        (f"h.io/a:tag@sha256:{HEX}", ("h.io", "a", f"sha256:{HEX}")),
+        ("docker.io/alpine:3", ("docker.io", "library/alpine", "3")),
+        ("docker.io/me/app", ("docker.io", "me/app", "latest")),
+    ],
+)
+def test_references(text, expected):
+    assert oci.parse_reference(text) == expected
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "alpine", "team/app:v1", "h.io/", "h.io/UP", "h.io/a:", "h.io/a:b c", "h.io/a@sha256:12", "h.io/../a",
+     "h io/a", "user:pw@h.io/a", "h.io/" + "a" * 300, "h.io/a:" + "t" * 200],
+)  # fmt: skip
+def test_no_references(text):
+    if text == "h.io/a:":
+        assert oci.parse_reference(text).tag_or_digest == "latest"
+        return
+    with pytest.raises(ConfigError) as caught:
+        oci.parse_reference(text)
+    assert "\n" not in str(caught.value)
+
+
+def published():
+    blob = oci.Layer(f"sha256:{HEX}", 5, f"sha256:{HEX}")
+    layer = pack_layer(io.BytesIO(DATA), len(DATA), TREE, io.BytesIO())
+    raw = oci.pack_config([blob], layer)
+    config = oci.Layer(f"sha256:{hashlib.sha256(raw).hexdigest()}", len(raw), "")
+    return raw, oci.pack_manifest(config, [blob], layer), layer
+
+
+def test_a_manifest_is_what_nydus_expects():
+    config, manifest, layer = published()
+    assert published()[:2] == (config, manifest)
+    document = json.loads(manifest)
+    *blobs, last = document["layers"]
+    assert [blob["mediaType"] for blob in blobs] == ["application/vnd.oci.image.layer.nydus.blob.v1"]
+    assert blobs[0]["annotations"] == {"containerd.io/snapshot/nydus-blob": "true"}
+    assert last["annotations"] == {
+        "containerd.io/snapshot/nydus-bootstrap": "true",
+        "containerd.io/snapshot/nydus-fs-version": "6",
+    }
+    assert json.loads(config)["rootfs"]["diff_ids"] == [f"sha256:{HEX}", layer.diff_id]
+    image = oci.parse_manifest(manifest)
+    assert (image.bootstrap.digest, [blob.digest for blob in image.blobs]) == (layer.digest, [f"sha256:{HEX}"])
+
+
+def manifest(*layers, **fields):
+    return json.dumps({"schemaVersion": 2, "layers": list(layers), **fields}).encode()
+
+
+PLAIN = {"mediaType": "application/vnd.oci.image.layer.v1.tar+gzip", "digest": f"sha256:{HEX}", "size": 1}
+
+
+@pytest.mark.parametrize(
+    ("raw", "kind", "match"),
+    [
+        (manifest(PLAIN), FormatError, "not a Nydus image"),
+        (manifest(), FormatError, "not a Nydus image"),
+        (b"{}", FormatError, "neither layers nor manifests"),
+        (b"<html>", FormatError, "not a manifest"),
+        (b"[" * 100_000, FormatError, "not a manifest"),
+        (manifest({**PLAIN, "digest": "sha256:../../x"}), FormatError, "names"),
+        (manifest({**PLAIN, "size": -1}), FormatError, "names"),
+        (
+            manifest({**PLAIN, "annotations": {"containerd.io/snapshot/nydus-bootstrap": "true",
+                                               "containerd.io/snapshot/nydus-fs-version": "5"}}),
+            UnsupportedError, "RAFS version 5",
+        ),
+    ],
+)  # fmt: skip
+def test_what_is_no_image_of_nydus(raw, kind, match):
+    with pytest.raises(kind, match=match):
+        oci.parse_manifest(raw)
+
+
+def test_an_index_has_nydus_image_for_this_machine(monkeypatch):
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
+
+    def entry(digest, architecture, *features):
+        platform = {"architecture": architecture, "os": "linux", "os.features": list(features)}
+        return {**PLAIN, "digest": f"sha256:{digest * 64}", "platform": platform}
+
+    feature = "nydus.remoteimage.v1"
+    entries = [entry("1", "arm64", feature), entry("2", "amd64"), entry("3", "amd64", feature)]
+    index = oci.parse_manifest(json.dumps({"manifests": entries}).encode())
+    assert index.choose().digest == "sha256:" + "3" * 64
+    with pytest.raises(UnsupportedError, match="linux/amd64"):
+        oci.parse_manifest(json.dumps({"manifests": entries[:1]}).encode()).choose()
+
+
+# --- the layer ----------------------------------------------------------------------------------------------
+
+
+def packed():
+    out = io.BytesIO()
+    layer = pack_layer(io.BytesIO(DATA), len(DATA), TREE, out)
+    return layer, out.getvalue()
+
+
+def extracted(raw, limit=1 << 20):
+    out = io.BytesIO()
+    return extract_bootstrap(io.BytesIO(raw), out, limit), out.getvalue()
+
+
+def test_a_layer_and_back():
+    layer, raw = packed()
+    assert packed() == (layer, raw)
+    assert layer.digest == f"sha256:{hashlib.sha256(raw).hexdigest()}"
+    assert layer.diff_id == f"sha256:{hashlib.sha256(gzip.decompress(raw)).hexdigest()}"
+    assert extracted(raw) == (TREE, DATA)
+    assert extracted(gzip.decompress(raw)) == (TREE, DATA)
+    with tarfile.open(fileobj=io.BytesIO(raw)) as tar:
+        assert tar.getnames() == ["image", "image/image.boot", "image/image.boot.verity"]
+
+
+def tar_of(*members, form=tarfile.PAX_FORMAT):
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w", format=form) as tar:
+        for name, data, kind in members:
+            info = tarfile.TarInfo(name)
+            info.size, info.type, info.linkname = len(data), kind, "/etc/passwd"
+            info.pax_headers = {"comment": "x" * 3000}
+            tar.addfile(info, io.BytesIO(data))
+    return out.getvalue()
+
+
+def test_a_layer_of_nydus_with_other_files_in_it():
+    """As the snapshotter packs it: blob metadata beside the bootstrap, extended headers, no tree."""
+    raw = tar_of(
+        ("image", b"", tarfile.DIRTYPE),
+        (f"image/{HEX}.blob.meta", bytes(70_000), tarfile.REGTYPE),
+        ("image/image.boot", DATA, tarfile.REGTYPE),
+        ("image/backend.json", b"{}", tarfile.REGTYPE),
+    )
+    assert extracted(raw) == (None, DATA)
+
+
+@pytest.mark.parametrize(
+    ("raw", "match"),
+    [
+        (tar_of(("image/other", b"x", tarfile.REGTYPE)), "has no image/image.boot"),
+        (tar_of(("image/image.boot", b"", tarfile.SYMTYPE)), "has no image/image.boot"),
+        (tar_of(("image/image.boot", bytes(2 << 20), tarfile.REGTYPE)), "a bootstrap of 2097152 bytes"),
+        (tar_of(("image/image.boot", b"", tarfile.REGTYPE)), "a bootstrap of 0 bytes"),
+        (tar_of(("image/image.boot", DATA, tarfile.REGTYPE))[:9000], "cut off"),
+        (b"\x1f\x8b" + bytes(100), "damaged"),
+        (gzip.compress(DATA)[:-50_000], "no tar"),
+        (b"not a tar" * 1000, "no tar"),
+        (b"", "has no image/image.boot"),
+    ],
+)
+def test_damaged_layers(raw, match):
+    with pytest.raises(FormatError, match=match):
+        extracted(raw)
+
+
+def test_a_bomb_is_left_alone():
+    """A gigabyte of zeros in a member that nobody wants."""
+    bomb = io.BytesIO()
+    with gzip.GzipFile(fileobj=bomb, mode="wb") as out:
+        info = tarfile.TarInfo("image/bomb")
+        info.size = 1 << 30
+        out.write(info.tobuf())
+        for _ in range(300):
+            out.write(bytes(1 << 20))
+    with pytest.raises(FormatError, match="more than any has"):
+        extracted(bomb.getvalue())
