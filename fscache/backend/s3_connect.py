@@ -109,7 +109,7 @@ class _Trust:
         if not config.ca_cert_files:
             return
         texts = [_certificates(path) for path in (self.path, *config.ca_cert_files)]
-        self._file = tempfile.NamedTemporaryFile(prefix="trusted.")
+        self._file = tempfile.NamedTemporaryFile(prefix="trusted.")  # noqa: SIM115 - open as long as this is
         self._file.write(b"\n".join(texts))
         self._file.flush()
         self.path = self._file.name
