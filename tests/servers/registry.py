@@ -1,4 +1,4 @@
-"""A real registry for tests: distribution 3. REGISTRY names the program, else it is where `scripts` put it."""
+"""A real registry for tests: distribution 3. REGISTRY names the program, else it is on PATH."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import os
+import shutil
 import socket
 import subprocess
 import threading
@@ -20,12 +21,9 @@ REPO = "team/app"
 
 def program() -> str:
     """The registry's path; a test that needs it fails where it is missing."""
-    cache = os.environ.get("NYDUS_EROFS_CACHE") or os.path.join(
-        os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "nydus-erofs"
-    )
-    found = os.environ.get("REGISTRY") or os.path.join(cache, "servers", "registry")
-    if not os.access(found, os.X_OK):
-        raise FileNotFoundError(f"no registry at {found}: set REGISTRY to distribution's program")
+    found = os.environ.get("REGISTRY") or shutil.which("registry")
+    if not found:
+        raise FileNotFoundError("no registry: run scripts/oracles, or set REGISTRY to distribution's program")
     return found
 
 
