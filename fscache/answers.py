@@ -2,36 +2,42 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from ..erofs import localize
 from ..erofs.errors import NydusErofsError
 from ..erofs.ids import blob_id
 from ..erofs.ondisk import BLOCK_SIZE
 from ..erofs.record import round_up
+from ..erofs.source import Source
 from .backend.assemble import Backends
+from .backend.config import Registry
 from .backend.localfs import LocalBlob, identify, write_all
+from .backend.resilient import Resilient
 from .proto import worker as proto
 from .proto.fault import Fault
 
 _MAX_RANGE = 1 << 30  # bytes of a blob in one answer; a chunk-info array has half of it at most
 
 
-def answer(question: proto.Question, fd: int, backends: Backends) -> proto.Answer:
-    """The answer to any question. Takes the descriptor that came with it."""
-    file = LocalBlob(fd)  # closes it
+def answer(question: proto.Question, files: Sequence[LocalBlob], backends: Backends) -> proto.Answer:
+    """The answer to any question, given the files that came with it."""
     try:
         match question:
             case proto.Inspect():
-                return proto.Inspected(question.ticket, _inspect(file))
+                return proto.Inspected(question.ticket, _inspect(files[0]))
             case proto.Identify():
-                return proto.Fetched(question.ticket, "", *identify(fd))
+                return proto.Fetched(question.ticket, "", *identify(files[0].fd))
+            case proto.Peek():
+                return _peek(question, backends.get(question.remote))
             case proto.FetchRange():
-                _fetch_range(question, fd, backends)
+                _fetch_range(question, files[0].fd, backends)
                 return proto.Fetched(question.ticket)
             case proto.FetchBootstrap():
                 from .backend.bootstrap import fetch_bootstrap  # loaded with the backend
 
                 got = fetch_bootstrap(
-                    backends.get(question.remote), question.remote, question.name, fd,
+                    backends.get(question.remote), question.remote, question.name, files[0].fd,
                     known=question.known, digest=question.digest,
                 )  # fmt: skip
                 return proto.Fetched(question.ticket, got.version, got.sha256, got.identity)
@@ -42,7 +48,18 @@ def answer(question: proto.Question, fd: int, backends: Backends) -> proto.Answe
         return proto.NotDone(question.ticket, fault)
 
 
-def _inspect(bootstrap: LocalBlob) -> list[tuple[str, int]]:
+def _peek(question: proto.Peek, backend: Resilient) -> proto.Peeked:
+    from .backend.lazy import LazyBootstrap, peek  # loaded with the backend
+
+    found = None if isinstance(question.remote, Registry) else peek(backend, question.name)
+    if found is None:
+        return proto.Peeked(question.ticket)
+    name, tree = found
+    source = LazyBootstrap(backend, name, tree.identity, tree)
+    return proto.Peeked(question.ticket, name, tree.size, tree.identity, _inspect(source))
+
+
+def _inspect(bootstrap: Source) -> list[tuple[str, int]]:
     """The blobs of a bootstrap, read no further than its blob table."""
     head = localize.read_head(bootstrap)
     blobs = []

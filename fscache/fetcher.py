@@ -10,13 +10,14 @@ import asyncio
 import contextlib
 import hashlib
 import os
+from dataclasses import dataclass
 
 import msgspec
 
 from ..erofs.errors import BackendError, CorruptError
 from ..erofs.ids import BlobId
 from .backend.config import Registry, Remote, describe
-from .engine.common import open_bootstrap
+from .engine.common import OwnedFd, open_bootstrap
 from .log import logger
 from .origin import Origin
 from .paths import StatePaths
@@ -37,6 +38,20 @@ class _Known(msgspec.Struct):
 
 
 _KNOWN = msgspec.json.Decoder(_Known)
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """An image's bootstrap, of ``size`` bytes: a file here, or ``published`` and to be read in pieces.
+
+    ``identity`` is that of a published one; a file of the user's has none.
+    """
+
+    identity: str
+    file: OwnedFd | None
+    published: proto.Published | None
+    size: int
+    blobs: dict[str, int]  # blob id -> bytes of its uncompressed address space
 
 
 class Fetcher:
@@ -60,7 +75,7 @@ class Fetcher:
         self.require(origin.remote)
         if not origin.name or origin.remote is None:
             return await self._local(origin.image, digest)
-        key = hashlib.sha256(f"{describe(origin.remote)} {origin.name}".encode()).hexdigest()[:32]
+        key = _key(origin)
         lock = self._locks.setdefault(key, asyncio.Lock())
         try:
             async with lock:
@@ -68,6 +83,27 @@ class Fetcher:
         finally:
             if not lock.locked():
                 self._locks.pop(key, None)
+
+    async def opened(self, origin: Origin, digest: str = "") -> Opened:
+        """The same without waiting for all of it, where it is published so that pieces of it can be verified."""
+        remote = origin.remote
+        if origin.name and remote is not None and self._load(_key(origin)) is None:
+            self.require(remote)
+            said = await self._link.ask(lambda ticket: proto.Peek(ticket, remote, origin.name), None, _RANGE_PATIENCE)
+            assert isinstance(said, proto.Peeked)
+            if said.identity:
+                _demand(origin.image, said.identity, digest)
+                published = proto.Published(remote, said.name, said.identity)
+                return Opened(said.identity, None, published, said.size, dict(said.blobs))
+        file = OwnedFd(await self.bootstrap(origin, digest))
+        known = self._load(_key(origin)) if origin.name else None
+        return Opened(
+            known.identity if known else "",
+            file,
+            None,
+            os.fstat(file.fd).st_size,
+            dict(await self._link.inspect(file.fd)),
+        )
 
     async def _local(self, path: str, digest: str) -> int:
         fd = open_bootstrap(path)
@@ -160,6 +196,12 @@ class Fetcher:
             return fd, offset
 
         return provide
+
+
+def _key(origin: Origin) -> str:
+    """Name of the record of a published bootstrap."""
+    assert origin.remote is not None
+    return hashlib.sha256(f"{describe(origin.remote)} {origin.name}".encode()).hexdigest()[:32]
 
 
 def _demand(image: str, identity: str, digest: str) -> None:

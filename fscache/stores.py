@@ -190,6 +190,10 @@ class StoreTable:
         del self._by_key[store.key]
         del self._by_number[store.number]
 
+    def is_open(self, store: KeptStore) -> bool:
+        """Whether somebody has it open still."""
+        return self._by_number.get(store.number) is store
+
     def prefetch(self, store: KeptStore, on: bool) -> None:
         """One mount more, or one less, wants everything fetched."""
         store.prefetching += 1 if on else -1

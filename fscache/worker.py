@@ -74,13 +74,16 @@ class Worker:
             case proto.OpenObject(store=store, raw_size=0, remotes=remotes):
                 cache_object, plan, *blobs = fds
                 self._open_object(store, Plan(plan), cache_object, blobs, remotes)
-            case proto.OpenObject(store=store, raw_size=size, segment_size=segment_size):
-                cache_object, file = fds
-                self._open_object(store, RawPlan("bootstrap", size, segment_size), cache_object, [file], [])
-            case proto.Inspect() | proto.Identify() | proto.FetchRange() | proto.FetchBootstrap():
-                self._start(self._answer, message, fds[0])
+            case proto.OpenObject(store=store, raw_size=size, segment_size=segment_size, published=published):
+                cache_object, *files = fds
+                raw = RawPlan("bootstrap", size, segment_size)
+                self._open_object(store, raw, cache_object, files, [], published)
+            case proto.Inspect() | proto.Identify() | proto.Peek() | proto.FetchRange() | proto.FetchBootstrap():
+                self._start(self._answer, message, fds)
             case proto.AddSource(store=store, remotes=remotes):
-                self._stores[store].sources += self._sources(self._stores[store].plan, fds, remotes)
+                # What is here goes before what is elsewhere.
+                self._stores[store].sources[:0] = [LocalBlob(fd) for fd in fds]
+                self._stores[store].sources += self._sources(self._stores[store].plan, [], remotes)
             case proto.CloseStore(store=store, sync=sync):
                 with self._work:
                     self._scheduler.close(store)
@@ -107,23 +110,42 @@ class Worker:
                 self._start(self._sync, store, self._stores[store])
 
     def _open(
-        self, number: int, plan: AnyPlan, target: Target, blobs: Sequence[int], remotes: Sequence[Remote]
+        self,
+        number: int,
+        plan: AnyPlan,
+        target: Target,
+        blobs: Sequence[int],
+        remotes: Sequence[Remote],
+        published: proto.Published | None = None,
     ) -> bytearray:
         store = Store(plan, target, self._sources(plan, blobs, remotes))
+        if published is not None:
+            store.sources.append(self._bootstrap(published))
         filled = target.filled(plan)
         with self._work:
             self._stores[number] = store
             self._scheduler.open(number, filled[:], remote=not blobs and bool(remotes))
         return filled
 
+    def _bootstrap(self, published: proto.Published) -> BlobSource:
+        from .backend.lazy import LazyBootstrap  # loaded with the backend
+
+        return LazyBootstrap(self._backends.get(published.remote), published.name, published.identity)
+
     def _sources(self, plan: AnyPlan, blobs: Sequence[int], remotes: Sequence[Remote]) -> list[BlobSource]:
         here = [LocalBlob(fd) for fd in blobs]
         return [*here, *(self._backends.blob(remote, blob_id(plan.blob_id)) for remote in remotes)]
 
     def _open_object(
-        self, number: int, plan: AnyPlan, fd: int, blobs: Sequence[int], remotes: Sequence[Remote]
+        self,
+        number: int,
+        plan: AnyPlan,
+        fd: int,
+        blobs: Sequence[int],
+        remotes: Sequence[Remote],
+        published: proto.Published | None = None,
     ) -> None:
-        filled = self._open(number, plan, CacheObject(fd), blobs, remotes)
+        filled = self._open(number, plan, CacheObject(fd), blobs, remotes, published)
         bits = sum(1 << segment for segment, there in enumerate(filled) if there)
         self._tell(proto.Present(number, f"{bits:x}"))
 
@@ -131,8 +153,8 @@ class Worker:
         with self._send_lock:
             channel.send(self._sock, proto.encode(message))
 
-    def _answer(self, question: proto.Question, fd: int) -> None:
-        self._tell(answer(question, fd, self._backends))
+    def _answer(self, question: proto.Question, fds: Sequence[int]) -> None:
+        self._tell(answer(question, [LocalBlob(fd) for fd in fds], self._backends))
 
     def _report(self) -> None:
         """Tell the keeper about traffic now and then."""

@@ -31,7 +31,7 @@ class _Asked:
     """A question that has no answer yet, and how many workers it was put to."""
 
     question: proto.Question
-    fd: int
+    fd: int | None
     answer: asyncio.Future[proto.Answer]
     workers: int = 1
 
@@ -85,12 +85,12 @@ class WorkerLink:
         assert isinstance(answer, proto.Inspected)
         return answer.blobs
 
-    async def ask(self, question: Callable[[int], proto.Question], fd: int, patience: float) -> proto.Answer:
+    async def ask(self, question: Callable[[int], proto.Question], fd: int | None, patience: float) -> proto.Answer:
         """Ask the worker, and the next one if it dies over it.
 
         Args:
             question: makes the message of a ticket.
-            fd: goes with it; stays the caller's.
+            fd: goes with it, if there is one; stays the caller's.
 
         Raises:
             NydusErofsError: the worker says what is wrong, or nothing within ``patience`` seconds.
@@ -100,7 +100,7 @@ class WorkerLink:
         answer: asyncio.Future[proto.Answer] = asyncio.get_running_loop().create_future()
         self._asked[message.ticket] = _Asked(message, fd, answer)
         try:
-            self.send(message, [os.dup(fd)])
+            self.send(message, [] if fd is None else [os.dup(fd)])
             said = await asyncio.wait_for(answer, patience)
         except TimeoutError:
             raise BackendError(f"no answer within {patience:.0f} s", hint="see the log") from None
@@ -166,7 +166,7 @@ class WorkerLink:
                 if asked.workers > _MOST_WORKERS and not asked.answer.done():
                     asked.answer.set_exception(BackendError("every worker died over this", hint="see the log"))
                 else:
-                    self.send(asked.question, [os.dup(asked.fd)])
+                    self.send(asked.question, [] if asked.fd is None else [os.dup(asked.fd)])
             return await exited(self.pid)
         finally:
             self.pid = 0

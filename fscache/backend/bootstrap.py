@@ -63,20 +63,21 @@ def fetch_bootstrap(
 
 def _from_object(backend: Resilient, name: str, fd: int, known: str) -> tuple[str, str]:
     """(version, identity that the digest tree beside it claims)."""
-    name, info = _find(backend, name)
+    name, info = find_object(backend, name)
     version = f"{info.etag} {info.size}" if info.etag else ""
     if version and version == known:
         return version, ""
     _check_size(backend, name, info.size)
     with ThreadPoolExecutor(1) as beside:
-        tree = beside.submit(_tree_of, backend, name)
+        beside_it = beside.submit(fetch_tree, backend, name)
         _download(backend, name, info.size, fd)
         if backend.stat(name).etag != info.etag:
             raise BackendError(f"{backend.label}: {name} was replaced while it was fetched", hint="mount it again")
-        return version, tree.result()
+        tree = beside_it.result()
+        return version, tree.identity if tree else ""
 
 
-def _find(backend: Resilient, name: str) -> tuple[str, ObjectInfo]:
+def find_object(backend: Resilient, name: str) -> tuple[str, ObjectInfo]:
     """The object that a name means: with .meta, or as it is."""
     if not name.endswith(_SUFFIX):
         try:
@@ -100,16 +101,19 @@ def _download(backend: Resilient, name: str, size: int, fd: int) -> None:
             done.result()
 
 
-def _tree_of(backend: Resilient, name: str) -> str:
-    """The identity that the digest tree published beside a bootstrap has; empty when there is none."""
+def fetch_tree(backend: Resilient, name: str) -> verity.Tree | None:
+    """The digest tree published beside a bootstrap; None when there is none. CorruptError when it is damaged."""
     tree = name + verity.SUFFIX
     try:
         size = backend.stat(tree).size
     except BlobNotFoundError:
-        return ""
+        return None
     if not 0 < size <= verity.MAX_TREE_FILE:
         raise CorruptError(f"{backend.label}: {tree} of {size} bytes is no digest tree")
-    return verity.parse_tree(backend.read(tree, 0, size)).identity
+    try:
+        return verity.parse_tree(backend.read(tree, 0, size))
+    except FormatError as error:
+        raise CorruptError(f"{backend.label}: {tree}: {error.message}") from None
 
 
 def _from_registry(backend: Resilient, name: str, fd: int, known: str) -> tuple[str, str]:

@@ -16,7 +16,7 @@ def load(kind: str) -> None:
 
     A module with such needs has a function ``preload``.
     """
-    from . import bootstrap  # noqa: F401
+    from . import lazy  # noqa: F401
 
     "server".encode("idna")  # looked up by each connection
     module = importlib.import_module(f"{__package__}.{_MODULES[kind]}")

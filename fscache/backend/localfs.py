@@ -49,17 +49,17 @@ class LocalBlob:
     label = "a local file"
 
     def __init__(self, fd: int) -> None:
-        self._fd = fd
+        self.fd = fd
 
     def size(self) -> int:
-        return os.fstat(self._fd).st_size
+        return os.fstat(self.fd).st_size
 
     def read_at(self, offset: int, length: int) -> Buffer:
         buffer = bytearray(length)
         view, done = memoryview(buffer), 0
         while done < length:
             try:
-                got = os.preadv(self._fd, [view[done:]], offset + done)
+                got = os.preadv(self.fd, [view[done:]], offset + done)
             except OSError as error:
                 raise BackendError(
                     f"reading {length} bytes at {offset}: {os.strerror(error.errno or errno.EIO)}", retryable=False
@@ -72,7 +72,7 @@ class LocalBlob:
         return buffer
 
     def __del__(self) -> None:
-        os.close(self._fd)
+        os.close(self.fd)
 
 
 @contextmanager

@@ -33,7 +33,7 @@ from ...erofs.ids import blob_id
 from ...erofs.record import round_up
 from ..backend.config import Remote
 from ..config import Config
-from ..fetcher import Fetcher
+from ..fetcher import Fetcher, Opened
 from ..kernel import mount as kernel
 from ..kernel.cachefiles import Device
 from ..log import logger
@@ -67,8 +67,8 @@ class _Image:
     volume: str
     origin: Origin
     prefetch: bool
-    file: OwnedFd | None = None  # the bootstrap as it was when it was opened
-    identity: str = ""  # of its content
+    opened: Opened | None = None  # its bootstrap, as it was when it was opened
+    store: KeptStore | None = None  # of the bootstrap's object
     blobs: dict[str, int] = field(default_factory=dict)  # blob id -> bytes of its object
     plans: asyncio.Task[dict[str, str]] | None = None  # blob id -> key of its plan
 
@@ -94,6 +94,7 @@ class CachefilesEngine:
         self._images = Images(state, config.segment_size, config.worker_uid, localize=False)
         self._names = Names(os.path.join(run.root, "names.json"), os.path.join(state.root, "objects.json"))
         self._served: dict[tuple[str, str], _Image] = {}  # (volume, fsid) -> image
+        self._expected: dict[str, Opened] = {}  # by fsid, while it is being mounted
         self._cache = os.path.join(state.root, "cachefiles")
         self._tasks: set[asyncio.Task[Any]] = set()
 
@@ -188,18 +189,23 @@ class CachefilesEngine:
             image = _Image(fsid, volume, by_name(fsid, self._config), self._config.prefetch)
         else:
             image = _Image(fsid, volume, resolve(registered.given, self._config), registered.prefetch)
-        file = OwnedFd(await self._fetcher.bootstrap(image.origin))
-        image.blobs = dict(await self._link.inspect(file.fd))
-        identity, real_size = self._images.id_of(file.fd), os.fstat(file.fd).st_size
-        image.file, image.identity = file, identity
+        image.opened = opened = self._expected.get(fsid) or await self._fetcher.opened(image.origin)
+        image.blobs = opened.blobs
         self._served[volume, fsid] = image
         try:
             await self._share(image)
         except BaseException:
             del self._served[volume, fsid]
             raise
-        size = self._names.size_of(volume, fsid, identity, round_up(real_size, proto.BLOCK_SIZE))
-        return size, lambda cache_object: self._serve_bootstrap(file, cache_object, real_size)
+        size = self._names.size_of(volume, fsid, self._identity(opened), round_up(opened.size, proto.BLOCK_SIZE))
+        return size, lambda cache_object: self._serve_bootstrap(image, cache_object)
+
+    def _identity(self, opened: Opened) -> str:
+        """What changes when a bootstrap does."""
+        if opened.identity:
+            return opened.identity.rpartition(":")[2][:32]
+        assert opened.file is not None
+        return self._images.id_of(opened.file.fd)
 
     async def _share(self, image: _Image) -> None:
         """Join images of the domain that use the same blobs; FormatError when they disagree about one.
@@ -227,25 +233,35 @@ class CachefilesEngine:
         return await asyncio.shield(image.plans)
 
     async def _prepare(self, image: _Image) -> dict[str, str]:
-        assert image.file is not None
+        assert image.opened is not None
+        file = image.opened.file
+        if file is None:  # all of it is needed for this
+            assert image.opened.published is not None
+            file = OwnedFd(await self._fetcher.bootstrap(image.origin, image.opened.published.identity))
+            if image.store is not None and self._table.is_open(image.store):
+                self._table.add_source(image.store, os.dup(file.fd))
+                self._table.prefetch(image.store, True)
         provide = self._fetcher.provider(image.origin)
-        record = await self._images.get(image.identity, image.file.fd, provide)
+        record = await self._images.get(self._images.id_of(file.fd), file.fd, provide)
         return {ref.blob_id: ref.key for ref in record.stores}
 
-    def _serve_bootstrap(self, file: OwnedFd, cache_object: CacheObject, size: int) -> None:
+    def _serve_bootstrap(self, image: _Image, cache_object: CacheObject) -> None:
+        assert image.opened is not None
+        size, file, published = image.opened.size, image.opened.file, image.opened.published
         sizes = [
             round_up(min(_METADATA_SEGMENT, size - start), proto.BLOCK_SIZE)
             for start in range(0, size, _METADATA_SEGMENT)
         ]
-        store = self._objects.add_store(
+        image.store = self._objects.add_store(
             cache_object,
             "",
             sizes,
-            lambda number: worker.OpenObject(number, size, _METADATA_SEGMENT),
-            lambda: [os.dup(file.fd)],
+            lambda number: worker.OpenObject(number, size, _METADATA_SEGMENT, published=published),
+            lambda: [os.dup(file.fd)] if file is not None else [],
         )
         self._objects.serve(cache_object)
-        self._table.prefetch(store, True)
+        if file is not None:
+            self._table.prefetch(image.store, True)
 
     async def _serve_blob(self, cache_object: CacheObject) -> None:
         """Once the plans of all images that use a blob are there, fill its object; until then its readers wait.
@@ -320,19 +336,19 @@ class CachefilesEngine:
     async def mount(self, order: MountOrder) -> None:
         check_target(order.target)
         origin = resolve(order.given, self._config, order.auth)
-        fd = await self._fetcher.bootstrap(origin, order.digest)
-        try:
-            fsid = self._images.id_of(fd)
-            blobs = await self._link.inspect(fd)
-        finally:
-            os.close(fd)
+        opened = await self._fetcher.opened(origin, order.digest)
+        fsid = self._identity(opened)
         if not self._images.known(fsid):
-            for name, _ in blobs:
+            for name in opened.blobs:
                 place = origin.find(blob_id(name))  # says now what would be missing later
                 if isinstance(place, int):
                     os.close(place)
         domain = self._config.domain
-        await in_child(self._mount_call(fsid, domain, order))
+        self._expected[fsid] = opened  # the kernel will ask for it
+        try:
+            await in_child(self._mount_call(fsid, domain, order))
+        finally:
+            del self._expected[fsid]
         logger().info("mounted", image=origin.image, target=order.target, fsid=fsid, domain=domain)
 
     def _mount_call(self, fsid: str, domain: str, order: MountOrder) -> Callable[[], None]:

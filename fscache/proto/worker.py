@@ -51,14 +51,23 @@ class OpenStore(_Message):
     remotes: list[Remote] = []
 
 
+class Published(msgspec.Struct, forbid_unknown_fields=True):
+    """A bootstrap to be read in pieces from where it is published: its object's name and the image's identity."""
+
+    remote: Remote
+    name: str
+    identity: str
+
+
 class OpenObject(_Message):
     """Serve an object of the kernel's cache. Descriptors: the object, then the plan and the blob's sources; or,
-    for a file that is served as it is (``raw_size`` bytes of it), the file."""
+    for a bootstrap of ``raw_size`` bytes, which is served as it is, its file; without a file it is ``published``."""
 
     store: int
     raw_size: int = 0
     segment_size: int = 0
     remotes: list[Remote] = []
+    published: Published | None = None
 
 
 class Inspect(_Message):
@@ -71,6 +80,14 @@ class Identify(_Message):
     """Tell the identity of the bootstrap (one descriptor)."""
 
     ticket: int
+
+
+class Peek(_Message):
+    """Look at the bootstrap published under ``name`` without fetching it."""
+
+    ticket: int
+    remote: Remote
+    name: str
 
 
 class FetchRange(_Message):
@@ -171,6 +188,17 @@ class Inspected(_Message):
     blobs: list[tuple[str, int]]
 
 
+class Peeked(_Message):
+    """A bootstrap that can be read in pieces: its object, bytes, identity and blobs. It cannot without ``identity``:
+    then nothing else is said."""
+
+    ticket: int
+    name: str = ""
+    size: int = 0
+    identity: Annotated[str, msgspec.Meta(pattern="^(sha256:[0-9a-f]{64})?$")] = ""
+    blobs: list[tuple[str, int]] = []
+
+
 class Fetched(_Message):
     """What was asked for is in the file. Of a bootstrap: its version on the server, SHA-256 and identity; it was not
     fetched again when the version is the known one."""
@@ -217,8 +245,8 @@ class Synced(_Message):
     store: int
 
 
-Question = Inspect | Identify | FetchRange | FetchBootstrap
-Answer = Inspected | Fetched | NotDone
+Question = Inspect | Identify | Peek | FetchRange | FetchBootstrap
+Answer = Inspected | Peeked | Fetched | NotDone
 ToWorker = OpenStore | OpenObject | AddSource | CloseStore | Fill | Touch | Prefetch | Sync | Question
 ToKeeper = Progress | Failed | Postponed | Present | Synced | Traffic | Answer
 

@@ -4,6 +4,7 @@
 The first line of a test's docstring is its line in docs/support-matrix.md.
 """
 
+import importlib.util
 import json
 import os
 import re
@@ -67,6 +68,45 @@ def device():
 
 def refusals(service):
     return [record["error"] for record in service.events("not served")]
+
+
+def test_a_published_bootstrap_is_read_in_pieces(build, service_kit, tmp_path, request):
+    """metadata from a server as it is read, each piece verified; mounting does not wait for the rest"""
+    spec = importlib.util.spec_from_file_location("files", service_kit.ROOT / "tests/servers/files.py")
+    files = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(files)
+    tree = tmp_path / "tree"
+    for number in range(4000):
+        (tree / f"{number % 40}").mkdir(parents=True, exist_ok=True)
+        (tree / f"{number % 40}" / f"{number}").write_bytes(b"%d" % number)
+    built = build(tree, tmp_path / "image")
+    published = tmp_path / "published"
+    published.mkdir()
+    config = tmp_path / "localfs.json"
+    config.write_text(json.dumps({"type": "localfs", "dir": str(published)}))
+    service_kit.cli("push", built.bootstrap, "--backend-config-file", config, "--name", "many", check=True)
+    server = files.FileServer(published)
+    request.addfinalizer(server.close)
+    work = tmp_path / "service"
+    work.mkdir()
+    service = service_kit.Service(work, service_kit.ENGINES["cachefiles"], prefetch=False)
+    service.backend = {"type": "http-proxy", "addr": f"http://127.0.0.1:{server.port}", "timeout": 120}
+    RUNNING.append(service.start())
+    request.addfinalizer(service.close)
+    size = (published / "many.meta").stat().st_size
+    assert size > 600_000
+    server.large = 300_000
+    server.gate.clear()  # the whole bootstrap does not come
+    target = service.target()
+    assert mount(target, "fsid=many")[0] == 0
+    assert len(os.listdir(target)) == 40
+    assert len(os.listdir(target / "7")) == 100
+    server.gate.set()
+    service_kit.compare(tree, target)
+    (backend,) = service.status()["backends"]
+    blob = built.blob.stat().st_size
+    assert backend["bytes"] < 2 * size + blob + 200_000
+    umount(target)
 
 
 def test_names_and_domains(named, service_kit, nydus_images):

@@ -177,6 +177,7 @@ class Service:
         self.work, self.engine = work, engine
         self.state, self.run, self.log = work / "state", work / "run", work / "log"
         self.config = {"engine": engine.name, "segment_size": 1 << 20, **config}
+        self.backend: dict[str, Any] = {}  # fields of its table [backend]
         self.keeper: subprocess.Popen[bytes] | None = None
         self.readers: list[subprocess.Popen[str]] = []
         self._targets = 0
@@ -194,7 +195,10 @@ class Service:
     def spawn(self, *arguments: object, **environment: str) -> None:
         path = self.work / "config.toml"
         config = {"state_dir": str(self.state), "run_dir": str(self.run), **self.config}
-        path.write_text("".join(f"{key} = {json.dumps(value)}\n" for key, value in config.items()))
+        lines = [f"{key} = {json.dumps(value)}\n" for key, value in config.items()]
+        if self.backend:
+            lines += ["[backend]\n", *(f"{key} = {json.dumps(value)}\n" for key, value in self.backend.items())]
+        path.write_text("".join(lines))
         with open(self.log, "ab") as log:
             self.keeper = subprocess.Popen(
                 [*CLI, "serve", "--config", str(path), *map(str, arguments)],

@@ -13,13 +13,18 @@ _RANGE = re.compile(r"bytes=(\d+)-(\d+)")
 
 
 class FileServer(ThreadingHTTPServer):
-    """Serves ``folder`` on a port of 127.0.0.1, with quoted sizes and times as ETags."""
+    """Serves ``folder`` on a port of 127.0.0.1, with quoted sizes and times as ETags.
+
+    While ``gate`` is not set, answers of more than ``large`` bytes wait for it.
+    """
 
     daemon_threads = True
 
     def __init__(self, folder: Path) -> None:
         super().__init__(("127.0.0.1", 0), _Request)
         self.folder, self.port = folder, self.server_address[1]
+        self.gate, self.large = threading.Event(), 0
+        self.gate.set()
         threading.Thread(target=self.serve_forever, daemon=True).start()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
@@ -45,6 +50,8 @@ class _Request(BaseHTTPRequestHandler):
             first, last, status = int(wanted[1]), min(int(wanted[2]), last), 206
             if first > last:
                 return self.send_error(416)
+        if self.command == "GET" and last - first >= self.server.large:
+            self.server.gate.wait(60)
         self.send_response(status)
         self.send_header("Content-Length", str(last - first + 1))
         self.send_header("ETag", f'"{size}-{path.stat().st_mtime_ns}"')

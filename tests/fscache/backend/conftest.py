@@ -181,6 +181,20 @@ def relay_kit() -> ModuleType:
 
 
 @pytest.fixture
+def file_server() -> Iterator[Callable[[Path], Any]]:
+    """`file_server(folder)`: a running `FileServer`, which ends with the test."""
+    servers = []
+
+    def make(folder: Path) -> Any:
+        servers.append(_load("files").FileServer(folder))
+        return servers[-1]
+
+    yield make
+    for server in servers:
+        server.close()
+
+
+@pytest.fixture
 def publish(
     built: Any,
     relay_kit: ModuleType,
@@ -200,8 +214,7 @@ def publish(
         config = tmp_path / f"{kind}.json"
         size = built.blob.stat().st_size
         if kind == "http-proxy":
-            server = _load("files").FileServer(built.bootstrap.parent)
-            request.addfinalizer(server.close)
+            server = request.getfixturevalue("file_server")(built.bootstrap.parent)
             relay = relay_to(server.port, delay)
             document = {"addr": f"http://{relay.endpoint}", **fields}
             config.write_text(json.dumps({"type": kind, **document}))
