@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from .compose import BuildResult, Progress, build
-from .options import BuildOptions, WhiteoutSpec, default_workers
+from .options import BlobSink, BuildOptions, WhiteoutSpec, default_workers
 
-__all__ = ["BuildOptions", "BuildResult", "Progress", "WhiteoutSpec", "build", "default_workers"]
+__all__ = ["BlobSink", "BuildOptions", "BuildResult", "Progress", "WhiteoutSpec", "build", "default_workers"]

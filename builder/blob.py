@@ -16,7 +16,7 @@ from ..erofs.ondisk import BLOCK_SIZE, CHUNK_INDEX
 from ..erofs.rafs import MAX_CHUNKS, BlobEntry, BlobFeatures, ChunkFlags, ChunkRow, Compression
 from .known import KnownDigests
 from .options import BuildOptions
-from .output import Draft
+from .output import Draft, Stream
 from .pieces import ALREADY_STORED
 
 _pack_row = ChunkRow.LAYOUT.pack
@@ -41,7 +41,7 @@ class Run(NamedTuple):
 class BlobWriter:
     """One blob under construction. ``area`` is where chunk indexes are filled in."""
 
-    def __init__(self, options: BuildOptions, known: KnownDigests, draft: Draft, area: bytearray) -> None:
+    def __init__(self, options: BuildOptions, known: KnownDigests, draft: Draft | Stream, area: bytearray) -> None:
         self.references = 0  # chunks of files, however often stored
         self._chunk_size = options.chunk_size
         self._compression = options.compression

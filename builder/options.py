@@ -6,9 +6,11 @@ import os
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
+from typing import Protocol
 
 from ..erofs.errors import ConfigError
 from ..erofs.rafs import DEFAULT_CHUNK_SIZE, MAX_CHUNK_SIZE, MIN_CHUNK_SIZE, Compression, DigestAlgo
+from ..erofs.record import Buffer
 
 MAX_WORKERS = 32
 _DEFAULT_WORKERS = 8  # one process walks, deduplicates and writes for all: more workers would wait for it
@@ -29,6 +31,19 @@ def default_workers() -> int:
     return min(len(os.sched_getaffinity(0)), _DEFAULT_WORKERS)
 
 
+class BlobSink(Protocol):
+    """Takes a blob while it is built. Its errors end the build."""
+
+    def write(self, data: Buffer) -> None:
+        """Append all of ``data``."""
+
+    def finish(self, sha256: str, size: int) -> None:
+        """Keep what was written under the name of its content (hex)."""
+
+    def close(self) -> None:
+        """Nothing more comes; what was not finished is not wanted."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BuildOptions:
     """A build from a directory. ConfigError, naming the option of the command line, when values do not go together.
@@ -44,6 +59,7 @@ class BuildOptions:
     blob: Path | None = None
     blob_dir: Path | None = None
     output_json: Path | None = None
+    blob_sink: BlobSink | None = None  # takes the blob instead of a file
     chunk_size: int = DEFAULT_CHUNK_SIZE  # bytes
     compression: Compression = Compression.ZSTD
     compression_level: int | None = None
@@ -69,7 +85,7 @@ class BuildOptions:
             raise ConfigError(f"--workers {self.workers} is not one of 1 to {MAX_WORKERS}")
         if self.name is not None and (self.name in ("", ".", "..") or "/" in self.name):
             raise ConfigError(f"--name {self.name!r} is not a file name")
-        if not (self.blob or self.blob_dir or self.output_dir):
+        if not (self.blob or self.blob_dir or self.output_dir or self.blob_sink):
             raise ConfigError("no place for the blob is given", hint="add --output-dir DIR, or --blob-dir DIR")
         if not (self.bootstrap or self.blob_dir or self.output_dir):
             raise ConfigError("no place for the bootstrap is given", hint="add --output-dir DIR, or --bootstrap FILE")

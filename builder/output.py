@@ -17,7 +17,7 @@ from typing import Self
 
 from ..erofs.errors import ConfigError, OutputError
 from ..erofs.record import Buffer
-from .options import BuildOptions
+from .options import BlobSink, BuildOptions
 from .paths import shown
 
 Identity = tuple[int, int]  # device, inode number
@@ -89,6 +89,31 @@ class Draft:
         return OutputError(f"cannot write to {shown(self.path.parent)}: {error.strerror}")
 
 
+class Stream:
+    """A blob that goes to a sink instead of a file."""
+
+    def __init__(self, sink: BlobSink) -> None:
+        self._sink = sink
+        self._sha256 = hashlib.sha256()
+        self.size = 0
+
+    def write(self, data: Buffer) -> None:
+        """Append all of ``data``."""
+        self._sink.write(data)
+        self._sha256.update(data)
+        self.size += len(data)
+
+    def sha256(self) -> str:
+        """Of what was written, in hex."""
+        return self._sha256.hexdigest()
+
+    def finish(self) -> None:
+        self._sink.finish(self.sha256(), self.size)
+
+    def close(self) -> None:
+        self._sink.close()
+
+
 def _identity(st: os.stat_result) -> Identity:
     return st.st_dev, st.st_ino
 
@@ -107,7 +132,7 @@ class Outputs:
     ConfigError or OutputError, before any work is done, when an output has no place to go.
     """
 
-    blob: Draft
+    blob: Draft | Stream
     bootstrap: Draft
 
     def __init__(self, options: BuildOptions, source: Path) -> None:
@@ -127,13 +152,17 @@ class Outputs:
         paths = [path for path in (self._bootstrap_path, self._blob_path, self._json_path) if path]
         if len({os.path.abspath(path) for path in paths}) < len(paths):
             raise ConfigError("two outputs have the same path: bootstrap, blob and JSON are files of their own")
+        self._sink = options.blob_sink
         self._json: Draft | None = None
         self._stack = ExitStack()
 
     def __enter__(self) -> Self:
         with ExitStack() as stack:
             self._make_directory(stack)
-            self.blob = self._draft(stack, self._blob_path, self._blob_dir)
+            if self._sink:
+                self.blob = stack.enter_context(closing(Stream(self._sink)))
+            else:
+                self.blob = self._draft(stack, self._blob_path, self._blob_dir)
             self.bootstrap = self._draft(stack, self._bootstrap_path, self._blob_dir)
             if self._json_path:
                 self._json = self._draft(stack, self._json_path, None)
@@ -181,12 +210,15 @@ class Outputs:
             if path and path.exists():
                 found[_identity(path.stat())] = True
         for draft in (self.blob, self.bootstrap, self._json):
-            if draft:
+            if isinstance(draft, Draft):
                 found[draft.identity()] = False
         return found
 
-    def publish_blob(self, blob_id: str) -> Path:
-        """Name the blob. One that is there under its id already is left as it is."""
+    def publish_blob(self, blob_id: str) -> Path | None:
+        """Name the blob; None for one that is no file. One that is there under its id already is left as it is."""
+        if isinstance(self.blob, Stream):
+            self.blob.finish()
+            return None
         path = self._blob_path
         if not path:
             assert self._blob_dir

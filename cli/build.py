@@ -13,13 +13,17 @@ from typing import NoReturn
 
 import click
 
-from ..builder import BuildOptions, BuildResult, WhiteoutSpec, build
+from ..builder import BlobSink, BuildOptions, BuildResult, WhiteoutSpec, build
 from ..erofs.errors import UnsupportedError
 from ..erofs.ids import printable
 from ..erofs.rafs import DEFAULT_CHUNK_SIZE, Compression, DigestAlgo
 from . import push
 from .build_progress import progress_for
 from .units import size_text
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from ..fscache.backend.config import BackendConfig
 
 _COMPRESSIONS = {c.name.lower(): c for c in (Compression.NONE, Compression.LZ4_BLOCK, Compression.ZSTD)}
 _DIGESTS = {algo.name.lower(): algo for algo in DigestAlgo}
@@ -109,6 +113,8 @@ def command(
 
     With --output-dir OUT alone the bootstrap becomes OUT/NAME.meta, the blob OUT/<its SHA-256>, and
     OUT/output.json names both. Nothing appears under its name before it is complete.
+
+    With --backend-push and no place for the blob (--bootstrap FILE alone) it is uploaded while it is built.
     """
     source = directory or source_dir
     if not source or (directory and source_dir):
@@ -124,6 +130,7 @@ def command(
     if not backend_push and (backend_type or backend_file):
         raise click.UsageError("--backend-type and --backend-config-file need --backend-push")
     backend = push.load_backend(backend_type, backend_file) if backend_push else None
+    streamed = backend is not None and not (output_dir or blob or blob_dir)
     options = BuildOptions(
         source=source,
         output_dir=output_dir,
@@ -132,6 +139,7 @@ def command(
         blob=blob,
         blob_dir=blob_dir,
         output_json=output_json,
+        blob_sink=_sink(backend) if backend is not None and streamed else None,
         chunk_size=chunk_size,
         compression=_COMPRESSIONS[compressor],
         compression_level=compression_level,
@@ -147,8 +155,15 @@ def command(
     click.echo(_summary(result))
     if backend is not None:
         folders = [str(result.blob.parent)] if result.blob else []
+        there = {result.blob_id: result.blob_size} if result.blob_id and not result.blob else {}
         path = str(result.bootstrap)
-        click.echo(push.summary(push.push(path, folders, backend, name or path.rpartition("/")[2])))
+        click.echo(push.summary(push.push(path, folders, backend, name or path.rpartition("/")[2], there)))
+
+
+def _sink(backend: BackendConfig) -> BlobSink:
+    from ..fscache.backend.stream import stream
+
+    return stream(backend, lambda _: None)  # what is built is what is shown
 
 
 @contextmanager
@@ -168,11 +183,10 @@ def _ended_by_signals() -> Iterator[None]:
 
 
 def _summary(result: BuildResult) -> str:
-    blob = (
-        f"blob {printable(os.fsencode(result.blob))} ({size_text(result.blob_size)})"
-        if result.blob
-        else "no blob: no file has bytes"
-    )
+    blob = "no blob: no file has bytes"
+    if result.blob_id:
+        where = printable(os.fsencode(result.blob)) if result.blob else result.blob_id
+        blob = f"blob {where} ({size_text(result.blob_size)})"
     parts = [
         f"{printable(os.fsencode(result.bootstrap))} ({size_text(result.bootstrap_size)}), {blob}",
         f"{result.files} files and {result.directories} directories, {size_text(result.source_size)}",

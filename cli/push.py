@@ -67,12 +67,14 @@ def command(
     click.echo(to_json(asdict(done)) if as_json else summary(done))
 
 
-def push(bootstrap: str, folders: list[str], backend: BackendConfig, name: str) -> Published:
-    """Publish an image, and show how far that is."""
+def push(
+    bootstrap: str, folders: list[str], backend: BackendConfig, name: str, there: dict[str, int] | None = None
+) -> Published:
+    """Publish an image, and show how far that is. ``there``: blobs that the backend has, and their bytes."""
     from ..fscache.backend.publish import publish
 
     with _progress() as progress:
-        return publish(bootstrap, folders, backend, name, progress)
+        return publish(bootstrap, folders, backend, name, progress, there or {})
 
 
 def load_backend(kind: str | None, file: str | None) -> BackendConfig:

@@ -6,8 +6,9 @@ import hashlib
 import io
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import BinaryIO, Protocol
 
 from ...erofs import localize, verity
@@ -51,12 +52,18 @@ class Published:
 
 
 def publish(
-    bootstrap: str, folders: Sequence[str], backend: BackendConfig, name: str, progress: Progress
+    bootstrap: str,
+    folders: Sequence[str],
+    backend: BackendConfig,
+    name: str,
+    progress: Progress,
+    there: Mapping[str, int] = MappingProxyType({}),
 ) -> Published:
     """Store an image in a backend.
 
     Args:
         bootstrap: path; the blobs that it names are looked for in ``folders`` and in its own.
+        there: blobs that are in the backend already, and their bytes.
         name: of the image there: an object (``.meta`` is added where it is missing), or a registry's tag.
 
     Raises:
@@ -68,15 +75,17 @@ def publish(
     push = _Push(writer(backend, _CONNECTIONS), progress)
     with open(bootstrap, "rb") as file:
         data = file.read()
-    blobs = _blobs(data, [*folders, os.path.dirname(os.path.abspath(bootstrap))])
+    blobs = _blobs(data, [*folders, os.path.dirname(os.path.abspath(bootstrap))], there)
     tree = verity.build_tree(data)
     done = Published(push.writer.label, name, tree.identity)
     push.done = done
     if isinstance(backend, Registry):
-        _to_registry(push, name, blobs, data, tree.pack())
+        _to_registry(push, name, blobs, data, tree.pack(), there)
         return done
     done.name = name if name.endswith(SUFFIX) else name + SUFFIX
     for blob, path in blobs:
+        if path is None:
+            continue
         with open(path, "rb") as file:
             push.put(_blob_object(backend, blob), file, os.fstat(file.fileno()).st_size, _sha256(file))
     meta = _meta_object(backend, done.name)
@@ -114,12 +123,15 @@ def _meta_object(backend: BackendConfig, name: str) -> str:
     return backend.meta_object(name)
 
 
-def _blobs(bootstrap: bytes, folders: Sequence[str]) -> list[tuple[BlobId, str]]:
-    """(id, path) of each blob that a bootstrap names."""
+def _blobs(bootstrap: bytes, folders: Sequence[str], there: Mapping[str, int]) -> list[tuple[BlobId, str | None]]:
+    """(id, path) of each blob that a bootstrap names; no path for one that is in the backend."""
     head = localize.read_head(BufferSource(bootstrap))
-    found = []
+    found: list[tuple[BlobId, str | None]] = []
     for entry in head.entries:
         blob = localize.name_of(entry)
+        if blob in there:
+            found.append((blob, None))
+            continue
         paths = (os.path.join(folder, blob) for folder in folders)
         path = next((path for path in paths if os.path.isfile(path)), None)
         if path is None:
@@ -134,11 +146,21 @@ def _sha256(file: io.BufferedReader) -> str:
     return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _to_registry(push: _Push, tag: str, blobs: Sequence[tuple[BlobId, str]], bootstrap: bytes, tree: bytes) -> None:
+def _to_registry(
+    push: _Push,
+    tag: str,
+    blobs: Sequence[tuple[BlobId, str | None]],
+    bootstrap: bytes,
+    tree: bytes,
+    there: Mapping[str, int],
+) -> None:
     registry = push.writer
     assert isinstance(registry, RegistryClient)
     layers = []
     for blob, path in blobs:
+        if path is None:
+            layers.append(oci.Layer(f"sha256:{blob}", there[blob], f"sha256:{blob}"))
+            continue
         with open(path, "rb") as file:
             sha256, size = _sha256(file), os.fstat(file.fileno()).st_size
             if sha256 != blob:

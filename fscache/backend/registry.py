@@ -109,16 +109,19 @@ class RegistryClient:
     def put(self, name: str, file: BinaryIO, size: int, sha256: str, progress: Callable[[int], None]) -> None:
         if name != f"sha256:{sha256}":
             raise ConfigError(f"{name}: a registry names blobs by their checksum")
-        upload = Upload(self._push, self._what("blob", name), file, size, progress)
-        upload.run(
-            f"{self._base}/v2/{self._config.repo}/blobs/uploads/", name, lambda: self.holds(name, size, sha256)
-        )
+        upload = Upload(self.push, self._what("blob", name), file, size, progress)
+        upload.run(self.uploads, name, lambda: self.holds(name, size, sha256))
+
+    @property
+    def uploads(self) -> str:
+        """URL at which uploads begin."""
+        return f"{self._base}/v2/{self._config.repo}/blobs/uploads/"
 
     def put_manifest(self, reference: str, data: bytes, media_type: str) -> str:
         """Store a manifest under a tag or its digest; the digest of its bytes."""
         what = self._what("manifest", reference)
         url = self._base + self._path("manifests", reference)
-        answer = self._push(Request("PUT", url, what, {"Content-Type": media_type}, data))
+        answer = self.push(Request("PUT", url, what, {"Content-Type": media_type}, data))
         if not answer.good:
             raise answer.error(what)
         digest, theirs = _digest(data, "sha256"), answer.header("Docker-Content-Digest")
@@ -126,7 +129,7 @@ class RegistryClient:
             raise CorruptError(f"{what}: {answer.where} stored other bytes than were sent")
         return digest
 
-    def _push(self, request: Request) -> Answer:
+    def push(self, request: Request) -> Answer:
         """Send a request of an upload: the registry may lead elsewhere with it, but not with our credentials."""
         return self._send(request, None, "pull,push")
 

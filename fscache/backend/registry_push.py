@@ -16,7 +16,7 @@ PIECE = 16 << 20  # bytes
 _FAILURES = 5  # without progress between them, until it is given up
 _RESUMES = 2  # of those, the failures after which the same upload is tried further; then a new one is begun
 _PAUSE = 0.2  # seconds after the first failure, doubled after each further one
-_FINISH = 300.0  # seconds in which the server puts the pieces together and checks them
+FINISH = 300.0  # seconds in which the server puts the pieces together and checks them
 
 
 class Upload:
@@ -92,7 +92,7 @@ class Upload:
 
     def _finish(self, url: str, name: str) -> None:
         url += ("&" if "?" in url else "?") + urlencode({"digest": name})
-        self._expect(Request("PUT", url, self._what, body=b"", timeout=_FINISH))
+        self._expect(Request("PUT", url, self._what, body=b"", timeout=FINISH))
 
     def _expect(self, request: Request) -> Answer:
         answer = self._send(request)

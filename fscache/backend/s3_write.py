@@ -30,7 +30,7 @@ def put(client: S3Client, name: str, file: BinaryIO, size: int, sha256: str, pro
     """
     if size <= _PART:
         data = _exactly(file, 0, size)
-        client.call("put_object", name, Body=data, ContentMD5=_md5(data)[1], Metadata={"sha256": sha256})
+        client.call("put_object", name, Body=data, ContentMD5=md5_of(data)[1], Metadata={"sha256": sha256})
         progress(size)
     else:
         _Upload(client, name, file, size, sha256, progress).run()
@@ -104,7 +104,7 @@ class _Upload:
                 data = _exactly(self._file, *self._span(number))
             try:
                 etag = self._told(
-                    "ETag", "upload_part", UploadId=upload, PartNumber=number, Body=data, ContentMD5=_md5(data)[1]
+                    "ETag", "upload_part", UploadId=upload, PartNumber=number, Body=data, ContentMD5=md5_of(data)[1]
                 )
                 with self._lock:
                     self._etags[number] = etag
@@ -148,7 +148,7 @@ class _Upload:
             number = part.get("PartNumber", 0)
             if not 1 <= number <= self._count or part.get("Size") != self._span(number)[1]:
                 return {}
-            if str(part.get("ETag", "")).strip('"') != _md5(_exactly(self._file, *self._span(number)))[0]:
+            if str(part.get("ETag", "")).strip('"') != md5_of(_exactly(self._file, *self._span(number)))[0]:
                 return {}
             etags[number] = part["ETag"]
         return etags
@@ -165,7 +165,7 @@ def _exactly(file: BinaryIO, offset: int, length: int) -> bytes:
     return data
 
 
-def _md5(data: bytes) -> tuple[str, str]:
+def md5_of(data: bytes) -> tuple[str, str]:
     """In hex, as in ETags, and in base64, as in Content-MD5."""
     digest = hashlib.md5(data, usedforsecurity=False)
     return digest.hexdigest(), base64.b64encode(digest.digest()).decode()

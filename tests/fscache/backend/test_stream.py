@@ -1,0 +1,138 @@
+"""A blob that is uploaded while it is built: to a real S3 server and a real registry, with nothing left on disk."""
+
+import hashlib
+import json
+import random
+import uuid
+
+import pytest
+
+from nydus_erofs.erofs.errors import BackendError
+from nydus_erofs.fscache.backend.stream import BlobStream
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory):
+    """50 MB that do not compress: several pieces."""
+    folder, rng = tmp_path_factory.mktemp("tree"), random.Random(9)
+    for number in range(50):
+        (folder / f"{number}").write_bytes(rng.randbytes(1_000_000))
+    return folder
+
+
+@pytest.fixture
+def target(tmp_path, request):
+    """`target(kind)`: (file that names a backend, what else `push` needs, `blob(id)`: its bytes there)."""
+
+    def make(kind):
+        config = tmp_path / f"{kind}.json"
+        if kind == "s3":
+            kit, server = request.getfixturevalue("s3_kit"), request.getfixturevalue("s3_server")
+            prefix = uuid.uuid4().hex
+            fields = {
+                "endpoint": server.endpoint, "scheme": "http", "bucket_name": kit.BUCKET,
+                "access_key_id": kit.KEY, "access_key_secret": kit.SECRET,
+                "blob_prefix": f"{prefix}/blobs/", "meta_prefix": f"{prefix}/meta/",
+            }  # fmt: skip
+            folder = server.bucket / prefix
+            found = lambda blob: (folder / "blobs" / blob).read_bytes()  # noqa: E731
+            left = lambda: sorted(path.name for path in folder.rglob("*") if path.is_file())  # noqa: E731
+        else:
+            server = request.getfixturevalue("registry_make")()
+            fields = {"host": server.host, "repo": "team/app", "scheme": "http"}
+            data = server._folder / "data/docker/registry/v2/blobs/sha256"
+            found = lambda blob: (data / blob[:2] / blob / "data").read_bytes()  # noqa: E731
+            left = lambda: [path.name for path in server._folder.glob("data/**/_manifests/tags/*")]  # noqa: E731
+        config.write_text(json.dumps({"type": kind, **fields}))
+        return config, found, left
+
+    return make
+
+
+@pytest.mark.parametrize("kind", ["s3", "registry"])
+def test_built_there(kind, target, tree, tmp_path, service_kit):
+    config, found, left = target(kind)
+    options = ["--backend-push", "--backend-config-file", config, "--name", "app"]
+    streamed, plain = tmp_path / "streamed.boot", tmp_path / "plain"
+    for _ in range(2):  # the second time it is there already
+        done = service_kit.cli("build", tree, "-B", streamed, *options, check=True)
+        assert "app" in done.stdout
+        service_kit.cli("build", tree, "-o", plain, check=True)
+        (blob,) = json.loads((plain / "output.json").read_text())["blobs"]
+        data = found(blob)
+        assert hashlib.sha256(data).hexdigest() == blob
+        assert streamed.read_bytes() == next(plain.glob("*.meta")).read_bytes()
+        here = {path.name for path in tmp_path.iterdir() if path.name != "registry0"}
+        assert here == {config.name, "plain", "streamed.boot"}
+        assert left() == (["app"] if kind == "registry" else sorted([blob, "app.meta", "app.meta.verity"]))
+
+
+@pytest.mark.parametrize("kind", ["s3", "registry"])
+def test_a_server_that_goes_away_ends_the_build(kind, target, tree, tmp_path, service_kit, relay_kit):
+    config, _, left = target(kind)
+    fields = json.loads(config.read_text())
+    where = "endpoint" if kind == "s3" else "host"
+    relay = relay_kit.Relay(int(fields[where].rpartition(":")[2]))
+    try:
+        config.write_text(json.dumps({**fields, where: relay.endpoint, "timeout": 2, "retry_limit": 0}))
+        relay.fault = relay_kit.Fault("reset", after=400, times=1000)
+        done = service_kit.cli(
+            "build", tree, "-B", tmp_path / "boot", "--backend-push", "--backend-config-file", config, "--name", "app"
+        )
+    finally:
+        relay.close()
+    assert done.returncode == 6, done.stderr
+    assert done.stderr.count("\n") <= 3
+    assert not (tmp_path / "boot").exists()
+    assert left() == []
+
+
+def test_only_a_folder_needs_a_place(tree, tmp_path, service_kit):
+    config = tmp_path / "localfs.json"
+    config.write_text(json.dumps({"type": "localfs", "dir": str(tmp_path)}))
+    done = service_kit.cli("build", tree, "-B", tmp_path / "boot", "--backend-push", "--backend-config-file", config)
+    assert done.returncode == 4
+    assert "--output-dir" in done.stderr
+
+
+class Way:
+    piece, parallel = 10, 2
+
+    def __init__(self, fails_at=0):
+        self.pieces, self.kept, self.dropped, self.fails_at = {}, None, False, fails_at
+
+    def send(self, number, data):
+        if number == self.fails_at:
+            raise BackendError("no")
+        self.pieces[number] = data
+
+    def keep(self, sha256, size):
+        self.kept = sha256, size
+
+    def drop(self):
+        self.dropped = True
+
+
+def test_pieces_are_whole_and_in_order():
+    way, seen = Way(), []
+    stream = BlobStream(way, seen.append)
+    for size in (1, 25, 3, 0, 8):
+        stream.write(bytes(range(size)))
+    stream.finish("ab", 37)
+    stream.close()
+    assert [len(data) for _, data in sorted(way.pieces.items())] == [10, 10, 10, 7]
+    assert b"".join(data for _, data in sorted(way.pieces.items())) == b"".join(
+        bytes(range(size)) for size in (1, 25, 3, 0, 8)
+    )
+    assert (way.kept, way.dropped, sum(seen)) == (("ab", 37), False, 37)
+
+
+def test_an_error_is_raised_soon_and_nothing_is_kept():
+    way = Way(fails_at=2)
+    stream = BlobStream(way, lambda _: None)
+    with pytest.raises(BackendError, match="no"):
+        for _ in range(100):
+            stream.write(bytes(10))
+    stream.close()
+    assert (way.kept, way.dropped) == (None, True)
+    assert max(way.pieces) < 10
