@@ -254,6 +254,10 @@ def _check_transport(config: Remote, path: str) -> None:
             raise ConfigError(f"{path}.{name}: not between 0 and 3600 seconds")
     if not 0 <= config.retry_limit <= 100:
         raise ConfigError(f"{path}.retry_limit: not between 0 and 100")
+    if config.proxy is not None and config.proxy.dragonfly_scheduler_endpoint:
+        raise UnsupportedError(
+            f"{path}.proxy.dragonfly_scheduler_endpoint is not supported", hint="name Dragonfly's proxy with 'url'"
+        )
     if config.proxy is not None and not config.proxy.url.startswith(("http://", "https://")):
         raise ConfigError(f"{path}.proxy.url: it must begin with http:// or https://")
     for number, mirror in enumerate(config.mirrors):

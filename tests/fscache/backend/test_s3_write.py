@@ -97,7 +97,7 @@ def test_an_upload_goes_on_where_lists_are_forbidden(
 def test_bytes_that_arrive_changed_are_refused(
     s3_store: Any, s3_gateway: S3Client, monkeypatch: pytest.MonkeyPatch, s3_failure: Any
 ) -> None:
-    monkeypatch.setattr(s3_write, "_md5", lambda data: ("", "1B2M2Y8AsgTpgAmY7PhCfg=="))
+    monkeypatch.setattr(s3_write, "md5_of", lambda data: ("", "1B2M2Y8AsgTpgAmY7PhCfg=="))
     for size in (1, 9 * MIB):
         name = uuid.uuid4().hex
         error = s3_failure(BackendError, s3_store, s3_gateway, bytes(size), name)
