@@ -18,8 +18,6 @@ from .backend import config as backends
 from .defaults import DEFAULT_RUN, DEFAULT_STATE
 from .proto.cachefiles import check_name
 
-_MAX_CONFIG = 1 << 20  # bytes, as in nydusd
-
 
 class Config(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     """The service's configuration; TOML keys are these names."""
@@ -94,13 +92,7 @@ class _Nydusd(msgspec.Struct, forbid_unknown_fields=True):
 
 def load(path: str) -> Config:
     """Read a configuration file, TOML or nydusd JSON by its first character."""
-    try:
-        with open(path, "rb") as file:
-            raw = file.read(_MAX_CONFIG + 1)
-    except OSError as error:
-        raise ConfigError(f"cannot read {path}: {error.strerror}") from None
-    if len(raw) > _MAX_CONFIG:
-        raise ConfigError(f"{path} is larger than 1 MiB", hint="is it a configuration file?")
+    raw = backends.read_file(path)
     try:
         if raw.lstrip()[:1] == b"{":
             return _from_nydusd(msgspec.json.decode(raw, type=_Nydusd))

@@ -155,6 +155,18 @@ def convert(kind: str, fields: dict[str, Any], path: str = "$") -> BackendConfig
     return check(config, path)
 
 
+def read_file(path: str) -> bytes:
+    """A configuration file; ConfigError when it cannot be read, or is too large to be one."""
+    try:
+        with open(path, "rb") as file:
+            raw = file.read(_MAX_FILE + 1)
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}") from None
+    if len(raw) > _MAX_FILE:
+        raise ConfigError(f"{path} is larger than 1 MiB", hint="is it a configuration file?")
+    return raw
+
+
 def load(kind: str | None, path: str) -> BackendConfig:
     """The backend that a JSON file describes: the fields of one (as nydusify takes them), or a nydusd configuration.
 
@@ -164,14 +176,7 @@ def load(kind: str | None, path: str) -> BackendConfig:
     Raises ConfigError naming the file, and what is wrong in it by JSON path.
     """
     try:
-        with open(path, "rb") as file:
-            raw = file.read(_MAX_FILE + 1)
-    except OSError as error:
-        raise ConfigError(f"cannot read {path}: {error.strerror}") from None
-    if len(raw) > _MAX_FILE:
-        raise ConfigError(f"{path} is larger than 1 MiB", hint="is it a configuration file?")
-    try:
-        document = msgspec.json.decode(raw, type=dict[str, Any])
+        document = msgspec.json.decode(read_file(path), type=dict[str, Any])
     except (msgspec.MsgspecError, RecursionError) as error:
         raise ConfigError(f"{path} is no JSON object: {error}") from None
     try:
