@@ -130,6 +130,7 @@ _KINDS: dict[str, type[BackendConfig]] = {
     "localfs": LocalFs, "s3": S3, "oss": S3, "registry": Registry, "http-proxy": HttpProxy,
 }  # fmt: skip
 _MAX_FILE = 1 << 20  # bytes, as in nydusd
+_MOST = 6000  # bytes of a backend's JSON: eight of them go into one message to a worker
 _SCHEMES = ("http", "https")
 
 
@@ -254,6 +255,8 @@ def check(config: BackendConfig, path: str = "$") -> BackendConfig:
 
 
 def _check_transport(config: Remote, path: str) -> None:
+    if len(msgspec.json.encode(config)) > _MOST:
+        raise ConfigError(f"{path}: more than {_MOST} bytes of configuration")
     for name in ("timeout", "connect_timeout"):
         if not 0 < getattr(config, name) <= 3600:
             raise ConfigError(f"{path}.{name}: not between 0 and 3600 seconds")

@@ -138,10 +138,15 @@ def test_s3_as_a_table_of_our_own(tmp_path):
         ({"proxy": {"url": "p:1"}}, "$.device.backend.config.proxy.url"),
         ({"proxy": {"url": "http://p:1", "falback": True}}, "$.device.backend.config.proxy"),
         ({"mirrors": [{"host": "m"}]}, "$.device.backend.config.mirrors[0].host"),
+        ({"ca_cert_files": ["/ca"] * 1000}, "more than 6000 bytes"),
+        (
+            {"proxy": {"url": "http://p", "dragonfly_scheduler_endpoint": "x"}},
+            "$.device.backend.config.proxy.dragonfly_scheduler_endpoint",
+        ),
     ],
 )
 def test_a_wrong_backend_is_named_by_json_path(fields, named, tmp_path):
-    with pytest.raises(ConfigError) as caught:
+    with pytest.raises((ConfigError, UnsupportedError)) as caught:
         load(written(tmp_path, in_backend(**fields)))
     assert named in caught.value.message
     assert "SECRET" not in str(caught.value)
