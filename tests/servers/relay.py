@@ -70,8 +70,11 @@ class Relay:
 
         async def close() -> None:
             server.close()
-            for task in list(self._open):
+            tasks = list(self._open)
+            for task in tasks:
                 task.cancel()
+            if tasks:
+                await asyncio.wait(tasks, timeout=5)
 
         self._do(close())
 
