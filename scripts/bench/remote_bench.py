@@ -9,8 +9,7 @@
   second read     all local, page cache dropped
 
 With --latency all go through a relay that adds so many milliseconds to each round trip. The server is versitygw
-(VERSITYGW, or the
-one of scripts/oracles), which checks signatures. Needs root; drops the page cache. Seconds of two machines say
+(from VERSITYGW or PATH), which checks signatures. Needs root; drops the page cache. Seconds of two machines say
 nothing: look at the ratios.
 """
 

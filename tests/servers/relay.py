@@ -114,12 +114,16 @@ class Relay:
 
     async def _pass(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, up: bool) -> None:
         """Pass on what comes, each piece ``delay`` seconds after it came."""
-        queue: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue(1024)
+        queue: asyncio.Queue[tuple[float, bytes | None]] = asyncio.Queue(1024)
 
         async def take() -> None:
-            while data := await reader.read(_PIECE):
+            data: bytes | None = b"something"
+            while data:
+                try:
+                    data = await reader.read(_PIECE)
+                except OSError:  # a reset goes through as one
+                    data = None
                 await queue.put((self._loop.time() + self.delay, data))
-            await queue.put((self._loop.time() + self.delay, b""))
 
         taking = asyncio.ensure_future(take())
         try:
@@ -127,6 +131,8 @@ class Relay:
                 when, data = await queue.get()
                 if when > self._loop.time():
                     await asyncio.sleep(when - self._loop.time())
+                if data is None:
+                    _abort(writer)
                 if not data:
                     return
                 if up:
