@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator, Sequence
 
 from ..fscache.client import NoServiceError, request
-from ..fscache.defaults import DEFAULT_RUN, DEFAULT_STATE, control_socket
+from ..fscache.config.defaults import DEFAULT_RUN, DEFAULT_STATE, control_socket
 from .exits import require_root
 from .units import size_text
 
@@ -63,8 +63,8 @@ def _docker_auth(image: str) -> str:
     """What this user's docker configuration has for the image's registry; the service may have another home."""
     if image.startswith("s3://"):
         return ""
-    from ..fscache.backend.oci import parse_reference
-    from ..fscache.backend.registry_auth import docker_config, docker_credentials
+    from ..fscache.config.reference import parse_reference
+    from ..fscache.credentials.docker import docker_config, docker_credentials
 
     return docker_credentials(parse_reference(image.removeprefix("registry://")).host, docker_config())
 

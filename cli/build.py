@@ -23,7 +23,7 @@ from .units import size_text
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from ..fscache.backend.config import BackendConfig
+    from ..fscache.config.backend import BackendConfig
 
 _COMPRESSIONS = {c.name.lower(): c for c in (Compression.NONE, Compression.LZ4_BLOCK, Compression.ZSTD)}
 _DIGESTS = {algo.name.lower(): algo for algo in DigestAlgo}
@@ -161,7 +161,7 @@ def command(
 
 
 def _sink(backend: BackendConfig) -> BlobSink:
-    from ..fscache.backend.stream import stream
+    from ..fscache.push.stream import stream
 
     return stream(backend, lambda _: None)  # what is built is what is shown
 

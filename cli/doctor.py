@@ -13,7 +13,7 @@ from . import options
 from .exits import require_root
 
 if TYPE_CHECKING:
-    from ..fscache.kernel.selftest import Check
+    from ..fscache.doctor.checks import Check
 
 DEVICE = "/dev/cachefiles"
 
@@ -27,16 +27,16 @@ def command(state_dir: str, as_json: bool) -> None:
     The exit code is 0 when an engine works here.
     """
     require_root("doctor")
-    from ..fscache.kernel import selftest, selftest_cachefiles
+    from ..fscache.doctor import cachefiles, fanotify
 
     existing = os.path.abspath(state_dir)
     while not os.path.isdir(existing):
         existing = os.path.dirname(existing)
     uname = os.uname()
-    engines = {"fanotify": selftest.fanotify_engine(existing), "cachefiles": []}
+    engines = {"fanotify": fanotify.fanotify_engine(existing), "cachefiles": []}
     if os.path.exists(DEVICE):
-        engines["cachefiles"].append(selftest_cachefiles.kernel_floor(uname.release, uname.version))
-    engines["cachefiles"] += selftest_cachefiles.cachefiles_engine(existing)
+        engines["cachefiles"].append(cachefiles.kernel_floor(uname.release, uname.version))
+    engines["cachefiles"] += cachefiles.cachefiles_engine(existing)
     works = {name: all(check.ok for check in checks) for name, checks in engines.items()}
     if as_json:
         report = {name: {"works": works[name], "checks": [c._asdict() for c in engines[name]]} for name in engines}

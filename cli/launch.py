@@ -11,7 +11,7 @@ import click
 
 from ..erofs.errors import ServiceError
 from ..fscache.client import NoServiceError, request
-from ..fscache.defaults import control_socket
+from ..fscache.config.defaults import control_socket
 
 _PATIENCE, _OTHERS_PATIENCE = 15.0, 3.0  # seconds
 

@@ -9,7 +9,7 @@ import sys
 from dataclasses import asdict, dataclass, field
 
 from ..erofs.errors import ConfigError, NydusErofsError
-from ..fscache.defaults import DEFAULT_RUN, DEFAULT_STATE
+from ..fscache.config.defaults import DEFAULT_RUN, DEFAULT_STATE
 from .exits import fail
 
 # Generic options of mount(8) and fstab(5) that mean nothing here: images are always mounted read-only. mount(8)

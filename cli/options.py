@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from ..fscache.defaults import DEFAULT_RUN, DEFAULT_STATE
+from ..fscache.config.defaults import DEFAULT_RUN, DEFAULT_STATE
 
 run_dir_option = click.option(
     "--run-dir", default=DEFAULT_RUN, show_default=True, type=click.Path(), help="Run folder of the service."

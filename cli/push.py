@@ -17,8 +17,8 @@ from .units import size_text
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from ..fscache.backend.config import BackendConfig
-    from ..fscache.backend.publish import Progress, Published
+    from ..fscache.config.backend import BackendConfig
+    from ..fscache.push.publish import Progress, Published
 
 _LINE_SECONDS = 5.0
 _FILE = click.Path(dir_okay=False)
@@ -56,7 +56,7 @@ def command(
     REFERENCE is REGISTRY/REPOSITORY:TAG; without it --backend-config-file says where. What is there already is not
     sent again, so a push that was interrupted goes on where it was.
     """
-    from ..fscache.backend.config import Registry
+    from ..fscache.config.backend import Registry
 
     backend, tag = (
         _registry(reference, backend_file) if reference else (load_backend(backend_type, backend_file), None)
@@ -71,7 +71,7 @@ def push(
     bootstrap: str, folders: list[str], backend: BackendConfig, name: str, there: dict[str, int] | None = None
 ) -> Published:
     """Publish an image, and show how far that is. ``there``: blobs that the backend has, and their bytes."""
-    from ..fscache.backend.publish import publish
+    from ..fscache.push.publish import publish
 
     with _progress() as progress:
         return publish(bootstrap, folders, backend, name, progress, there or {})
@@ -79,7 +79,7 @@ def push(
 
 def load_backend(kind: str | None, file: str | None) -> BackendConfig:
     """The backend that options name; for a registry with what docker's configuration knows of it."""
-    from ..fscache.backend import config
+    from ..fscache.config import backend as config
 
     if file is None:
         raise click.UsageError("say where to push to, with --backend-config-file")
@@ -92,8 +92,8 @@ def load_backend(kind: str | None, file: str | None) -> BackendConfig:
 def _registry(reference: str, file: str | None) -> tuple[BackendConfig, str]:
     import msgspec
 
-    from ..fscache.backend import config
-    from ..fscache.backend.oci import parse_reference
+    from ..fscache.config import backend as config
+    from ..fscache.config.reference import parse_reference
 
     found = parse_reference(reference.removeprefix("registry://"))
     if found.tag_or_digest.startswith("sha256:"):
@@ -109,8 +109,8 @@ def _registry(reference: str, file: str | None) -> tuple[BackendConfig, str]:
 def _with_credentials(registry: BackendConfig) -> BackendConfig:
     import msgspec
 
-    from ..fscache.backend.config import Registry
-    from ..fscache.backend.registry_auth import docker_config, docker_credentials
+    from ..fscache.config.backend import Registry
+    from ..fscache.credentials.docker import docker_config, docker_credentials
 
     assert isinstance(registry, Registry)
     if registry.auth or registry.registry_token:

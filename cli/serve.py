@@ -17,11 +17,14 @@ def command(config_file: str | None, state_dir: str | None, run_dir: str | None,
 
     It unmounts its images before it ends; images in use are named, and the service stays.
     """
-    from ..fscache import config, keeper, log, notify
+    from ..fscache.config.load import load
+    from ..fscache.config.service import Config, check
+    from ..fscache.keeper import log, notify
+    from ..fscache.keeper.service import serve
 
     require_root("the service")
-    settings = config.load(config_file) if config_file else config.Config()
+    settings = load(config_file) if config_file else Config()
     settings.state_dir = state_dir or settings.state_dir
     settings.run_dir = run_dir or settings.run_dir
     log.configure(log_level)
-    keeper.serve(config.check(settings), on_ready=lambda: notify.notify("READY=1"))
+    serve(check(settings), on_ready=lambda: notify.notify("READY=1"))

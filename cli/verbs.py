@@ -43,7 +43,7 @@ class _Verbs(click.Group):
 
 def _print_version(ctx: click.Context, _param: click.Parameter, value: bool) -> None:
     if value:
-        from nydus_erofs import __version__
+        from .. import __version__
 
         click.echo(f"nydus-erofs {__version__}")
         ctx.exit()

@@ -8,26 +8,29 @@ from collections.abc import Callable
 import msgspec
 
 from ...erofs.ids import BlobId
-from ...erofs.record import Buffer
+from ..config.backend import S3, HttpProxy, Registry, Remote, describe
 from ..proto.worker import Traffic
-from .clients import client
-from .config import Remote, describe
+from .base import Client
+from .blob import RemoteBlob
 from .meter import Meter
 from .resilient import Resilient
 
 
-class RemoteBlob:
-    """A blob behind a network, as a source of bytes for several threads."""
+def client(config: Remote, connections: int) -> Client:
+    """The client of a backend, with as many connections kept open. It is loaded only when it is wanted."""
+    match config:
+        case S3():
+            from .s3.client import S3Client
 
-    def __init__(self, backend: Resilient, name: str) -> None:
-        self._backend, self._name = backend, name
-        self.label = backend.label
+            return S3Client(config, connections)
+        case Registry():
+            from .registry.client import RegistryClient
 
-    def size(self) -> int:
-        return self._backend.stat(self._name).size
+            return RegistryClient(config, connections)
+        case HttpProxy():
+            from .httpproxy import HttpProxyClient
 
-    def read_at(self, offset: int, length: int) -> Buffer:
-        return self._backend.read(self._name, offset, length)
+            return HttpProxyClient(config, connections)
 
 
 class Backends:

@@ -10,12 +10,12 @@ from typing import NamedTuple
 
 from ...erofs import verity
 from ...erofs.errors import BackendError, BlobNotFoundError, CorruptError, FormatError
-from . import oci
+from ..config.backend import Registry, Remote
 from .base import Client, ObjectInfo
-from .config import Registry, Remote
-from .layer import extract_bootstrap
-from .localfs import identify, mapped, write_all
-from .registry import Manifest, RegistryClient
+from .files import identify, mapped, write_all
+from .registry import oci
+from .registry.client import Manifest, RegistryClient
+from .registry.layer import extract_bootstrap
 from .resilient import Resilient
 
 MAX_BOOTSTRAP = 2 << 30  # bytes, as in nydusd

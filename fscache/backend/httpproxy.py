@@ -8,11 +8,11 @@ from urllib.parse import quote, unquote
 import urllib3
 
 from ...erofs.record import Buffer
-from . import config
+from ..config import backend as config
+from ..credentials.basic import encode
 from .base import ObjectInfo
-from .http import Answer, Http, Request, Span
-from .registry_auth import encode
-from .routes import Route
+from .http.client import Answer, Http, Request, Span
+from .http.routes import Route
 
 
 class HttpProxyClient:

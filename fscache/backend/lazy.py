@@ -7,7 +7,7 @@ import threading
 from ...erofs import verity
 from ...erofs.errors import BlobNotFoundError, CorruptError
 from ...erofs.record import Buffer
-from .assemble import RemoteBlob
+from .blob import RemoteBlob
 from .bootstrap import fetch_tree, find_object
 from .resilient import Resilient
 

@@ -6,7 +6,6 @@ seen on 6.1 and 6.12.
 
 from __future__ import annotations
 
-import re
 import struct
 from typing import NamedTuple
 
@@ -15,15 +14,12 @@ from ...erofs.errors import ConfigError, KernelError
 BUFFER_SIZE = 4096  # the largest message is 543 bytes; a buffer that is too small leaves it pending
 READ_COMPLETE = 0x40049801  # _IOW(0x98, 1, int): ioctl of an object's descriptor, with the message's id
 BLOCK_SIZE = 4096
-MAX_NAME = 63
 
 _HEADER = struct.Struct("<IIII")  # msg_id, opcode, len (of the whole message), object_id
 _OPEN = struct.Struct("<IIII")  # volume key size (with its NUL), cookie key size, fd, flags
 _READ = struct.Struct("<QQ")  # offset, length
 _OP_OPEN, _OP_CLOSE, _OP_READ = 0, 1, 2
 _VOLUME_PREFIX = "erofs,"
-# Longer or other names can crash some kernels (fsid of 253 bytes in a domain), or never be looked up ("/").
-_NAME = re.compile(r"[A-Za-z0-9._:-]{1,63}")
 
 
 class Open(NamedTuple):
@@ -120,10 +116,3 @@ RESTORE = b"restore"  # send again what was read and never answered (6.8+, and 6
 def cull(name: str) -> bytes:
     """Remove the idle cache file ``name`` of the working directory."""
     return f"cull {name}".encode()
-
-
-def check_name(what: str, name: str) -> str:
-    """An fsid or a domain that is safe on every kernel; ConfigError otherwise."""
-    if not _NAME.fullmatch(name):
-        raise ConfigError(f"{what} {name[:80]!r}: 1 to {MAX_NAME} letters, digits, '.', '_', ':' or '-' are allowed")
-    return name

@@ -12,7 +12,7 @@ from typing import Annotated, NamedTuple
 
 import msgspec
 
-from ..backend.config import Remote
+from ..config.backend import Remote
 from .fault import Fault
 from .packets import decoded
 

@@ -33,8 +33,8 @@ import zstandard
 
 from nydus_erofs.erofs import localize
 from nydus_erofs.erofs.source import FdSource
-from nydus_erofs.fscache.backend.config import S3
-from nydus_erofs.fscache.backend.s3 import S3Client
+from nydus_erofs.fscache.backend.s3.client import S3Client
+from nydus_erofs.fscache.config.backend import S3
 
 HERE = Path(__file__).parent
 PIECE, THREADS = 8 << 20, 4

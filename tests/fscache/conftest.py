@@ -19,10 +19,12 @@ import pytest
 from nydus_erofs.erofs import localize
 from nydus_erofs.erofs.image import Bootstrap, Image
 from nydus_erofs.erofs.source import BufferSource
-from nydus_erofs.fscache.backend.localfs import LocalBlob
-from nydus_erofs.fscache.plan import Plan, pack_plan
-from nydus_erofs.fscache.store import Store
-from nydus_erofs.fscache.target import SegmentFiles, segment_name
+from nydus_erofs.fscache.backend.files import LocalBlob
+from nydus_erofs.fscache.prepare.plan_writer import pack_plan
+from nydus_erofs.fscache.state.layout import segment_name
+from nydus_erofs.fscache.state.plan import Plan
+from nydus_erofs.fscache.worker.segment_files import SegmentFiles
+from nydus_erofs.fscache.worker.store import Store
 
 FIXTURES = ("plain", "lz4", "none-sha256", "toc", "batch")
 

@@ -19,7 +19,8 @@ from pathlib import Path
 from nydus_erofs.erofs import localize
 from nydus_erofs.erofs.errors import NydusErofsError
 from nydus_erofs.erofs.source import BufferSource
-from nydus_erofs.fscache.plan import Plan, pack_plan
+from nydus_erofs.fscache.prepare.plan_writer import pack_plan
+from nydus_erofs.fscache.state.plan import Plan
 
 MEMORY = 1 << 30  # address space
 SECONDS = 10  # for one bootstrap

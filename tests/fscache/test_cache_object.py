@@ -8,11 +8,11 @@ import pytest
 from nydus_erofs.erofs.errors import BackendError, CacheFullError
 from nydus_erofs.erofs.ondisk import BLOCK_SIZE
 from nydus_erofs.erofs.record import round_up
-from nydus_erofs.fscache.backend.localfs import LocalBlob
-from nydus_erofs.fscache.fill import Filler
-from nydus_erofs.fscache.plan import Plan, PlanFlags
-from nydus_erofs.fscache.store import Store
-from nydus_erofs.fscache.target import CacheObject
+from nydus_erofs.fscache.backend.files import LocalBlob
+from nydus_erofs.fscache.state.plan import Plan, PlanFlags
+from nydus_erofs.fscache.worker.cache_object import ObjectSink
+from nydus_erofs.fscache.worker.fill import Filler
+from nydus_erofs.fscache.worker.store import Store
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ def make(open_image, tmp_path):
             with open(path, "wb") as file:
                 file.truncate(round_up(image.map.segments[-1].start + image.map.segments[-1].size, BLOCK_SIZE))
         plan = Plan(os.open(tmp_path / "plan", os.O_RDONLY))
-        target = CacheObject(os.open(path, flags))
+        target = ObjectSink(os.open(path, flags))
         source = LocalBlob(os.open(tmp_path / "blob", os.O_RDONLY))
         return SimpleNamespace(store=Store(plan, target, [source]), plan=plan, path=path)
 
@@ -50,7 +50,7 @@ def test_filled_to_the_last_block(make):
             assert not any(data[end : round_up(end, BLOCK_SIZE)])
     # The next worker finds it all.
     again = make()
-    assert all(again.store.target.filled(again.plan))
+    assert all(again.store.sink.filled(again.plan))
     assert Filler().fill(again.store, 0, lambda _: None) == 0
 
 
@@ -63,8 +63,8 @@ def test_a_write_that_fails_is_one_error_and_not_the_end(make, monkeypatch, numb
         raise OSError(number, os.strerror(number))
 
     with monkeypatch.context() as patched:
-        patched.setattr("nydus_erofs.fscache.target.os.pwrite", fail)
+        patched.setattr("nydus_erofs.fscache.worker.cache_object.os.pwrite", fail)
         with pytest.raises(error):
             Filler().fill(made.store, 0, lambda _: None)
     Filler().fill(made.store, 0, lambda _: None)
-    assert made.store.target.filled(made.plan)[0]
+    assert made.store.sink.filled(made.plan)[0]

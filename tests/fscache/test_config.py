@@ -7,8 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nydus_erofs.erofs.errors import ConfigError, UnsupportedError
-from nydus_erofs.fscache.backend.config import describe
-from nydus_erofs.fscache.config import Config, check, load
+from nydus_erofs.fscache.config.backend import describe
+from nydus_erofs.fscache.config.load import load
+from nydus_erofs.fscache.config.service import Config, check
 
 # The localfs example that nydusd's users start from.
 NYDUSD = {

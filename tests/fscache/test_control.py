@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from nydus_erofs.erofs.errors import BusyError, ServiceError
 from nydus_erofs.fscache import client
-from nydus_erofs.fscache.control import ControlServer
+from nydus_erofs.fscache.keeper.control import ControlServer
 from nydus_erofs.fscache.proto import control as proto
 
 GARBAGE = [

@@ -9,8 +9,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from nydus_erofs.erofs.errors import BackendError, CacheFullError, CorruptError
-from nydus_erofs.fscache.fill import RUN_MAX, Filler, _runs
-from nydus_erofs.fscache.plan import PlanChunk, PlanFlags, pack_plan
+from nydus_erofs.fscache.prepare.plan_writer import pack_plan
+from nydus_erofs.fscache.state.plan import PlanChunk, PlanFlags
+from nydus_erofs.fscache.worker.fill import RUN_MAX, Filler, _runs
 
 FIXTURES = ("plain", "lz4", "none-sha256", "toc", "batch")
 
@@ -140,9 +141,9 @@ def test_an_untrusted_store_starts_with_nothing(open_image, make_store):
     image = open_image()
     made = make_store(image)
     fill(made, 0)
-    assert list(made.store.target.filled(made.store.plan)) == [1] + [0] * (len(image.map.segments) - 1)
+    assert list(made.store.sink.filled(made.store.plan)) == [1] + [0] * (len(image.map.segments) - 1)
     again = make_store(image, trusted=False, where=made.folder)
-    assert not any(again.store.target.filled(again.store.plan))
+    assert not any(again.store.sink.filled(again.store.plan))
 
 
 @pytest.mark.parametrize("name", FIXTURES)

@@ -8,8 +8,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from nydus_erofs.erofs.errors import FormatError
-from nydus_erofs.fscache import image
-from nydus_erofs.fscache.image import ImageRecord, StoreRef
+from nydus_erofs.fscache.state import image
+from nydus_erofs.fscache.state.image import ImageRecord, StoreRef
 
 KEY = "ab" * 32
 

@@ -17,8 +17,8 @@ import pytest
 from nydus_erofs.erofs import localize
 from nydus_erofs.erofs.errors import FormatError, NydusErofsError, UnsupportedError
 from nydus_erofs.erofs.source import BufferSource
-from nydus_erofs.fscache.fill import Filler
-from nydus_erofs.fscache.target import segment_name
+from nydus_erofs.fscache.state.layout import segment_name
+from nydus_erofs.fscache.worker.fill import Filler
 
 FIXTURES = ("plain", "lz4", "none-sha256", "toc", "batch")
 MORE = int(os.environ.get("NYDUS_EROFS_FUZZ", "0"))

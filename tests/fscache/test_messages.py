@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nydus_erofs.fscache import channel
+from nydus_erofs.fscache.kernel import channel
 from nydus_erofs.fscache.proto import prepare, worker
 from nydus_erofs.fscache.proto.worker import Why
 

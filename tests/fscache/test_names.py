@@ -5,9 +5,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nydus_erofs.erofs.errors import FormatError
-from nydus_erofs.fscache.engine import culling
-from nydus_erofs.fscache.engine.names import Names
-from nydus_erofs.fscache.origin import Given
+from nydus_erofs.fscache.keeper.engine import culling
+from nydus_erofs.fscache.keeper.engine.names import Names
+from nydus_erofs.fscache.keeper.origin import Given
 
 BLOCK = 4096
 

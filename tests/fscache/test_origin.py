@@ -5,9 +5,9 @@ import json
 import pytest
 
 from nydus_erofs.erofs.errors import BlobNotFoundError, ConfigError
-from nydus_erofs.fscache.backend.config import S3, Registry
-from nydus_erofs.fscache.config import Config
-from nydus_erofs.fscache.origin import Given, by_name, resolve
+from nydus_erofs.fscache.config.backend import S3, Registry
+from nydus_erofs.fscache.config.service import Config
+from nydus_erofs.fscache.keeper.origin import Given, by_name, resolve
 
 BLOB = "ab" * 32
 BUCKET = S3(bucket_name="images", endpoint="127.0.0.1:9", access_key_id="K", access_key_secret="S", meta_prefix="m/")

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from nydus_erofs.erofs import blobmeta, localize, rafs
 from nydus_erofs.erofs.errors import FormatError
-from nydus_erofs.fscache.plan import Plan, PlanFlags, RawPlan, pack_plan
+from nydus_erofs.fscache.prepare.plan_writer import pack_plan
+from nydus_erofs.fscache.state.plan import Plan, PlanFlags, RawPlan
 
 BLOCK = 4096
 

@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 
 from nydus_erofs.erofs.errors import BlobNotFoundError, CorruptError, FormatError, NydusErofsError
-from nydus_erofs.fscache import channel, preparing
-from nydus_erofs.fscache.paths import StatePaths
+from nydus_erofs.fscache.keeper import prepared as preparing
+from nydus_erofs.fscache.keeper.paths import StatePaths
+from nydus_erofs.fscache.kernel import channel
 from nydus_erofs.fscache.proto import prepare as proto
 from nydus_erofs.fscache.proto.fault import Fault
 

@@ -5,16 +5,18 @@ import os
 import struct
 
 import pytest
+
+from nydus_erofs.fscache.config.reference import check_name
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from nydus_erofs.erofs.errors import ConfigError, KernelError
-from nydus_erofs.fscache.engine import objects
-from nydus_erofs.fscache.kernel.selftest_cachefiles import kernel_floor
+from nydus_erofs.fscache.doctor.cachefiles import kernel_floor
+from nydus_erofs.fscache.keeper.engine import objects
+from nydus_erofs.fscache.keeper.stores import StoreTable
 from nydus_erofs.fscache.proto import cachefiles as proto
 from nydus_erofs.fscache.proto import worker
-from nydus_erofs.fscache.stores import StoreTable
 
 u32 = st.integers(0, (1 << 32) - 1)
 u64 = st.integers(0, (1 << 64) - 1)
@@ -107,8 +109,8 @@ def test_limits_are_never_refused_by_the_kernel(run, cull, stop):
 @pytest.mark.parametrize("name", ["", "a/b", "a b", "a,b", "x" * 64, "ü", "a\n", "a\0"])
 def test_names_that_could_crash_a_kernel(name):
     with pytest.raises(ConfigError, match="letters, digits"):
-        proto.check_name("fsid", name)
-    assert proto.check_name("fsid", "Az0._:-") == "Az0._:-"
+        check_name("fsid", name)
+    assert check_name("fsid", "Az0._:-") == "Az0._:-"
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from nydus_erofs.fscache.proto.worker import Why
-from nydus_erofs.fscache.scheduler import AHEAD, Scheduler
+from nydus_erofs.fscache.worker.scheduler import AHEAD, Scheduler
 
 SEGMENTS, SIZE = 6, 100
 stores = st.integers(1, 3)

@@ -7,10 +7,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from nydus_erofs.erofs.errors import BlobNotFoundError, FormatError
-from nydus_erofs.fscache import epoch
+from nydus_erofs.fscache.keeper import epoch
+from nydus_erofs.fscache.keeper.stores import StoreTable, Waiter
 from nydus_erofs.fscache.proto import worker as proto
 from nydus_erofs.fscache.proto.worker import Why
-from nydus_erofs.fscache.stores import StoreTable, Waiter
 
 KEY = "ab" * 32
 

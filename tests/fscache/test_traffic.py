@@ -1,7 +1,7 @@
 """What `status` says of a backend, over the lives of several workers."""
 
+from nydus_erofs.fscache.keeper.traffic import TrafficTable
 from nydus_erofs.fscache.proto.worker import Traffic
-from nydus_erofs.fscache.traffic import TrafficTable
 
 S3 = "s3 http://server/bucket"
 

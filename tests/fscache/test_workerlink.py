@@ -6,9 +6,9 @@ import signal
 
 import pytest
 
-from nydus_erofs.fscache import workerlink
+from nydus_erofs.fscache.keeper import worker_link as workerlink
+from nydus_erofs.fscache.keeper.worker_link import WorkerLink
 from nydus_erofs.fscache.proto import worker as proto
-from nydus_erofs.fscache.workerlink import WorkerLink
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(120)]
 UID = 64587

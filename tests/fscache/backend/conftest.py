@@ -18,8 +18,8 @@ from typing import Any, NamedTuple
 import pytest
 
 from nydus_erofs.erofs.errors import BackendError
-from nydus_erofs.fscache.backend.config import S3
-from nydus_erofs.fscache.backend.s3 import S3Client
+from nydus_erofs.fscache.backend.s3.client import S3Client
+from nydus_erofs.fscache.config.backend import S3
 
 SERVERS = Path(__file__).parents[2] / "servers"
 

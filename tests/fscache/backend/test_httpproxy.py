@@ -8,9 +8,9 @@ import threading
 import pytest
 
 from nydus_erofs.erofs.errors import BackendError, BlobNotFoundError, DeniedError
-from nydus_erofs.fscache.backend import config
 from nydus_erofs.fscache.backend.httpproxy import HttpProxyClient
-from nydus_erofs.fscache.backend.registry_auth import encode
+from nydus_erofs.fscache.config import backend as config
+from nydus_erofs.fscache.credentials.basic import encode
 
 DATA = os.urandom(200_000)
 

@@ -8,8 +8,8 @@ import pytest
 from nydus_erofs.erofs import verity
 from nydus_erofs.erofs.errors import BackendError, BlobNotFoundError, CorruptError
 from nydus_erofs.fscache.backend.assemble import Backends
-from nydus_erofs.fscache.backend.config import HttpProxy
 from nydus_erofs.fscache.backend.lazy import LazyBootstrap, peek
+from nydus_erofs.fscache.config.backend import HttpProxy
 
 DATA = random.Random(5).randbytes(700_001)
 TREE = verity.build_tree(DATA)

@@ -9,10 +9,12 @@ import tarfile
 
 import pytest
 
+from nydus_erofs.fscache.config.reference import parse_reference
+
 from nydus_erofs.erofs import verity
 from nydus_erofs.erofs.errors import ConfigError, FormatError, UnsupportedError
-from nydus_erofs.fscache.backend import oci
-from nydus_erofs.fscache.backend.layer import extract_bootstrap, pack_layer
+from nydus_erofs.fscache.backend.registry import oci
+from nydus_erofs.fscache.backend.registry.layer import extract_bootstrap, pack_layer
 
 HEX = "ab" * 32
 DATA = random.Random(3).randbytes(300_000)
@@ -31,7 +33,7 @@ TREE = verity.build_tree(DATA).pack()
     ],
 )
 def test_references(text, expected):
-    assert oci.parse_reference(text) == expected
+    assert parse_reference(text) == expected
 
 
 @pytest.mark.parametrize(
@@ -41,10 +43,10 @@ def test_references(text, expected):
 )  # fmt: skip
 def test_no_references(text):
     if text == "h.io/a:":
-        assert oci.parse_reference(text).tag_or_digest == "latest"
+        assert parse_reference(text).tag_or_digest == "latest"
         return
     with pytest.raises(ConfigError) as caught:
-        oci.parse_reference(text)
+        parse_reference(text)
     assert "\n" not in str(caught.value)
 
 

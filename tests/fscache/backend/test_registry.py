@@ -14,9 +14,10 @@ import pytest
 import trustme
 
 from nydus_erofs.erofs.errors import BackendError, BlobNotFoundError, ConfigError, CorruptError, DeniedError
-from nydus_erofs.fscache.backend import config, registry_push
-from nydus_erofs.fscache.backend.registry import RegistryClient
-from nydus_erofs.fscache.backend.registry_auth import encode
+from nydus_erofs.fscache.backend.registry.client import RegistryClient
+from nydus_erofs.fscache.config import backend as config
+from nydus_erofs.fscache.credentials.basic import encode
+from nydus_erofs.fscache.push import registry as registry_push
 
 DATA = os.urandom(300_000)
 NAME = f"sha256:{hashlib.sha256(DATA).hexdigest()}"

@@ -7,16 +7,13 @@ import time
 import pytest
 
 from nydus_erofs.erofs.errors import ConfigError
-from nydus_erofs.fscache.backend import config, registry_auth
-from nydus_erofs.fscache.backend.registry import RegistryClient
-from nydus_erofs.fscache.backend.registry_auth import (
-    Challenge,
-    decode,
-    docker_credentials,
-    encode,
-    parse_challenges,
-    registry_host,
-)
+from nydus_erofs.fscache.backend.registry.challenges import Challenge, parse_challenges
+from nydus_erofs.fscache.backend.registry.client import RegistryClient
+from nydus_erofs.fscache.config import backend as config
+from nydus_erofs.fscache.config.reference import registry_host
+from nydus_erofs.fscache.credentials import docker as registry_auth
+from nydus_erofs.fscache.credentials.basic import decode, encode
+from nydus_erofs.fscache.credentials.docker import docker_credentials
 
 
 @pytest.fixture

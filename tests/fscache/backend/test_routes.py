@@ -1,7 +1,7 @@
 """Which server is asked, and when one that failed is looked at again."""
 
-from nydus_erofs.fscache.backend import config
-from nydus_erofs.fscache.backend.routes import Route, Routes, mirror_routes, proxy_routes
+from nydus_erofs.fscache.backend.http.routes import Route, Routes, mirror_routes, proxy_routes
+from nydus_erofs.fscache.config import backend as config
 
 
 def urls(routes, now):

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from nydus_erofs.erofs.errors import BackendError, DeniedError
-from nydus_erofs.fscache.backend.s3 import S3Client
+from nydus_erofs.fscache.backend.s3.client import S3Client
 
 DATA = b"".join(hashlib.sha256(bytes([n])).digest() for n in range(256)) * 8  # 64 KiB, as in conftest.py
 Make = Callable[..., S3Client]

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from nydus_erofs.erofs.errors import BackendError, BlobNotFoundError, DeniedError
-from nydus_erofs.fscache.backend.s3 import S3Client
-from nydus_erofs.fscache.backend.s3_errors import pause
+from nydus_erofs.fscache.backend.s3.client import S3Client
+from nydus_erofs.fscache.backend.s3.errors import pause
 
 MIB = 1 << 20
 DATA = b"".join(hashlib.sha256(bytes([n])).digest() for n in range(256)) * 8  # 64 KiB, as in conftest.py

@@ -13,8 +13,8 @@ import pytest
 import trustme
 
 from nydus_erofs.erofs.errors import BackendError
-from nydus_erofs.fscache.backend.config import S3, Proxy
-from nydus_erofs.fscache.backend.s3 import S3Client
+from nydus_erofs.fscache.backend.s3.client import S3Client
+from nydus_erofs.fscache.config.backend import S3, Proxy
 
 DATA = b"".join(hashlib.sha256(bytes([n])).digest() for n in range(256)) * 8  # 64 KiB, as in conftest.py
 Make = Callable[..., S3Client]

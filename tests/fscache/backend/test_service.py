@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from nydus_erofs.fscache.backend.config import Registry
-from nydus_erofs.fscache.backend.registry import RegistryClient
+from nydus_erofs.fscache.backend.registry.client import RegistryClient
+from nydus_erofs.fscache.config.backend import Registry
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(180)]
 

@@ -8,7 +8,7 @@ import uuid
 import pytest
 
 from nydus_erofs.erofs.errors import BackendError
-from nydus_erofs.fscache.backend.stream import BlobStream
+from nydus_erofs.fscache.push.stream import BlobStream
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,1 @@
+"""HTTP for all backends: requests, bodies, errors, connections, and which server to ask."""

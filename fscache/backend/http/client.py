@@ -1,0 +1,218 @@
+"""Requests to HTTP servers, as the registry and http-proxy clients send them: one attempt, bounded, checked.
+
+A forward proxy is dealt with here and mirrors by ``first_good``, both by the rules of ``routes.py``. Redirects and
+credentials are the clients' affair: nothing is followed or repeated behind their back.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from http.client import HTTPException
+from typing import Any, NamedTuple, TypeVar
+
+import urllib3
+from urllib3.exceptions import HTTPError
+
+from ....erofs.errors import BackendError, BlobNotFoundError, DeniedError
+from ....erofs.record import Buffer
+from ...config.backend import Remote
+from . import body as http_body
+from .errors import host_port, retry_after, server_text, status_error, transport_error
+from .pools import Pools
+from .routes import Route, Routes, mirror_routes, proxy_routes
+
+T = TypeVar("T")
+# What Dragonfly's proxy wants to hear of a request for data, and what marks an answer as its own.
+_DRAGONFLY = {"X-Dragonfly-Use-P2P": "true", "X-Dragonfly-Priority": "6"}
+_DRAGONFLY_ERROR = "X-Dragonfly-Error-Type"
+
+
+class Span(NamedTuple):
+    """The bytes of an object that are wanted: exactly these."""
+
+    offset: int
+    length: int
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One request. Its ``repr`` shows no credential.
+
+    Attributes:
+        what: the object and its server, for messages.
+        span: of a GET: the answer's body is exactly these bytes.
+        limit: otherwise the most bytes that the body of a good answer may have.
+        timeout: seconds to wait for the answer instead of the configuration's.
+        direct: past the proxy, which stands before the origin alone: a dead mirror is not its fault.
+        end_to_end: never let a proxy do the TLS: the request holds or brings credentials of a person.
+    """
+
+    method: str
+    url: str = field(repr=False)
+    what: str
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
+    body: bytes | None = field(default=None, repr=False)
+    span: Span | None = None
+    limit: int = 65536
+    timeout: float = 0.0
+    end_to_end: bool = False
+    direct: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What came back: ``body`` of a good answer, ``text`` (fit for people) of another."""
+
+    status: int
+    headers: urllib3.HTTPHeaderDict = field(repr=False)
+    body: Buffer = field(repr=False)
+    text: str
+    where: str  # host:port that answered
+
+    @property
+    def good(self) -> bool:
+        return 200 <= self.status < 300
+
+    def header(self, name: str, limit: int = 1024) -> str:
+        """A header's value; one that is longer than ``limit`` counts as missing."""
+        value = self.headers.get(name, "")
+        return value if len(value) <= limit else ""
+
+    def size(self, what: str) -> int:
+        """Bytes of the object that a HEAD was for."""
+        size = self.header("Content-Length")
+        if not re.fullmatch(r"[0-9]{1,19}", size):
+            raise BackendError(f"{what}: {self.where} does not tell its size")
+        return int(size)
+
+    def error(self, what: str) -> BackendError:
+        """The error that this answer means."""
+        return status_error(what, self.where, self.status, self.text, retry_after(self.header("Retry-After")))
+
+
+class Http:
+    """Connections to the servers of one backend. Safe for several threads.
+
+    Args:
+        connections: kept open to each server.
+        secrets: credentials of the configuration: no message repeats them, whatever a server says.
+        unix: path of the socket behind which the only server is.
+    """
+
+    def __init__(self, config: Remote, connections: int, secrets: Sequence[str] = (), unix: str = "") -> None:
+        pools = Pools(config, connections)
+        self._secrets, self._unix = secrets, unix
+        self._direct = pools.unix(unix) if unix else pools.direct()
+        self._proxy_config = None if unix else config.proxy
+        self._proxy = pools.proxy(self._proxy_config.url) if self._proxy_config else None
+        self._around = proxy_routes(self._proxy_config)
+        self._mirrors = mirror_routes(() if unix else config.mirrors)
+        self._timeout = config.timeout
+        self._lock = threading.Lock()
+
+    def send(self, request: Request) -> Answer:
+        """Send it, through the proxy if there is one. Any status is an answer.
+
+        Raises:
+            BackendError: no answer, or not the bytes that were asked for.
+        """
+        proxy, config = self._proxy, self._proxy_config
+        tls = request.url.startswith("https:")
+        if proxy is None or config is None or request.direct or (config.use_http and tls and request.end_to_end):
+            return self._exchange(self._direct, request, request.url)
+        url = "http" + request.url.removeprefix("https") if config.use_http and tls else request.url
+        if not config.fallback:
+            return self._exchange(proxy, request, url, _DRAGONFLY)
+        return self._first_good(
+            self._around,
+            lambda route: self._through(proxy, request, url) if route else self._direct_again(request),
+        )
+
+    def _direct_again(self, request: Request) -> Answer:
+        return self._exchange(self._direct, request, request.url)
+
+    def _through(self, proxy: urllib3.ProxyManager, request: Request, url: str) -> Answer:
+        answer = self._exchange(proxy, request, url, _DRAGONFLY)
+        tunnel = url.startswith("https:")  # what comes out of it is the server's word
+        if _DRAGONFLY_ERROR in answer.headers or answer.status == 407 or (answer.status >= 500 and not tunnel):
+            raise BackendError(f"{request.what}: the proxy before {answer.where} answers {answer.status}")
+        return answer
+
+    def first_good(self, attempt: Callable[[Route | None], T]) -> T:
+        """Try the mirrors in order, then the origin (None): the first result that is one."""
+        return self._first_good(self._mirrors, attempt)
+
+    def _first_good(self, routes: Routes, attempt: Callable[[Route | None], T]) -> T:
+        with self._lock:
+            chosen = routes.choose(time.monotonic())
+        for route in chosen:
+            try:
+                if route.doubtful and route.ping_url:
+                    self._ping(route.ping_url)
+                result = attempt(route)
+            except (BlobNotFoundError, DeniedError):
+                continue  # it answers, and has nothing for us
+            except BackendError:
+                with self._lock:
+                    route.failed(time.monotonic())
+                continue
+            with self._lock:
+                route.answered()
+            return result
+        return attempt(None)
+
+    def _ping(self, url: str) -> None:
+        request = Request("GET", url, "ping")
+        answer = self._exchange(self._direct, request, url)
+        if answer.status >= 400:
+            raise answer.error(request.what)
+
+    def _exchange(
+        self, pool: urllib3.PoolManager, request: Request, url: str, extra: Mapping[str, str] | None = None
+    ) -> Answer:
+        where = self._unix or host_port(url)
+        headers = {"Accept-Encoding": "identity", "User-Agent": "nydus-erofs", **request.headers}
+        if request.span:
+            offset, length = request.span
+            headers |= {"Range": f"bytes={offset}-{offset + length - 1}", **(extra or {})}
+        response = None
+        options: dict[str, Any] = {"timeout": request.timeout} if request.timeout else {}
+        try:
+            response = pool.request(
+                request.method,
+                url,
+                body=request.body,
+                headers=headers,
+                retries=False,
+                redirect=False,
+                preload_content=False,
+                decode_content=False,
+                **options,
+            )
+            body, text = self._body(request, response, where)
+        except BackendError:
+            raise
+        except (HTTPError, HTTPException, OSError, ValueError) as error:
+            raise transport_error(request.what, where, error, begun=response is not None) from None
+        finally:
+            if response is not None:
+                response.close()  # a connection whose answer was read to its end went back before
+        return Answer(response.status, response.headers, body, text, where)
+
+    def _body(self, request: Request, response: urllib3.BaseHTTPResponse, where: str) -> tuple[Buffer, str]:
+        if request.method == "HEAD":
+            response.drain_conn()  # of nothing: the connection is free again
+            return b"", ""
+        if 200 <= response.status < 300:
+            reader = http_body.Reader(response, f"{request.what}: {where}", self._timeout)
+            return (reader.span(*request.span) if request.span else reader.all(request.limit)), ""
+        sent = request.headers.get("Authorization", "").partition(" ")[2]
+        with contextlib.suppress(HTTPError, HTTPException, OSError, ValueError, BackendError):
+            said = http_body.Reader(response, "", self._timeout).beginning(4096)
+            return b"", server_text(said, [*self._secrets, sent], signed="?" in request.url)
+        return b"", ""

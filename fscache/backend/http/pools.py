@@ -1,0 +1,95 @@
+"""Connections: TLS, time-outs, pools to servers, through a proxy, over a unix socket."""
+
+from __future__ import annotations
+
+import socket
+import ssl
+from typing import Any
+from urllib.parse import unquote
+
+import urllib3
+from urllib3.connection import HTTPConnection
+from urllib3.exceptions import ConnectTimeoutError, InsecureRequestWarning, NewConnectionError
+
+from ....erofs.errors import ConfigError
+from ...config.backend import Remote
+
+
+class Pools:
+    """Makes the pools of one backend: all have its time-outs and its view of whom to trust.
+
+    Args:
+        connections: kept open to each server.
+    """
+
+    def __init__(self, config: Remote, connections: int) -> None:
+        self._common: dict[str, Any] = {
+            "maxsize": connections,
+            "timeout": urllib3.Timeout(connect=config.connect_timeout, read=config.timeout),
+            "retries": False,
+        }
+        self._tls = _tls(config)
+
+    def direct(self) -> urllib3.PoolManager:
+        return urllib3.PoolManager(ssl_context=self._tls, **self._common)
+
+    def proxy(self, url: str) -> urllib3.ProxyManager:
+        """Plain requests go to the proxy as they are, those of TLS through a tunnel."""
+        parts = urllib3.util.parse_url(url)
+        credentials = urllib3.make_headers(proxy_basic_auth=unquote(parts.auth)) if parts.auth else {}
+        return urllib3.ProxyManager(
+            parts._replace(auth=None).url,
+            proxy_headers=credentials,
+            ssl_context=self._tls,
+            proxy_ssl_context=self._tls,
+            **self._common,
+        )
+
+    def unix(self, path: str) -> urllib3.PoolManager:
+        """Every http URL means the server behind a unix socket."""
+        return _UnixManager(path, self._common)
+
+
+class _UnixConnection(HTTPConnection):
+    """A connection that finds its server by path."""
+
+    socket_path = ""
+
+    def _new_conn(self) -> socket.socket:
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            sock.settimeout(self.timeout)
+            sock.connect(self.socket_path)
+        except TimeoutError as error:
+            sock.close()
+            raise ConnectTimeoutError(self, "timed out") from error
+        except OSError as error:
+            sock.close()
+            raise NewConnectionError(self, "refused") from error
+        return sock
+
+
+class _UnixManager(urllib3.PoolManager):
+    """One pool, whatever the URL's host."""
+
+    def __init__(self, path: str, common: dict[str, Any]) -> None:
+        super().__init__()
+        self._pool = urllib3.HTTPConnectionPool("localhost", **common)
+        self._pool.ConnectionCls = type("UnixConnection", (_UnixConnection,), {"socket_path": path})
+
+    def connection_from_host(self, *_: Any, **__: Any) -> urllib3.HTTPConnectionPool:
+        return self._pool
+
+
+def _tls(config: Remote) -> ssl.SSLContext:
+    context = ssl.create_default_context()
+    for path in config.ca_cert_files:
+        try:
+            context.load_verify_locations(cafile=path)
+        except OSError as error:  # ssl.SSLError is one
+            raise ConfigError(f"ca_cert_files: {path}: {error.strerror or 'no PEM certificate'}") from None
+    if config.skip_verify:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+        urllib3.disable_warnings(InsecureRequestWarning)  # it is what was asked for
+    return context

@@ -1,0 +1,213 @@
+"""One repository of an OCI registry (distribution specification 1.1): blobs in parts, manifests, and putting both.
+
+Redirects to blob storage are followed by hand: the Authorization header is for the registry alone. A redirect's
+target is kept for each blob until it fails, because the registry would only send us there again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from typing import BinaryIO, NamedTuple
+
+import urllib3
+
+from ....erofs.errors import BackendError, BlobNotFoundError, ConfigError, CorruptError
+from ....erofs.record import Buffer
+from ...config import backend as config
+from ...config.reference import registry_host
+from ...credentials.basic import decode
+from ...push.registry import Upload
+from ..base import ObjectInfo
+from ..http.client import Answer, Http, Request, Span
+from ..http.location import location_of, origin
+from ..http.routes import Route
+from .tokens import Tokens
+
+MANIFEST_TYPES = (
+    "application/vnd.oci.image.index.v1+json",
+    "application/vnd.oci.image.manifest.v1+json",
+    "application/vnd.docker.distribution.manifest.list.v2+json",
+    "application/vnd.docker.distribution.manifest.v2+json",
+)
+MANIFEST_LIMIT = 4 << 20  # bytes, as the specification has it
+_HOPS = 5
+_REDIRECTS_KEPT = 4096  # blobs
+_PART = "[A-Za-z0-9]+(?:[._-]+[A-Za-z0-9]+)*"
+_REPO = re.compile(f"{_PART}(?:/{_PART})*")
+_TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
+_DIGEST = re.compile(r"(sha256:[0-9a-f]{64}|sha512:[0-9a-f]{128})")
+
+
+class Manifest(NamedTuple):
+    """A manifest or index as its bytes, which are what its digest is of."""
+
+    data: bytes
+    digest: str  # algorithm:hex
+    media_type: str
+
+
+class RegistryClient:
+    """Reads and writes one repository. Blobs are named ``sha256:<hex>``.
+
+    Args:
+        connections: kept open to each server.
+    """
+
+    def __init__(self, backend: config.Registry, connections: int) -> None:
+        if len(backend.repo) > 255 or not _REPO.fullmatch(backend.repo):
+            raise ConfigError(f"repo: {backend.repo!r} is not the name of a repository")
+        self.label = config.describe(backend)
+        self._config = backend
+        self._base = f"{backend.scheme}://{registry_host(backend.host)}"
+        password = decode(backend.auth)[1] if backend.auth else ""
+        self._http = Http(backend, connections, [backend.auth, password, backend.registry_token])
+        self._tokens = Tokens(backend, self._http.send)
+        self._redirects: dict[str, str] = {}  # by blob; single operations on it need no lock
+
+    # --- reading ---
+
+    def stat(self, name: str) -> ObjectInfo:
+        request = Request("HEAD", "", self._what("blob", name))
+        answer = self._blob(request, name)
+        return ObjectInfo(answer.size(request.what), answer.header("Docker-Content-Digest") or answer.header("ETag"))
+
+    def read(self, name: str, offset: int, length: int) -> Buffer:
+        request = Request("GET", "", self._what("blob", name), span=Span(offset, length))
+        return self._blob(request, name).body
+
+    def manifest(self, reference: str) -> Manifest:
+        """A manifest by tag or digest.
+
+        Raises:
+            CorruptError: it is not what its digest says.
+            BackendError: it cannot be had; BlobNotFoundError: there is none.
+        """
+        what = self._what("manifest", reference)
+        request = Request("GET", "", what, {"Accept": ", ".join(MANIFEST_TYPES)}, limit=MANIFEST_LIMIT)
+        path = self._path("manifests", reference)
+        answer = self._http.first_good(
+            lambda route: self._good(replace(request, url=self._server(route) + path), route)[0]
+        )
+        data = bytes(answer.body)
+        for digest in (answer.header("Docker-Content-Digest"), reference):
+            if _DIGEST.fullmatch(digest) and digest != _digest(data, digest.partition(":")[0]):
+                raise CorruptError(f"{what}: {answer.where} sends bytes that are not those of {digest}")
+        digest = reference if _DIGEST.fullmatch(reference) else _digest(data, "sha256")
+        return Manifest(data, digest, answer.header("Content-Type", 256).partition(";")[0].strip())
+
+    # --- writing ---
+
+    def holds(self, name: str, size: int, sha256: str) -> bool:
+        """Whether a blob is there with this size; its name is its checksum."""
+        try:
+            return name == f"sha256:{sha256}" and self.stat(name).size == size
+        except BlobNotFoundError:
+            return False
+
+    def put(self, name: str, file: BinaryIO, size: int, sha256: str, progress: Callable[[int], None]) -> None:
+        if name != f"sha256:{sha256}":
+            raise ConfigError(f"{name}: a registry names blobs by their checksum")
+        upload = Upload(self.push, self._what("blob", name), file, size, progress)
+        upload.run(self.uploads, name, lambda: self.holds(name, size, sha256))
+
+    @property
+    def uploads(self) -> str:
+        """URL at which uploads begin."""
+        return f"{self._base}/v2/{self._config.repo}/blobs/uploads/"
+
+    def put_manifest(self, reference: str, data: bytes, media_type: str) -> str:
+        """Store a manifest under a tag or its digest; the digest of its bytes."""
+        what = self._what("manifest", reference)
+        url = self._base + self._path("manifests", reference)
+        answer = self.push(Request("PUT", url, what, {"Content-Type": media_type}, data))
+        if not answer.good:
+            raise answer.error(what)
+        digest, theirs = _digest(data, "sha256"), answer.header("Docker-Content-Digest")
+        if theirs.startswith("sha256:") and theirs != digest:
+            raise CorruptError(f"{what}: {answer.where} stored other bytes than were sent")
+        return digest
+
+    def push(self, request: Request) -> Answer:
+        """Send a request of an upload: the registry may lead elsewhere with it, but not with our credentials."""
+        return self._send(request, None, "pull,push")
+
+    # --- requests ---
+
+    def _what(self, kind: str, name: str) -> str:
+        return f"{kind} {name[:150]} of {self.label}"
+
+    def _path(self, kind: str, reference: str) -> str:
+        if not (_TAG.fullmatch(reference) or _DIGEST.fullmatch(reference)):
+            raise ConfigError(f"{reference[:150]!r} is neither a tag nor a digest")
+        return f"/v2/{self._config.repo}/{kind}/{reference}"
+
+    def _blob(self, request: Request, name: str) -> Answer:
+        path = self._path("blobs", name)
+        return self._http.first_good(lambda route: self._blob_by(request, name, path, route))
+
+    def _blob_by(self, request: Request, name: str, path: str, route: Route | None) -> Answer:
+        keeps = route is None and request.method == "GET"  # a signed URL is good for one method
+        if keeps and (target := self._redirects.get(name)):
+            try:
+                return self._good(replace(request, url=target), route)[0]
+            except BackendError as error:
+                self._redirects.pop(name, None)
+                if error.retryable:
+                    raise
+                # Its time was over, most likely: ask the registry again.
+        answer, url = self._good(replace(request, url=self._server(route) + path), route)
+        if keeps and origin(url) != origin(self._base):
+            if len(self._redirects) >= _REDIRECTS_KEPT:
+                self._redirects.clear()
+            self._redirects[name] = url
+        return answer
+
+    def _good(self, request: Request, route: Route | None) -> tuple[Answer, str]:
+        """The good answer at the end of all redirects, and the URL that gave it."""
+        for _ in range(_HOPS + 1):
+            answer = self._send(request, route, "pull")
+            if answer.status not in (301, 302, 303, 307, 308):
+                if not answer.good:
+                    raise answer.error(request.what)
+                return answer, request.url
+            request = replace(request, url=self._redirected(request, answer))
+        raise BackendError(f"{request.what}: more than {_HOPS} redirects", retryable=False)
+
+    def _redirected(self, request: Request, answer: Answer) -> str:
+        """Where a redirect leads, with the configuration's say about it."""
+        url = location_of(request, answer)
+        parts = urllib3.util.parse_url(url)
+        if self._config.blob_url_scheme:
+            parts = parts._replace(scheme=self._config.blob_url_scheme)
+        if self._config.blob_redirected_host:
+            host = urllib3.util.parse_url(f"http://{self._config.blob_redirected_host}")
+            parts = parts._replace(host=host.host, port=host.port or parts.port)
+        return parts.url
+
+    def _server(self, route: Route | None) -> str:
+        return route.url if route else self._base
+
+    def _send(self, request: Request, route: Route | None, actions: str) -> Answer:
+        """Send a request, with credentials and a mirror's headers only if it goes to the registry or that mirror."""
+        if origin(request.url) != origin(self._server(route)):
+            return self._http.send(request)
+        authorization = self._tokens.header(actions)
+        answer = self._http.send(self._dressed(request, route, authorization))
+        if answer.status != 401 or route:
+            return answer
+        renewed = self._tokens.renewed(actions, authorization, answer.header("WWW-Authenticate", 8192))
+        return self._http.send(self._dressed(request, route, renewed)) if renewed else answer
+
+    def _dressed(self, request: Request, route: Route | None, authorization: str) -> Request:
+        headers = {**request.headers, **(route.headers if route else {})}
+        clear = self._base.startswith("https:") and self._server(route).startswith("http:")
+        if authorization and not (clear and authorization.startswith("Basic ")):
+            headers.setdefault("Authorization", authorization)  # a mirror without TLS gets tokens, but no password
+        return replace(request, headers=headers, direct=route is not None)
+
+
+def _digest(data: bytes, algorithm: str) -> str:
+    return f"{algorithm}:{hashlib.new(algorithm, data).hexdigest()}"

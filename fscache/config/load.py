@@ -1,0 +1,36 @@
+"""Reading a configuration file of either form."""
+
+from __future__ import annotations
+
+import tomllib
+from typing import Any
+
+import msgspec
+
+from ...erofs.errors import ConfigError
+from . import backend as backends
+from .nydusd import Nydusd, from_nydusd
+from .service import Config, check, with_backend
+
+
+def load(path: str) -> Config:
+    """Read a configuration file, TOML or nydusd JSON by its first character."""
+    raw = backends.read_file(path)
+    try:
+        if raw.lstrip()[:1] == b"{":
+            return from_nydusd(msgspec.json.decode(raw, type=Nydusd))
+        return _from_toml(tomllib.loads(raw.decode()))
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"{path}: {error}") from None
+    except (msgspec.DecodeError, tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ConfigError(f"{path} is neither TOML nor JSON: {error}") from None
+
+
+def _from_toml(document: dict[str, Any]) -> Config:
+    table = document.pop("backend", None)
+    config = msgspec.convert(document, Config)
+    if table is None:
+        return check(config)
+    if not isinstance(table, dict) or not isinstance(table.get("type"), str):
+        raise ConfigError("$.backend.type is missing: a table [backend] says what kind it is")
+    return check(with_backend(config, backends.convert(table["type"], table, "$.backend")))

@@ -1,0 +1,1 @@
+"""Credentials for servers: how they are spelt, and where docker keeps them."""

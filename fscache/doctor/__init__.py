@@ -1,0 +1,1 @@
+"""What this host can do, tried rather than guessed, and what to change when it cannot."""

@@ -1,0 +1,90 @@
+"""The control socket's server side: for root alone."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+import struct
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import msgspec
+
+from ...erofs.errors import NydusErofsError, ServiceError
+from ..proto import control as proto
+from .log import logger
+
+MAX_SOCKET_PATH = 107  # bytes (sockaddr_un, less its final NUL)
+_PEER_CREDENTIALS = struct.Struct("3i")
+
+Handler = Callable[[proto.Request], Awaitable[dict[str, Any]]]
+
+
+class ControlServer:
+    """Listens on a unix socket that only root can reach."""
+
+    def __init__(self, path: str, handle: Handler) -> None:
+        self._path, self._handle = path, handle
+        self._server: asyncio.Server | None = None
+        self._clients: set[asyncio.Task[None]] = set()
+
+    async def start(self) -> None:
+        """Begin to listen; ServiceError when another service does."""
+        if len(os.fsencode(self._path)) > MAX_SOCKET_PATH:
+            raise ServiceError(
+                f"the path of the control socket is too long: {self._path}",
+                hint=f"choose a --run-dir with a shorter path: the socket's may have {MAX_SOCKET_PATH} bytes",
+            )
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+            if probe.connect_ex(self._path) == 0:
+                raise ServiceError(
+                    f"another service listens on {self._path}", hint="choose another folder with --run-dir"
+                )
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self._path)
+        mask = os.umask(0o177)
+        try:
+            self._server = await asyncio.start_unix_server(self._connected, self._path, limit=proto.MAX_LINE)
+        finally:
+            os.umask(mask)
+
+    def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        # A task of our own, to be ended with the server: asyncio's would complain in the log.
+        task = asyncio.get_running_loop().create_task(self._serve(reader, writer))
+        self._clients.add(task)
+        task.add_done_callback(self._clients.discard)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            sock = writer.get_extra_info("socket")
+            raw = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER_CREDENTIALS.size)
+            if _PEER_CREDENTIALS.unpack(raw)[1] != 0:
+                return
+            while line := await reader.readline():
+                writer.write(await self._answer(line))
+                await writer.drain()
+        except (ConnectionError, ValueError):
+            pass  # the client went away, or sent a line without end
+        finally:
+            writer.close()
+
+    async def _answer(self, line: bytes) -> bytes:
+        try:
+            return proto.reply(**await self._handle(proto.decode(line)))
+        except NydusErofsError as error:
+            return proto.refusal(error.message, error.hint, error.exit_code)
+        except (msgspec.MsgspecError, ValueError) as error:  # ValueError: a zero byte in a path
+            return proto.refusal(f"the service does not understand this: {error}", None, 2)
+        except OSError as error:
+            logger().error("request failed", error=str(error))
+            return proto.refusal(f"{error.strerror}: {error.filename or ''}".rstrip(": "), None, 1)
+
+    def close(self) -> None:
+        if self._server is not None:
+            self._server.close()
+        for task in self._clients:
+            task.cancel()
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self._path)

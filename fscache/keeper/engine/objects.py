@@ -1,0 +1,167 @@
+"""Objects of the kernel's cache and the readers that wait for their bytes (the cachefiles engine's hot path).
+
+The keeper holds every object's descriptor and the table of unanswered reads, so a worker may die at any
+moment: the next one is given the same object and asked the same again. Every read is completed, with its
+bytes in place or without (the reader then gets EIO).
+"""
+
+from __future__ import annotations
+
+import bisect
+import itertools
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from ...kernel.cachefiles import complete
+from ...proto import cachefiles as proto
+from ...proto import worker
+from ..stores import KeptStore, StoreTable, Waiter
+from .counters import EventCounters
+
+
+@dataclass(eq=False, slots=True)
+class CacheObject:
+    """One open object. Owns its descriptor.
+
+    ``stores`` fill it, by the key of their plan: images that share a blob may use different chunks of it, so
+    each has a plan of its own, cut into the same segments. Reads wait until it is known what fills the object.
+    """
+
+    fd: int
+    volume: str
+    cookie: str
+    counters: EventCounters = field(default_factory=EventCounters)
+    stores: dict[str, KeptStore] = field(default_factory=dict)
+    ready: bool = False  # reads are served
+    starts: list[int] = field(default_factory=list)  # of each segment, bytes from the object's start
+    early: list[proto.Read] = field(default_factory=list)  # reads that came before it was ready
+    hopeless: bool = False  # its bytes cannot be had: no plan
+    trouble: str = ""  # why it is not ready yet, when that is not only a matter of time
+
+
+class ObjectTable:
+    """All open objects by the kernel's number."""
+
+    def __init__(self, table: StoreTable) -> None:
+        self._table = table
+        self._objects: dict[int, CacheObject] = {}
+        self._served = 0  # objects that were given a store, ever
+
+    def add(self, object_id: int, cache_object: CacheObject) -> None:
+        self._objects[object_id] = cache_object
+
+    def find(self, volume: str, cookie: str) -> CacheObject | None:
+        """The object with these names, if the kernel has it open."""
+        for candidate in self._objects.values():
+            if (candidate.volume, candidate.cookie) == (volume, cookie):
+                return candidate
+        return None
+
+    def add_store(
+        self,
+        cache_object: CacheObject,
+        plan: str,
+        sizes: list[int],
+        message: Callable[[int], worker.OpenObject],
+        descriptors: Callable[[], list[int]],
+    ) -> KeptStore:
+        """One more store that fills the object.
+
+        Args:
+            plan: key of its plan.
+            sizes: bytes of each segment, the same for all stores of an object.
+            message, descriptors: what a worker is told, with copies of the descriptors that go with it.
+        """
+
+        def introduce(number: int) -> tuple[worker.ToWorker, list[int]]:
+            return message(number), [os.dup(cache_object.fd), *descriptors()]
+
+        # The kernel may open an object again before it has closed the last one of that name.
+        self._served += 1
+        key = f"{self._served}/{cache_object.volume}/{cache_object.cookie}"
+        store = self._table.open_object(key, sizes, introduce)
+        cache_object.stores[plan] = store
+        cache_object.starts = [0, *itertools.accumulate(sizes[:-1])]
+        return store
+
+    def serve(self, cache_object: CacheObject) -> None:
+        """All its stores are there: answer those who wait, and from now on everybody."""
+        cache_object.ready, cache_object.hopeless, cache_object.trouble = True, False, ""
+        early, cache_object.early = cache_object.early, []
+        for read in early:
+            self._serve_read(cache_object, read)
+
+    def give_up(self, cache_object: CacheObject) -> None:
+        """The object's bytes cannot be had: its readers get EIO, until it is served all the same."""
+        cache_object.hopeless = True
+        early, cache_object.early = cache_object.early, []
+        for read in early:
+            self._fail(cache_object, read)
+
+    def on_read(self, read: proto.Read) -> None:
+        cache_object = self._objects.get(read.object_id)
+        if cache_object is None:
+            return  # closed meanwhile: the kernel has failed the read
+        cache_object.counters.events += 1
+        if cache_object.hopeless:
+            self._fail(cache_object, read)
+        elif not cache_object.ready:
+            cache_object.early.append(read)
+        else:
+            self._serve_read(cache_object, read)
+
+    def _fail(self, cache_object: CacheObject, read: proto.Read) -> None:
+        cache_object.counters.denied += 1
+        complete(cache_object.fd, read.msg_id)
+
+    def _serve_read(self, cache_object: CacheObject, read: proto.Read) -> None:
+        stores = list(cache_object.stores.values())
+        sizes = stores[0].sizes
+        end = min(read.offset + read.length, cache_object.starts[-1] + sizes[-1])
+        if read.offset >= end:
+            self._fail(cache_object, read)
+            return
+        first = bisect.bisect_right(cache_object.starts, read.offset) - 1
+        last = bisect.bisect_left(cache_object.starts, end) - 1
+        cache_object.counters.waited += 1
+        waiter = _Reader(cache_object, read.msg_id, (last - first + 1) * len(stores))
+        for segment in range(first, last + 1):
+            upto = min(end - cache_object.starts[segment], sizes[segment])
+            for store in stores:
+                self._table.wait(store, segment, upto, waiter)
+
+    def on_close(self, message: proto.Close) -> None:
+        cache_object = self._objects.pop(message.object_id, None)
+        if cache_object is not None:
+            for store in cache_object.stores.values():
+                self._table.close(store)
+            os.close(cache_object.fd)
+
+    def all(self) -> list[CacheObject]:
+        return list(self._objects.values())
+
+
+class _Reader(Waiter):
+    """One unanswered read, which may need bytes of several segments."""
+
+    __slots__ = ("_left", "_msg_id", "_object", "_ok", "_waited")
+
+    def __init__(self, cache_object: CacheObject, msg_id: int, parts: int) -> None:
+        self._object, self._msg_id, self._left = cache_object, msg_id, parts
+        self._ok, self._waited = True, 0.0
+
+    def answer(self, allow: bool, waited: float) -> None:
+        self._left -= 1
+        self._ok &= allow
+        self._waited = max(self._waited, waited)
+        if self._left:
+            return
+        counters = self._object.counters
+        counters.stall_total += self._waited
+        counters.stall_max = max(counters.stall_max, self._waited)
+        counters.denied += not self._ok
+        complete(self._object.fd, self._msg_id)
+
+    def completed(self, store: KeptStore, segment: int) -> None:
+        """The kernel asks no more for what is there."""

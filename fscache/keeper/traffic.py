@@ -1,0 +1,69 @@
+"""What each backend was asked and how it answered, over the lives of all workers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..proto.worker import Traffic
+from .log import logger
+
+_MAX_BACKENDS = 256  # remembered; a worker gone wrong must not fill the keeper's memory
+
+
+class TrafficTable:
+    """Counts by backend. Each worker counts from zero."""
+
+    def __init__(self) -> None:
+        self._before: dict[str, Traffic] = {}  # of workers that are gone
+        self._now: dict[str, Traffic] = {}
+
+    def on_new_worker(self) -> None:
+        for backend, now in self._now.items():
+            self._before[backend] = _sum(self._before.get(backend, Traffic(backend)), now)
+        self._now = {}
+
+    def on_news(self, news: Traffic) -> None:
+        before = self._now.get(news.backend)
+        if before is None and len(self._now) >= _MAX_BACKENDS:
+            return
+        self._now[news.backend] = news
+        if news.down and not (before is not None and before.down):
+            logger().error("backend does not answer", backend=news.backend, error=news.last_error)
+        elif before is not None and before.down and not news.down:
+            logger().info("backend answers again", backend=news.backend)
+
+    def describe(self) -> list[dict[str, Any]]:
+        """Each backend, for ``status``."""
+        out = []
+        for backend in sorted(self._before.keys() | self._now.keys()):
+            none = Traffic(backend)
+            all_of_it = _sum(self._before.get(backend, none), self._now.get(backend, none))
+            out.append(
+                {
+                    "backend": backend,
+                    "requests": all_of_it.requests,
+                    "bytes": all_of_it.bytes,
+                    "errors": all_of_it.errors,
+                    "retries": all_of_it.retries,
+                    "latency_seconds_mean": round(all_of_it.seconds / max(1, all_of_it.requests), 6),
+                    "latency_seconds_max": round(all_of_it.slowest, 6),
+                    "down": all_of_it.down,
+                    "last_error": all_of_it.last_error or None,
+                }
+            )
+        return out
+
+
+def _sum(one: Traffic, other: Traffic) -> Traffic:
+    """Both together; the state is the ``other``'s."""
+    return Traffic(
+        other.backend,
+        requests=one.requests + other.requests,
+        bytes=one.bytes + other.bytes,
+        errors=one.errors + other.errors,
+        retries=one.retries + other.retries,
+        seconds=one.seconds + other.seconds,
+        slowest=max(one.slowest, other.slowest),
+        last_error=other.last_error or one.last_error,
+        down=other.down,
+    )

@@ -1,0 +1,1 @@
+"""Prepare: no privilege, once for each image; parses a bootstrap that nobody vouches for."""

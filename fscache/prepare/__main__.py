@@ -1,0 +1,124 @@
+"""Prepare an image: localize its bootstrap and write the plans of its stores, without any privilege.
+
+Run by the keeper as ``python -m nydus_erofs.fscache.prepare SOCKET UID``; it ends when it is done, so that
+the memory this takes goes back to the system. It parses bytes that nobody vouches for.
+
+What it leaves in the folder it is given: ``image.json`` and ``stores/<key>/plan``; and, to localize, ``boot``
+and one empty file for every segment beside the plan.
+"""
+
+from __future__ import annotations
+
+import gc
+import hashlib
+import mmap
+import os
+import resource
+import socket
+import sys
+from collections.abc import Sequence
+
+import msgspec
+
+from ...erofs import localize
+from ...erofs.errors import BackendError, FormatError, NydusErofsError
+from ...erofs.ids import BlobId
+from ...erofs.record import Buffer
+from ...erofs.source import BufferSource
+from ..backend.files import LocalBlob
+from ..kernel import channel
+from ..kernel.process import drop_privileges
+from ..proto import prepare as proto
+from ..proto.fault import Fault
+from ..state.image import ImageRecord, StoreRef
+from ..state.layout import BOOT, RECORD, segment_name
+from .plan_writer import pack_plan
+
+STORES, PLAN = "stores", "plan"
+_MEMORY_LIMIT = 8 << 30  # bytes of address space: a bootstrap of 2 GiB is the most that nydusd takes
+
+
+def prepare(sock: socket.socket, bootstrap_fd: int, request: proto.Prepare) -> None:
+    """Fill the working directory with what is asked for; blobs are asked for over ``sock``."""
+    size = os.fstat(bootstrap_fd).st_size
+    if not size:
+        raise FormatError("the bootstrap is empty")
+    # Left open: views of it may live on in an error's traceback, and closing it would then hide that error.
+    bootstrap = memoryview(mmap.mmap(bootstrap_fd, size, prot=mmap.PROT_READ))
+    head = localize.read_head(BufferSource(bootstrap))
+    total = sum(entry.uncompressed_size for entry in head.entries)
+    segment_size = localize.segment_size_for(total, request.segment_size)
+    maps = localize.read_blob_maps(bootstrap, head, lambda name: _AskedBlob(sock, name), segment_size)
+    boot_size = 0
+    if request.localize:
+        with open(BOOT, "wb") as out:
+            localize.write_localized(bootstrap, head, maps, out)
+            boot_size = out.tell()
+    stores = [_write_store(blob, with_files=request.localize) for blob in maps]
+    record = ImageRecord(stores=stores, boot_size=boot_size)
+    with open(RECORD, "wb") as out:
+        out.write(msgspec.json.encode(record))
+
+
+class _AskedBlob:
+    """A blob whose bytes are asked for over ``sock``. Not for several threads."""
+
+    def __init__(self, sock: socket.socket, name: BlobId) -> None:
+        self._sock, self._name = sock, name
+
+    def size(self) -> int:
+        raise NotImplementedError("nobody needs it here")
+
+    def read_at(self, offset: int, length: int) -> Buffer:
+        channel.send(self._sock, proto.encode(proto.NeedBytes(self._name, offset, length)))
+        packet, fds = channel.receive(self._sock, proto.MAX_MESSAGE)
+        reply = proto.decode_for_prepare(packet)
+        if isinstance(reply, proto.NoBytes):
+            raise reply.fault.error()
+        if not isinstance(reply, proto.Bytes) or not fds:
+            raise BackendError("no answer from the service")
+        return LocalBlob(fds[0]).read_at(offset - reply.base, length)
+
+
+def _write_store(blob: localize.BlobMap, *, with_files: bool) -> StoreRef:
+    plan = pack_plan(blob)
+    key = hashlib.sha256(plan).hexdigest()
+    folder = os.path.join(STORES, key)
+    os.makedirs(folder, mode=0o755, exist_ok=True)
+    with open(os.path.join(folder, PLAN), "wb") as out:
+        out.write(plan)
+    for number in range(len(blob.segments) if with_files else 0):
+        name = os.path.join(folder, segment_name(number))
+        os.close(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
+    return StoreRef(key, blob.blob_id, len(blob.segments), sum(s.size for s in blob.segments))
+
+
+def main(arguments: Sequence[str]) -> None:
+    fd, uid = (int(a) for a in arguments)
+    sock = socket.socket(fileno=fd)
+    packet, fds = channel.receive(sock, proto.MAX_MESSAGE)
+    request = proto.decode_for_prepare(packet)
+    bootstrap, folder = fds
+    os.fchdir(folder)
+    os.umask(0o022)
+    drop_privileges(uid)
+    gc.disable()  # looking for cycles among a million numbers takes longer than to end
+    resource.setrlimit(resource.RLIMIT_NPROC, (0, 0))  # nothing it starts could outlive it
+    resource.setrlimit(resource.RLIMIT_AS, (_MEMORY_LIMIT, _MEMORY_LIMIT))
+    reply: proto.ToKeeper = proto.Prepared()
+    try:
+        if not isinstance(request, proto.Prepare):
+            raise FormatError("the service did not say what to prepare")
+        prepare(sock, bootstrap, request)
+    except NydusErofsError as error:
+        reply = proto.NotPrepared(Fault.of(error))
+    except MemoryError:
+        reply = proto.NotPrepared(Fault("FormatError", "the bootstrap asks for more memory than any image needs"))
+    except OSError as error:
+        reply = proto.NotPrepared(Fault("CacheFullError", f"writing the prepared image: {error.strerror}"))
+    channel.send(sock, proto.encode(reply))
+    os._exit(0)  # everything is said; tidying up a million objects one by one would only take time
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

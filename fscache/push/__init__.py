@@ -1,0 +1,1 @@
+"""Push: the user's own process; publishes images in folders, buckets and registries."""

@@ -1,0 +1,14 @@
+"""Names in the service's folders, which several processes agree on. What they mean: ``keeper/paths.py``."""
+
+from __future__ import annotations
+
+BOOT, RECORD = "boot", "image.json"  # of a prepared image: localized bootstrap, record
+STORES = "stores"  # folder in which prepare leaves new stores
+PLAN = "plan"
+EPOCH = "epoch"
+MOUNT_RECORD = "mount.json"
+
+
+def segment_name(segment: int) -> str:
+    """File name of a segment, also its name in the mount options of the localized bootstrap."""
+    return f"{segment:05d}"

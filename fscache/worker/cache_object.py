@@ -1,0 +1,157 @@
+"""Where fetched bytes go on the cachefiles engine: an object of the kernel's cache."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import mmap
+import os
+import time
+from collections.abc import Callable, Iterable, Sequence
+
+from ...erofs.digest import DigestFunction
+from ...erofs.localize import Segment
+from ...erofs.ondisk import BLOCK_SIZE
+from ...erofs.record import Buffer, round_up
+from ..state.plan import AnyPlan, PlanChunk, PlanFlags
+from .store import PIECE, ZEROS, OnPiece, SegmentWriter
+
+_UNUSED = PlanFlags.UNUSED.value
+_OBJECT_TRIES, _OBJECT_PAUSE = 20, 0.01  # an object takes no writes for a moment after it was opened
+
+
+class ObjectSink:
+    """An object of the kernel's cache, open for writing only. The kernel knows which blocks have data.
+
+    Writes go to the disk directly: memory, offset and length must be multiples of a block. Nothing else can
+    be written through this class, because an unaligned write is silently misplaced by some kernels (6.1).
+    """
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+
+    def filled(self, plan: AnyPlan) -> bytearray:
+        extents = self._extents(0, plan.size)
+        state = bytearray(len(plan.segments))
+        for number, segment in enumerate(plan.segments):
+            if _overlaps(extents, segment.start, segment.start + segment.size):
+                state[number] = all(
+                    chunk.flags & _UNUSED or _covers(extents, chunk) for chunk in plan.chunks(number)
+                )  # fmt: skip
+        return state
+
+    def _extents(self, start: int, end: int) -> list[tuple[int, int]]:
+        """Where data is: (first byte, byte behind the last) of each run of blocks."""
+        out = []
+        while start < end:
+            try:
+                start = self._seek(start, os.SEEK_DATA)
+                if start >= end:
+                    break
+                hole = self._seek(start, os.SEEK_HOLE)
+            except OSError as error:
+                if error.errno in (errno.ENXIO, errno.ENOBUFS):
+                    break  # a hole up to the end; or the kernel is letting go of the object
+                raise
+            out.append((start, hole))
+            start = hole
+        return out
+
+    def _seek(self, start: int, whence: int) -> int:
+        return _patiently(lambda: os.lseek(self._fd, start, whence))
+
+    def open(self, number: int, segment: Segment, on_piece: OnPiece) -> SegmentWriter:
+        present = self._extents(segment.start, segment.start + segment.size)
+        return _ObjectWriter(self._fd, segment, present, on_piece)
+
+    def sync(self) -> None:
+        """The kernel's cache looks after itself."""
+
+    def __del__(self) -> None:
+        os.close(self._fd)
+
+
+class _ObjectWriter:
+    """Writes missing chunks to their places in an object."""
+
+    def __init__(self, fd: int, segment: Segment, present: list[tuple[int, int]], on_piece: OnPiece) -> None:
+        self._fd, self._segment, self._present, self._on_piece = fd, segment, present, on_piece
+        # Every chunk starts at a block and takes whole blocks; a run of them is one write.
+        self._buffer = mmap.mmap(-1, max(PIECE, BLOCK_SIZE))
+        self._start = self._used = 0
+
+    def missing(self, chunks: Sequence[PlanChunk], digest: DigestFunction) -> list[PlanChunk]:
+        out = [c for c in chunks if not c.flags & _UNUSED and not _covers(self._present, c)]
+        first = out[0].uncompressed_offset if out else self._segment.start + self._segment.size
+        if first > self._segment.start:
+            self._on_piece(first - self._segment.start)
+        return out
+
+    def put(self, chunk: PlanChunk, data: Buffer) -> None:
+        if chunk.uncompressed_offset != self._start + self._used:
+            self.flush()
+        if not self._used:
+            self._start = chunk.uncompressed_offset
+        space = round_up(len(data), BLOCK_SIZE)
+        if self._used + space > len(self._buffer):
+            self.flush()
+            self._start = chunk.uncompressed_offset
+            if space > len(self._buffer):
+                self._buffer = mmap.mmap(-1, space)
+        view = memoryview(self._buffer)
+        end = self._used + len(data)
+        view[self._used : end] = data
+        view[end : self._used + space] = ZEROS[: self._used + space - end]
+        self._used += space
+        if self._used >= PIECE:
+            self.flush()
+
+    def flush(self) -> None:
+        if not self._used:
+            return
+        view, at, left = memoryview(self._buffer), self._start, self._used
+        while left:
+            # Kernels before 6.1.147 and 6.12.41 may claim more than was asked for.
+            done = min(left, self._write(view[self._used - left : self._used], at))
+            done -= done % BLOCK_SIZE
+            if not done:
+                raise OSError(errno.EIO, "the kernel's cache takes no whole block")
+            at += done
+            left -= done
+        self._start, self._used = at, 0
+        self._on_piece(at - self._segment.start)
+
+    def _write(self, view: memoryview, at: int) -> int:
+        try:
+            return _patiently(lambda: os.pwrite(self._fd, view, at))
+        except OSError as error:
+            if error.errno != errno.ENOBUFS:
+                raise
+            # That was not the moment after opening: the cache is below its limit of free space (bstop).
+            raise OSError(errno.ENOSPC, "the kernel's cache is full") from None
+
+    def close(self) -> None:
+        with contextlib.suppress(BufferError):  # a write that failed just now may still be looking at it
+            self._buffer.close()
+
+
+def _patiently(call: Callable[[], int]) -> int:
+    """A call on an object that may have been opened a moment ago, when the kernel is not ready for it (ENOBUFS)."""
+    for _ in range(_OBJECT_TRIES):
+        try:
+            return call()
+        except OSError as error:
+            if error.errno != errno.ENOBUFS:
+                raise
+        time.sleep(_OBJECT_PAUSE)
+    return call()
+
+
+def _overlaps(extents: Iterable[tuple[int, int]], start: int, end: int) -> bool:
+    return any(first < end and last > start for first, last in extents)
+
+
+def _covers(extents: Iterable[tuple[int, int]], chunk: PlanChunk) -> bool:
+    start = chunk.uncompressed_offset
+    end = start + round_up(chunk.uncompressed_size, BLOCK_SIZE)
+    return any(first <= start and end <= last for first, last in extents)
