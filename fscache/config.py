@@ -13,7 +13,7 @@ from typing import Any, Literal
 import msgspec
 
 from ..erofs.errors import ConfigError
-from ..erofs.localize import DEFAULT_SEGMENT_SIZE
+from ..erofs.segments import DEFAULT_SEGMENT_SIZE
 from .backend import config as backends
 from .defaults import DEFAULT_RUN, DEFAULT_STATE
 from .proto.cachefiles import check_name

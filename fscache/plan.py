@@ -18,13 +18,13 @@ from enum import IntFlag
 from typing import ClassVar, NamedTuple, Protocol
 
 from ..erofs.blobmeta import ChunkInfoFlags
-from ..erofs.digest import DIGEST_SIZE
 from ..erofs.errors import FormatError
 from ..erofs.ids import blob_id
-from ..erofs.localize import BlobMap, Segment
+from ..erofs.localize import BlobMap
 from ..erofs.ondisk import BLOCK_SIZE
-from ..erofs.rafs import MAX_CHUNK_SIZE, BlobFeatures, Compression, DigestAlgo
+from ..erofs.rafs import DIGEST_SIZE, MAX_CHUNK_SIZE, BlobFeatures, Compression, DigestAlgo
 from ..erofs.record import Record, little_endian, round_up
+from ..erofs.segments import Segment
 
 MAGIC = b"NEPLAN01"
 

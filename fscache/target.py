@@ -14,10 +14,10 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
 from ..erofs.digest import DigestFunction
-from ..erofs.localize import Segment
 from ..erofs.ondisk import BLOCK_SIZE
 from ..erofs.rafs import MAX_CHUNK_SIZE
 from ..erofs.record import Buffer, round_up
+from ..erofs.segments import Segment
 from .kernel.mount import sync_filesystem
 from .plan import AnyPlan, PlanChunk, PlanFlags
 

@@ -5,7 +5,6 @@ The keeper opens them (they may be readable to root alone) and the worker reads 
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import mmap
 import os
@@ -41,38 +40,6 @@ def open_blob(directories: Sequence[str], name: BlobId) -> int:
     raise BlobNotFoundError(
         f"blob {name} is not in {' or '.join(directories)}", hint="name its folder with --blob-dir"
     )
-
-
-class LocalBlob:
-    """An open blob, for several threads. Owns the descriptor, which is closed with the last reference to it."""
-
-    label = "a local file"
-
-    def __init__(self, fd: int) -> None:
-        self.fd = fd
-
-    def size(self) -> int:
-        return os.fstat(self.fd).st_size
-
-    def read_at(self, offset: int, length: int) -> Buffer:
-        buffer = bytearray(length)
-        view, done = memoryview(buffer), 0
-        while done < length:
-            try:
-                got = os.preadv(self.fd, [view[done:]], offset + done)
-            except OSError as error:
-                raise BackendError(
-                    f"reading {length} bytes at {offset}: {os.strerror(error.errno or errno.EIO)}", retryable=False
-                ) from None
-            if not got:
-                raise BackendError(
-                    f"blob file ends at byte {offset + done}, {length - done} bytes early", retryable=False
-                )
-            done += got
-        return buffer
-
-    def __del__(self) -> None:
-        os.close(self.fd)
 
 
 @contextmanager

@@ -18,8 +18,7 @@ import pytest
 
 from nydus_erofs.erofs import localize
 from nydus_erofs.erofs.image import Bootstrap, Image
-from nydus_erofs.erofs.source import BufferSource
-from nydus_erofs.fscache.backend.localfs import LocalBlob
+from nydus_erofs.erofs.source import BufferSource, FileSource
 from nydus_erofs.fscache.plan import Plan, pack_plan
 from nydus_erofs.fscache.store import Store
 from nydus_erofs.fscache.target import SegmentFiles, segment_name
@@ -66,7 +65,7 @@ def make_store(tmp_path: Path) -> Callable[..., Any]:
         for number, blob in enumerate(blobs or [image.blob]):
             path = tmp_path / f"blob{made}.{number}"
             path.write_bytes(blob)
-            sources.append(LocalBlob(os.open(path, os.O_RDONLY)))
+            sources.append(FileSource(os.open(path, os.O_RDONLY)))
         plan = Plan(os.open(folder / "plan", os.O_RDONLY))
         target = SegmentFiles(os.open(folder, os.O_RDONLY | os.O_DIRECTORY), trusted=trusted)
         return SimpleNamespace(
