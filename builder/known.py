@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import mmap
 
-from ..erofs.digest import DIGEST_SIZE
+from ..erofs.rafs import DIGEST_SIZE
 
 _PLACES = 1 << 18
 

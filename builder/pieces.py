@@ -10,7 +10,7 @@ import struct
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from ..erofs.digest import DIGEST_SIZE
+from ..erofs.rafs import DIGEST_SIZE
 from ..erofs.record import round_up
 from .tree import Stamp
 

@@ -7,12 +7,12 @@ from collections.abc import Callable
 
 from .blob import BlobReader
 from .blobmeta import ChunkInfo, ChunkInfoFlags
-from .digest import DIGEST_SIZE, digest_function
+from .digest import digest_function
 from .errors import BlobNotFoundError, FormatError, NydusErofsError, UnsupportedError
 from .findings import Report
 from .ids import BlobId
 from .image import Bootstrap
-from .rafs import BlobFeatures, ChunkRow, DigestAlgo
+from .rafs import DIGEST_SIZE, BlobFeatures, ChunkRow, DigestAlgo
 from .record import Buffer
 from .rules import Rule
 from .source import Source

@@ -10,8 +10,6 @@ import blake3
 from .rafs import DigestAlgo
 from .record import Buffer
 
-DIGEST_SIZE = 32
-
 DigestFunction = Callable[[Buffer], bytes]
 
 

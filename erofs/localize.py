@@ -15,8 +15,6 @@ bootstrap's size in memory for a moment.
 from __future__ import annotations
 
 import struct
-from array import array
-from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -29,10 +27,8 @@ from .errors import FormatError, UnsupportedError
 from .ids import BlobId, blob_id
 from .ondisk import BLOCK_BITS, BLOCK_SIZE
 from .record import Buffer, round_up
+from .segments import MAX_DEVICES, Segment, cut
 from .source import Source
-
-DEFAULT_SEGMENT_SIZE = 2 << 20
-MAX_DEVICES = 65_535  # device ids are 16 bits in a chunk index (erofs_fs.h, struct erofs_inode_chunk_index)
 
 _UNSUPPORTED = (
     rafs.BlobFeatures.ZRAN
@@ -46,16 +42,6 @@ _COMPRESSIONS = (rafs.Compression.NONE, rafs.Compression.LZ4_BLOCK, rafs.Compres
 _DIGESTS = tuple(rafs.DigestAlgo)
 _ROW = struct.Struct("<32sI36xI4x")  # of rafs.ChunkRow: digest, blob index, CI index
 assert _ROW.size == rafs.ChunkRow.size()
-
-
-class Segment(NamedTuple):
-    """A run of whole chunks: ``chunks`` of them from CI index ``first``, at bytes ``start``..``start + size``
-    of the blob's uncompressed address space."""
-
-    first: int
-    chunks: int
-    start: int
-    size: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,31 +176,6 @@ def _digests(bootstrap: Buffer, head: Head, counts: Sequence[int]) -> list[list[
     except IndexError:
         raise FormatError(f"the chunk table has a chunk {index} of blob {blob}, which is not there") from None
     return out
-
-
-def cut(offsets: array[int], uncompressed_size: int, segment_size: int) -> list[Segment]:
-    """Cut a blob's uncompressed address space at chunk borders, into segments of at most ``segment_size`` bytes or of
-    one chunk. ``offsets`` is where each chunk begins, rising."""
-    borders = array("Q", offsets)
-    borders.append(uncompressed_size)
-    segments: list[Segment] = []
-    first = 0
-    while first < len(offsets):
-        start = borders[first]
-        behind = max(first + 1, bisect_right(borders, start + segment_size, first) - 1)
-        segments.append(Segment(first, behind - first, start, round_up(borders[behind], BLOCK_SIZE) - start))
-        first = behind
-    return segments
-
-
-def segment_size_for(total: int, wanted: int) -> int:
-    """The smallest doubling of ``wanted`` at which ``total`` bytes need no more than half of all device ids.
-
-    Half, because cutting at chunk borders may leave every other segment short.
-    """
-    while total // wanted > MAX_DEVICES // 2:
-        wanted *= 2
-    return wanted
 
 
 def write_localized(bootstrap: Buffer, head: Head, maps: Sequence[BlobMap], out: BinaryIO) -> None:

@@ -26,6 +26,7 @@ MAX_CHUNK_SIZE = 0x1000000
 DEFAULT_CHUNK_SIZE = 0x100000
 MAX_BLOBS = 254
 MAX_CHUNKS = (1 << 24) - 1
+DIGEST_SIZE = 32  # bytes of a chunk's digest, of either algorithm
 MAX_BOOTSTRAP_SIZE = 1 << 31  # what nydusd loads at most
 
 

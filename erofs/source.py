@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import io
+import errno
 import os
-from typing import BinaryIO, Protocol
+from typing import Protocol
 
-from .errors import FormatError
+from .errors import BackendError, FormatError
 from .record import Buffer
 
 
@@ -37,44 +37,35 @@ class BufferSource:
         return self._view[offset : offset + length]
 
 
-class FileSource:
-    """A seekable binary file object. Not for several threads."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
-        self._size = file.seek(0, io.SEEK_END)
-
-    def size(self) -> int:
-        return self._size
-
-    def read_at(self, offset: int, length: int) -> Buffer:
-        if offset < 0 or length < 0 or offset + length > self._size:
-            raise FormatError(f"bytes {offset}..{offset + length} lie outside {self._size} bytes")
-        self._file.seek(offset)
-        data = self._file.read(length)
-        if len(data) != length:
-            raise FormatError(f"only {len(data)} of {length} bytes at byte {offset}")
-        return data
-
-
 class FdSource:
-    """An open descriptor, read with pread; the caller keeps and closes it."""
+    """An open file, for several threads; the caller keeps the descriptor and closes it."""
 
     def __init__(self, fd: int) -> None:
-        self._fd = fd
+        self.fd = fd
 
     def size(self) -> int:
-        return os.fstat(self._fd).st_size
+        return os.fstat(self.fd).st_size
 
     def read_at(self, offset: int, length: int) -> Buffer:
-        if offset < 0 or length < 0:
-            raise FormatError(f"bytes {offset}..{offset + length} do not exist")
-        parts = []
-        while length:
-            part = os.pread(self._fd, length, offset)
-            if not part:
-                raise FormatError(f"file ends {length} bytes early, at byte {offset}")
-            parts.append(part)
-            offset += len(part)
-            length -= len(part)
-        return parts[0] if len(parts) == 1 else b"".join(parts)
+        buffer = bytearray(length)
+        view, done = memoryview(buffer), 0
+        while done < length:
+            try:
+                got = os.preadv(self.fd, [view[done:]], offset + done)
+            except OSError as error:
+                what = os.strerror(error.errno or errno.EIO)
+                raise BackendError(f"reading {length} bytes at {offset}: {what}", retryable=False) from None
+            if not got:
+                left = length - done
+                raise BackendError(f"the file ends at byte {offset + done}, {left} bytes early", retryable=False)
+            done += got
+        return buffer
+
+
+class FileSource(FdSource):
+    """An open file that this owns: its descriptor is closed with the last reference to it."""
+
+    label = "a local file"
+
+    def __del__(self) -> None:
+        os.close(self.fd)

@@ -8,7 +8,7 @@ from typing import Literal
 import msgspec
 
 from ...erofs.errors import ConfigError
-from ...erofs.localize import DEFAULT_SEGMENT_SIZE
+from ...erofs.segments import DEFAULT_SEGMENT_SIZE
 from . import backend as backends
 from .defaults import DEFAULT_RUN, DEFAULT_STATE
 from .reference import check_name

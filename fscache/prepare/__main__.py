@@ -24,8 +24,8 @@ from ...erofs import localize
 from ...erofs.errors import BackendError, FormatError, NydusErofsError
 from ...erofs.ids import BlobId
 from ...erofs.record import Buffer
-from ...erofs.source import BufferSource
-from ..backend.files import LocalBlob
+from ...erofs.segments import segment_size_for
+from ...erofs.source import BufferSource, FileSource
 from ..kernel import channel
 from ..kernel.process import drop_privileges
 from ..proto import prepare as proto
@@ -47,7 +47,7 @@ def prepare(sock: socket.socket, bootstrap_fd: int, request: proto.Prepare) -> N
     bootstrap = memoryview(mmap.mmap(bootstrap_fd, size, prot=mmap.PROT_READ))
     head = localize.read_head(BufferSource(bootstrap))
     total = sum(entry.uncompressed_size for entry in head.entries)
-    segment_size = localize.segment_size_for(total, request.segment_size)
+    segment_size = segment_size_for(total, request.segment_size)
     maps = localize.read_blob_maps(bootstrap, head, lambda name: _AskedBlob(sock, name), segment_size)
     boot_size = 0
     if request.localize:
@@ -77,7 +77,7 @@ class _AskedBlob:
             raise reply.fault.error()
         if not isinstance(reply, proto.Bytes) or not fds:
             raise BackendError("no answer from the service")
-        return LocalBlob(fds[0]).read_at(offset - reply.base, length)
+        return FileSource(fds[0]).read_at(offset - reply.base, length)
 
 
 def _write_store(blob: localize.BlobMap, *, with_files: bool) -> StoreRef:

@@ -5,10 +5,9 @@ from __future__ import annotations
 from array import array
 
 from ...erofs.blobmeta import ChunkInfoFlags
-from ...erofs.digest import DIGEST_SIZE
 from ...erofs.errors import FormatError
 from ...erofs.localize import BlobMap
-from ...erofs.rafs import MAX_CHUNK_SIZE, BlobFeatures
+from ...erofs.rafs import DIGEST_SIZE, MAX_CHUNK_SIZE, BlobFeatures
 from ...erofs.record import little_endian
 from ..state.plan import CHUNK, MAGIC, SEGMENT, PlanFlags, PlanHeader
 

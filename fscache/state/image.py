@@ -13,7 +13,7 @@ import re
 import msgspec
 
 from ...erofs.errors import FormatError
-from ...erofs.localize import MAX_DEVICES
+from ...erofs.segments import MAX_DEVICES
 from ..proto.packets import decoded
 from .layout import segment_name
 

@@ -17,13 +17,12 @@ from enum import IntFlag
 from typing import ClassVar, NamedTuple, Protocol
 
 from ...erofs.blobmeta import ChunkInfoFlags
-from ...erofs.digest import DIGEST_SIZE
 from ...erofs.errors import FormatError
 from ...erofs.ids import blob_id
-from ...erofs.localize import Segment
 from ...erofs.ondisk import BLOCK_SIZE
-from ...erofs.rafs import Compression, DigestAlgo
+from ...erofs.rafs import DIGEST_SIZE, Compression, DigestAlgo
 from ...erofs.record import Record, round_up
+from ...erofs.segments import Segment
 
 MAGIC = b"NEPLAN01"
 

@@ -9,9 +9,9 @@ from ...erofs.errors import NydusErofsError
 from ...erofs.ids import blob_id
 from ...erofs.ondisk import BLOCK_SIZE
 from ...erofs.record import round_up
-from ...erofs.source import Source
+from ...erofs.source import FileSource, Source
 from ..backend.assemble import Backends
-from ..backend.files import LocalBlob, identify, write_all
+from ..backend.files import identify, write_all
 from ..backend.resilient import Resilient
 from ..config.backend import Registry
 from ..proto import worker as proto
@@ -20,7 +20,7 @@ from ..proto.fault import Fault
 _MAX_RANGE = 1 << 30  # bytes of a blob in one answer; a chunk-info array has half of it at most
 
 
-def answer(question: proto.Question, files: Sequence[LocalBlob], backends: Backends) -> proto.Answer:
+def answer(question: proto.Question, files: Sequence[FileSource], backends: Backends) -> proto.Answer:
     """The answer to any question, given the files that came with it."""
     try:
         match question:

@@ -10,9 +10,9 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 
 from ...erofs.digest import DigestFunction
-from ...erofs.localize import Segment
 from ...erofs.ondisk import BLOCK_SIZE
 from ...erofs.record import Buffer, round_up
+from ...erofs.segments import Segment
 from ..state.plan import AnyPlan, PlanChunk, PlanFlags
 from .store import PIECE, ZEROS, OnPiece, SegmentWriter
 

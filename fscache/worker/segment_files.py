@@ -7,8 +7,8 @@ import os
 from collections.abc import Sequence
 
 from ...erofs.digest import DigestFunction
-from ...erofs.localize import Segment
 from ...erofs.record import Buffer
+from ...erofs.segments import Segment
 from ..kernel.mount import sync_filesystem
 from ..state.layout import segment_name
 from ..state.plan import AnyPlan, PlanChunk, PlanFlags

@@ -17,8 +17,8 @@ from math import inf
 
 from ...erofs.errors import BackendError, CacheFullError, NydusErofsError
 from ...erofs.ids import blob_id
+from ...erofs.source import FileSource
 from ..backend.assemble import Backends
-from ..backend.files import LocalBlob
 from ..config.backend import Remote
 from ..kernel import channel
 from ..proto import worker as proto
@@ -79,7 +79,7 @@ class Worker:
                 self._start(self._answer, message, fds)
             case proto.AddSource(store=store, remotes=remotes):
                 # What is here goes before what is elsewhere.
-                self._stores[store].sources[:0] = [LocalBlob(fd) for fd in fds]
+                self._stores[store].sources[:0] = [FileSource(fd) for fd in fds]
                 self._stores[store].sources += self._sources(self._stores[store].plan, [], remotes)
             case proto.CloseStore(store=store, sync=sync):
                 with self._work:
@@ -130,7 +130,7 @@ class Worker:
         return LazyBootstrap(self._backends.get(published.remote), published.name, published.identity)
 
     def _sources(self, plan: AnyPlan, blobs: Sequence[int], remotes: Sequence[Remote]) -> list[BlobSource]:
-        here = [LocalBlob(fd) for fd in blobs]
+        here = [FileSource(fd) for fd in blobs]
         return [*here, *(self._backends.blob(remote, blob_id(plan.blob_id)) for remote in remotes)]
 
     def _open_object(
@@ -151,7 +151,7 @@ class Worker:
             channel.send(self._sock, proto.encode(message))
 
     def _answer(self, question: proto.Question, fds: Sequence[int]) -> None:
-        self._tell(answer(question, [LocalBlob(fd) for fd in fds], self._backends))
+        self._tell(answer(question, [FileSource(fd) for fd in fds], self._backends))
 
     def _report(self) -> None:
         """Tell the keeper about traffic now and then."""

@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from ...erofs.digest import DigestFunction, digest_function
-from ...erofs.localize import Segment
 from ...erofs.rafs import MAX_CHUNK_SIZE
 from ...erofs.record import Buffer
+from ...erofs.segments import Segment
 from ...erofs.source import Source
 from ..state.plan import AnyPlan, PlanChunk
 

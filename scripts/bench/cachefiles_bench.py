@@ -1,6 +1,8 @@
 """Figures of the cachefiles engine: what mounting costs, what is asked and fetched, what a hard reset leaves.
 
-    python -P -m scripts.bench.cachefiles_bench [KERNEL...]       on the host: builds three images, boots each kernel, prints JSON
+    python -P -m scripts.bench.cachefiles_bench [KERNEL...]
+
+On the host: builds three images, boots each kernel, prints JSON.
 
 Runs itself in the guest for each part. Emulated machines are slow: seconds compare only with each other.
 """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import random
 import stat
 import subprocess
@@ -103,7 +104,11 @@ def test_any_source_will_do(nydus_images: Path) -> None:
     with path.open("rb") as file:
         trees = [
             list(Bootstrap(source).walk())
-            for source in (BufferSource(path.read_bytes()), FileSource(file), FdSource(file.fileno()))
+            for source in (
+                BufferSource(path.read_bytes()),
+                FdSource(file.fileno()),
+                FileSource(os.dup(file.fileno())),
+            )
         ]
     assert trees[0] == trees[1] == trees[2]
 

@@ -18,8 +18,7 @@ import pytest
 
 from nydus_erofs.erofs import localize
 from nydus_erofs.erofs.image import Bootstrap, Image
-from nydus_erofs.erofs.source import BufferSource
-from nydus_erofs.fscache.backend.files import LocalBlob
+from nydus_erofs.erofs.source import BufferSource, FileSource
 from nydus_erofs.fscache.prepare.plan_writer import pack_plan
 from nydus_erofs.fscache.state.layout import segment_name
 from nydus_erofs.fscache.state.plan import Plan
@@ -68,7 +67,7 @@ def make_store(tmp_path: Path) -> Callable[..., Any]:
         for number, blob in enumerate(blobs or [image.blob]):
             path = tmp_path / f"blob{made}.{number}"
             path.write_bytes(blob)
-            sources.append(LocalBlob(os.open(path, os.O_RDONLY)))
+            sources.append(FileSource(os.open(path, os.O_RDONLY)))
         plan = Plan(os.open(folder / "plan", os.O_RDONLY))
         target = SegmentFiles(os.open(folder, os.O_RDONLY | os.O_DIRECTORY), trusted=trusted)
         return SimpleNamespace(

@@ -8,7 +8,7 @@ import pytest
 from nydus_erofs.erofs.errors import BackendError, CacheFullError
 from nydus_erofs.erofs.ondisk import BLOCK_SIZE
 from nydus_erofs.erofs.record import round_up
-from nydus_erofs.fscache.backend.files import LocalBlob
+from nydus_erofs.erofs.source import FileSource
 from nydus_erofs.fscache.state.plan import Plan, PlanFlags
 from nydus_erofs.fscache.worker.cache_object import ObjectSink
 from nydus_erofs.fscache.worker.fill import Filler
@@ -29,7 +29,7 @@ def make(open_image, tmp_path):
                 file.truncate(round_up(image.map.segments[-1].start + image.map.segments[-1].size, BLOCK_SIZE))
         plan = Plan(os.open(tmp_path / "plan", os.O_RDONLY))
         target = ObjectSink(os.open(path, flags))
-        source = LocalBlob(os.open(tmp_path / "blob", os.O_RDONLY))
+        source = FileSource(os.open(tmp_path / "blob", os.O_RDONLY))
         return SimpleNamespace(store=Store(plan, target, [source]), plan=plan, path=path)
 
     return make

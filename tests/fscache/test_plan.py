@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from nydus_erofs.erofs import blobmeta, localize, rafs
 from nydus_erofs.erofs.errors import FormatError
+from nydus_erofs.erofs.segments import Segment, cut
 from nydus_erofs.fscache.prepare.plan_writer import pack_plan
 from nydus_erofs.fscache.state.plan import Plan, PlanFlags, RawPlan
 
@@ -51,7 +52,7 @@ def maps(draw):
         at += -(-size // BLOCK) * BLOCK
     segment_size = 1 << draw(st.integers(12, 26))
     columns = blobmeta.ChunkColumns.of(zip(*chunks, strict=True))
-    segments = localize.cut(columns.uncompressed_offset, at, segment_size)
+    segments = cut(columns.uncompressed_offset, at, segment_size)
     blob = entry(chunk_size, at, len(chunks))
     return localize.BlobMap("ab" * 32, blob, columns, [], digests, segments), segment_size
 
@@ -119,28 +120,10 @@ def test_a_chunk_outside_its_batch_is_refused(contexts, data):
     features = int(rafs.BlobFeatures.CHUNK_INFO_V2 | rafs.BlobFeatures.BATCH)
     batched = replace(entry(BLOCK, BLOCK, 1), features=features)
     batches = [blobmeta.BatchContext(*sizes) for sizes in contexts]
-    segments = [localize.Segment(0, 1, 0, BLOCK)]
+    segments = [Segment(0, 1, 0, BLOCK)]
     blob = localize.BlobMap("ab" * 32, batched, columns, batches, [bytes(32)], segments)
     with pytest.raises(FormatError, match="batch"):
         pack_plan(blob)
-
-
-@given(maps(), st.integers(12, 30))
-@settings(deadline=None)
-def test_cut(made, bits):
-    """Segments are as long as they may be: one more chunk would be too much."""
-    offsets, end = made[0].chunks.uncompressed_offset, made[0].entry.uncompressed_size
-    segments = localize.cut(offsets, end, 1 << bits)
-    borders = [*offsets, end]
-    first = 0
-    for segment in segments:
-        behind = first + segment.chunks
-        assert (segment.first, segment.start) == (first, borders[first])
-        assert segment.start + segment.size == borders[behind]
-        assert segment.chunks == 1 or segment.size <= 1 << bits
-        assert behind == len(offsets) or borders[behind + 1] - segment.start > 1 << bits
-        first = behind
-    assert first == len(offsets)
 
 
 @pytest.mark.parametrize("raw", [b"", b"x" * 127, bytes(128), b"NEPLAN02" + bytes(200)])

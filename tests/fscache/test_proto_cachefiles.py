@@ -5,13 +5,12 @@ import os
 import struct
 
 import pytest
-
-from nydus_erofs.fscache.config.reference import check_name
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from nydus_erofs.erofs.errors import ConfigError, KernelError
+from nydus_erofs.fscache.config.reference import check_name
 from nydus_erofs.fscache.doctor.cachefiles import kernel_floor
 from nydus_erofs.fscache.keeper.engine import objects
 from nydus_erofs.fscache.keeper.stores import StoreTable

@@ -9,12 +9,11 @@ import tarfile
 
 import pytest
 
-from nydus_erofs.fscache.config.reference import parse_reference
-
 from nydus_erofs.erofs import verity
 from nydus_erofs.erofs.errors import ConfigError, FormatError, UnsupportedError
 from nydus_erofs.fscache.backend.registry import oci
 from nydus_erofs.fscache.backend.registry.layer import extract_bootstrap, pack_layer
+from nydus_erofs.fscache.config.reference import parse_reference
 
 HEX = "ab" * 32
 DATA = random.Random(3).randbytes(300_000)

@@ -87,7 +87,8 @@ def test_repr_holds_no_credentials(s3_gateway: S3Client, s3_kit: ModuleType, s3_
 
 def test_constructing_loads_nothing() -> None:
     code = (
-        "import sys; from nydus_erofs.fscache.config import backend as config; from nydus_erofs.fscache.backend.s3 import client as s3; s3.S3Client(config.S3(bucket_name='b'), 1);"
+        "import sys; from nydus_erofs.fscache.config.backend import S3;"
+        "from nydus_erofs.fscache.backend.s3.client import S3Client; S3Client(S3(bucket_name='b'), 1);"
         "assert not {'boto3', 'botocore', 'urllib3'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
@@ -95,9 +96,10 @@ def test_constructing_loads_nothing() -> None:
 
 def test_without_home_and_environment(s3_server: Any, s3_kit: ModuleType, s3_blob: str) -> None:
     code = (
-        "import sys; from nydus_erofs.fscache.config import backend as config; from nydus_erofs.fscache.backend.s3 import client as s3;"
+        "import sys; from nydus_erofs.fscache.config.backend import S3;"
+        "from nydus_erofs.fscache.backend.s3.client import S3Client;"
         "_, where, bucket, key, secret, name = sys.argv;"
-        "c = s3.S3Client(config.S3(bucket_name=bucket, endpoint=where, scheme='http', access_key_id=key,"
+        "c = S3Client(S3(bucket_name=bucket, endpoint=where, scheme='http', access_key_id=key,"
         " access_key_secret=secret), 1); assert len(c.read(name, 1, 99)) == 99"
     )
     values = s3_server.endpoint, s3_kit.BUCKET, s3_kit.KEY, s3_kit.SECRET, s3_blob
