@@ -30,12 +30,11 @@ def adopt(work: str, paths: StatePaths, image_id: str, uid: int, *, localized: b
     _claim(stores, folders=sorted({ref.key for ref in record.stores}))
     for key, segments in {ref.key: ref.segments for ref in record.stores}.items():
         _adopt_store(os.path.join(stores, key), paths, key, segments if localized else 0, uid)
-    os.rmdir(stores)
+    os.rename(stores, paths.away(work))  # some may be left in it, which were there already
     epoch.begin(work)
     final = paths.image(image_id)
     with contextlib.suppress(FileNotFoundError):
         os.rename(final, paths.away(final))
-    # The keeper removes ``work`` whatever happens, so the image gets a folder of its own.
     os.rename(work, final)
 
 

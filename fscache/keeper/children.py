@@ -147,10 +147,10 @@ def _run_and_exit(call: Callable[[Say], None], sock: socket.socket, parent: int)
         os._exit(status)
 
 
-def discard(folders: Sequence[str]) -> None:
-    """Remove folders and all in them in the background, whatever that is (rm(1) does it); a failure is logged."""
+async def remove(folders: Sequence[str]) -> None:
+    """Remove folders and all in them, whatever that is (rm(1) does it); a failure is logged."""
     if folders:
-        background(_tool("rm", "-rf", "--one-file-system", "--", *folders))
+        await _tool("rm", "-rf", "--one-file-system", "--", *folders)
 
 
 async def write_out(paths: Sequence[str]) -> bool:

@@ -25,7 +25,7 @@ from ..proto.fault import Fault
 from ..state import image
 from ..state.layout import BOOT, PLAN, RECORD, STORES
 from . import adopt, epoch
-from .children import discard, exited, in_child, write_out
+from .children import exited, in_child, remove, write_out
 from .paths import NEW, StatePaths
 from .spawn import spawn
 from .tasks import background
@@ -102,9 +102,11 @@ class Images:
                 "taking the image over",
                 _PATIENCE,
             )
+            background(remove(self._paths.gone()))
             return image.load(self._paths.image(image_id))
-        finally:
-            discard([work, *self._paths.gone()])
+        except BaseException:
+            await remove([work])
+            raise
 
     async def _run(self, work: str, bootstrap: Fd, provide: Provide) -> None:
         """One prepare process, from request to result."""

@@ -29,7 +29,7 @@ from ..proto import control
 from ..proto.worker import Limits
 from . import dispatch
 from .bootstraps import Bootstraps
-from .children import discard, write_out
+from .children import remove, write_out
 from .control import ControlServer
 from .engine.base import Engine, MountOrder
 from .log import logger
@@ -43,6 +43,7 @@ from .tasks import background, fatal
 from .traffic import TrafficTable
 from .worker_link import WorkerLink
 
+_GRACE = 5.0  # seconds that a service which is to stop gives mounts under way
 _RESERVED_FDS = 1024  # of the descriptor limit, for everything but events
 
 
@@ -81,8 +82,7 @@ class Keeper:
             self.run_paths.give_up()
             raise
         self._server = ControlServer(self.run_paths.socket, self._handle)
-        self._mounting = 0  # mounts under way
-        self._mounted = asyncio.Condition()
+        self._mounting: set[asyncio.Task[None]] = set()
         self._stopping = False
         self._stopped = asyncio.Event()
 
@@ -131,7 +131,7 @@ class Keeper:
         await self._server.start()
         worker = background(self.worker.run())
         self.engine.start()
-        discard(self.state.left_over())
+        background(remove(self.state.left_over()))
         signals = Signals(stop=lambda: background(self.stop()), reload=lambda: background(self._reload()))
         mounts = MountTable(self.engine.look)
         logger().info("ready", engine=self.engine.name, socket=self.run_paths.socket, state=self.state.root)
@@ -149,10 +149,14 @@ class Keeper:
         logger().info("stopped")
 
     async def stop(self) -> list[str]:
-        """Unmount everything and end, once the mounts under way are done; what is busy stays, and the service too."""
+        """Unmount everything and end, after the mounts under way; what is busy stays, and the service too."""
         self._stopping = True
-        async with self._mounted:
-            await self._mounted.wait_for(lambda: not self._mounting)
+        if self._mounting:
+            _, late = await asyncio.wait(self._mounting, timeout=_GRACE)
+            for mount in late:
+                mount.cancel()
+            if late:
+                await asyncio.wait(late)
         busy = await self.engine.stop()
         if busy:
             self._stopping = False
@@ -209,13 +213,13 @@ class Keeper:
         prefetch = self.config.prefetch if request.prefetch is None else request.prefetch
         given = Given(request.image, request.blob_dirs, request.backend_file, request.plain_http, request.insecure)
         order = MountOrder(given, request.target, prefetch, _flags(request.options), request.digest, request.auth)
-        self._mounting += 1
-        try:
-            await self.engine.mount(order)
-        finally:
-            self._mounting -= 1
-            async with self._mounted:
-                self._mounted.notify_all()
+        mount = asyncio.get_running_loop().create_task(self.engine.mount(order))
+        self._mounting.add(mount)
+        mount.add_done_callback(self._mounting.discard)
+        await asyncio.wait([mount])
+        if mount.cancelled():
+            raise ServiceError("the service is stopping", hint="start it again, then mount")
+        mount.result()
 
 
 def _flags(options: list[Any]) -> int:

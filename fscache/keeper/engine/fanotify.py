@@ -32,7 +32,7 @@ from ..stores import StoreTable
 from ..tasks import background
 from .base import MountOrder, mount_status
 from .mounted import MountedImage, MountRecord, boot_of
-from .taking_over import find_blobs, take_over
+from .taking_over import find_blobs, find_live, take_over
 from .watch import EventBudget, Watcher
 
 _SETTLE_TRIES, _SETTLE_STEP = 100, 0.01  # the kernel lets go of the segments a moment after the unmount
@@ -107,6 +107,11 @@ class FanotifyEngine:
             try:
                 mounted.mount_id = await self._mount(mounted, image.devices(prepared), order.flags)
             except BaseException:
+                # A child that was ended may have mounted it before.
+                mounted.mount_id = find_live().get((boot_of(self._state, record), record.target), 0)
+                if mounted.mount_id:
+                    with contextlib.suppress(NydusErofsError):
+                        await in_child(partial(kernel.unmount, record.target), f"unmounting {record.target}")
                 if not watched.try_unbind():
                     # The kernel lets go of a filesystem a moment later: look() will see.
                     undo.pop_all()

@@ -37,9 +37,14 @@ _IMPATIENCE, _PATIENCE = 3.0, 60.0  # seconds for one lookup: of many one after 
 _FAULT, _ORIGIN = msgspec.json.Decoder(Fault), msgspec.json.Decoder(Origin)
 
 
+def find_live() -> dict[tuple[str, str], int]:
+    """Id of each EROFS mount, by its localized bootstrap and its target."""
+    return {(entry.source, entry.target): entry.mount_id for entry in kernel.mounts(kernel.FS_TYPE)}
+
+
 def take_over(state: StatePaths, run: RunPaths, table: StoreTable, watcher: Watcher) -> list[MountedImage]:
     """Watch again what is mounted, clean up behind what is not. Nothing is known of its blobs yet."""
-    live = {(entry.source, entry.target): entry.mount_id for entry in kernel.mounts(kernel.FS_TYPE)}
+    live = find_live()
     bound = {entry.target for entry in kernel.mounts()}
     taken = []
     for name in sorted(os.listdir(run.mounts)):
