@@ -21,7 +21,7 @@ from nydus_erofs.erofs.errors import BackendError
 from nydus_erofs.fscache.backend.s3.client import S3Client
 from nydus_erofs.fscache.config.backend import S3
 
-SERVERS = Path(__file__).parents[2] / "servers"
+SERVERS = Path(__file__).parents[2] / "kit" / "servers"
 
 
 def _load(name: str) -> ModuleType:
