@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Callable
-from typing import Any, BinaryIO
+from typing import Any
 
-from ....erofs.errors import BackendError, BlobNotFoundError, DeniedError
+from ....erofs.errors import BackendError
 from ...config.backend import S3, describe
 from ..base import ObjectInfo
 
@@ -15,12 +14,12 @@ _RANGE = re.compile(r"bytes (\d{1,19})-(\d{1,19})/(\d{1,19}|\*)")
 
 
 class S3Client:
-    """A client and writer of one bucket, safe for several threads.
+    """A client of one bucket, safe for several threads.
 
     botocore is loaded, and credentials are looked for, by the first request. Credentials that expire are renewed.
 
     Args:
-        connections: kept open for further requests, and the most that one ``put`` uses at a time (4 at most).
+        connections: kept open for further requests.
     """
 
     def __init__(self, config: S3, connections: int) -> None:
@@ -61,24 +60,6 @@ class S3Client:
             body.close()
             raise self._wrong(name, f"{got if got < length else 'more'} bytes", length)
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
-
-    def holds(self, name: str, size: int, sha256: str) -> bool:
-        """Whether the object is there already, as far as the server can tell without its bytes being read.
-
-        A refusal is a no: S3 so answers whoever may not list, where there is no such object.
-        """
-        try:
-            answer = self.call("head_object", name)
-        except (BlobNotFoundError, DeniedError):
-            return False
-        known = {key.lower(): value for key, value in answer.get("Metadata", {}).items()}.get("sha256", sha256)
-        return self._size(answer, name) == size and known == sha256
-
-    def put(self, name: str, file: BinaryIO, size: int, sha256: str, progress: Callable[[int], None]) -> None:
-        """Store an object: whole up to 8 MiB, else in parts (see ``s3_write``); ``base.Writer`` says the rest."""
-        from ...push.s3 import put
-
-        put(self, name, file, size, sha256, progress)
 
     def call(self, operation: str, name: str, **fields: Any) -> dict[str, Any]:
         """One request of botocore's about one object (or ``Prefix``, for lists); its errors as ours."""

@@ -43,7 +43,7 @@ def connect(config: S3, connections: int) -> Any:
     """The botocore client; raises what botocore raises (NoCredentialsError too, which it leaves to each request)."""
     # Their debug lines hold signed headers, the others of these two no more than names.
     logging.getLogger("botocore").setLevel(logging.INFO)
-    session = _session(config.profile)
+    session = new_session(config.profile)
     if not config.access_key_id and session.get_credentials() is None:
         raise NoCredentialsError
     options: dict[str, Any] = {"ignore_configured_endpoint_urls": True}  # the stubs do not know it
@@ -74,16 +74,8 @@ def connect(config: S3, connections: int) -> Any:
     return api
 
 
-def preload() -> None:
-    """Read all of botocore's data that a client may need: later its files may be out of reach."""
-    from . import client as s3  # noqa: F401
-
-    session = _session("")
-    for service in ("s3", "sts", "sso", "sso-oidc"):
-        session.create_client(service, "us-east-1", aws_access_key_id="-", aws_secret_access_key="-")  # noqa: S106
-
-
-def _session(profile: str) -> botocore.session.Session:
+def new_session(profile: str) -> botocore.session.Session:
+    """A session of botocore's that reads each of its files once."""
     session = botocore.session.Session(profile=profile or None)
     session.register_component("data_loader", _DATA)
     return session
