@@ -61,7 +61,7 @@ class S3Writer:
         """BackendError unless an object is there after it was stored."""
         if not self.holds(name, size, sha256):
             raise BackendError(
-                f"{self.label}: object {name}: after storing it, it is not there as it was sent",
+                f"{self.client.what(name)}: after storing it, it is not there as it was sent",
                 hint="the keys must be allowed to read it, too",
             )
 
@@ -105,7 +105,7 @@ class _Upload:
         """One field of an answer."""
         answer = self._client.call(operation, self._name, **fields)
         if not isinstance(value := answer.get(field), str):
-            raise BackendError(f"{self._client.label}: object {self._name}: the server gives no {field}")
+            raise BackendError(f"{self._client.what(self._name)}: the server gives no {field}")
         return value
 
     def _complete(self, upload: str) -> None:
