@@ -10,6 +10,7 @@ from typing import Protocol
 from nydus_erofs.erofs import localize
 from nydus_erofs.erofs.image import Bootstrap, Image
 from nydus_erofs.erofs.source import BufferSource, FileSource
+from nydus_erofs.fscache.kernel.fd import Fd
 from nydus_erofs.fscache.prepare.plan_writer import pack_plan
 from nydus_erofs.fscache.state.layout import segment_name
 from nydus_erofs.fscache.state.plan import Plan
@@ -56,8 +57,8 @@ def make_store(folder: Path, image: OpenImage, *blobs: bytes, trusted: bool = Tr
         fd = os.memfd_create("blob")
         os.write(fd, blob)
         sources.append(FileSource(fd))
-    plan = Plan(os.open(folder / "plan", os.O_RDONLY))
-    target = SegmentFiles(os.open(folder, os.O_RDONLY | os.O_DIRECTORY), trusted=trusted)
+    plan = Plan(Fd(os.open(folder / "plan", os.O_RDONLY)))
+    target = SegmentFiles(Fd(os.open(folder, os.O_RDONLY | os.O_DIRECTORY)), trusted=trusted)
     return MadeStore(Store(plan, target, sources), folder)
 
 

@@ -20,6 +20,7 @@ from nydus_erofs.erofs import localize
 from nydus_erofs.erofs.errors import NydusErofsError
 from nydus_erofs.erofs.segments import segment_size_for
 from nydus_erofs.erofs.source import BufferSource
+from nydus_erofs.fscache.kernel.fd import Fd
 from nydus_erofs.fscache.prepare.plan_writer import pack_plan
 from nydus_erofs.fscache.state.plan import Plan
 
@@ -40,7 +41,7 @@ def prepare(boot: bytes, blob: bytes) -> None:
         fd = os.memfd_create("plan")
         with open(fd, "wb", closefd=False) as file:
             file.write(pack_plan(blob_map))
-        check(Plan(fd), len(blob), blob_map.entry.chunk_size)
+        check(Plan(Fd(fd)), len(blob), blob_map.entry.chunk_size)
 
 
 def check(plan: Plan, blob_size: int, chunk_size: int) -> None:

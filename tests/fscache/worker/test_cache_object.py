@@ -9,6 +9,7 @@ from nydus_erofs.erofs.errors import BackendError, CacheFullError
 from nydus_erofs.erofs.ondisk import BLOCK_SIZE
 from nydus_erofs.erofs.record import round_up
 from nydus_erofs.erofs.source import FileSource
+from nydus_erofs.fscache.kernel.fd import Fd
 from nydus_erofs.fscache.state.plan import Plan, PlanFlags
 from nydus_erofs.fscache.worker.cache_object import ObjectSink
 from nydus_erofs.fscache.worker.fill import Filler
@@ -27,8 +28,8 @@ def make(open_image, tmp_path):
         if not path.exists():
             with open(path, "wb") as file:
                 file.truncate(round_up(image.map.segments[-1].start + image.map.segments[-1].size, BLOCK_SIZE))
-        plan = Plan(os.open(tmp_path / "plan", os.O_RDONLY))
-        target = ObjectSink(os.open(path, flags))
+        plan = Plan(Fd(os.open(tmp_path / "plan", os.O_RDONLY)))
+        target = ObjectSink(Fd(os.open(path, flags)))
         source = FileSource(os.open(tmp_path / "blob", os.O_RDONLY))
         return SimpleNamespace(store=Store(plan, target, [source]), plan=plan, path=path)
 
