@@ -22,6 +22,7 @@ import msgspec
 
 from ...erofs import localize
 from ...erofs.errors import BackendError, FormatError, NydusErofsError
+from ...erofs.head import read_head
 from ...erofs.ids import BlobId
 from ...erofs.record import Buffer
 from ...erofs.segments import segment_size_for
@@ -45,8 +46,8 @@ def prepare(sock: socket.socket, bootstrap_fd: int, request: proto.Prepare) -> N
         raise FormatError("the bootstrap is empty")
     # Left open: views of it may live on in an error's traceback, and closing it would then hide that error.
     bootstrap = memoryview(mmap.mmap(bootstrap_fd, size, prot=mmap.PROT_READ))
-    head = localize.read_head(BufferSource(bootstrap))
-    total = sum(entry.uncompressed_size for entry in head.entries)
+    head = read_head(BufferSource(bootstrap))
+    total = sum(blob.entry.uncompressed_size for blob in head.blobs)
     segment_size = segment_size_for(total, request.segment_size)
     maps = localize.read_blob_maps(bootstrap, head, lambda name: _AskedBlob(sock, name), segment_size)
     boot_size = 0

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from nydus_erofs.erofs import localize
+from nydus_erofs.erofs.head import read_head
 from nydus_erofs.erofs.image import Bootstrap, Image
 from nydus_erofs.erofs.source import BufferSource, FileSource
 from nydus_erofs.fscache.prepare.plan_writer import pack_plan
@@ -35,7 +36,7 @@ class OpenImage:
         self.boot = (folder / "boot").read_bytes()
         (path,) = (folder / "blobs").iterdir()
         self.name, self.blob = path.name, path.read_bytes()
-        self.head = localize.read_head(BufferSource(self.boot))
+        self.head = read_head(BufferSource(self.boot))
         (self.map,) = localize.read_blob_maps(self.boot, self.head, lambda _: BufferSource(self.blob), segment_size)
         self.plan = pack_plan(self.map)
 
