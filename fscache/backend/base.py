@@ -10,8 +10,7 @@ object and never a credential (also not one inside a URL, a signed query for ins
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import BinaryIO, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 from ...erofs.record import Buffer
 
@@ -34,23 +33,4 @@ class Client(Protocol):
 
     def read(self, name: str, offset: int, length: int) -> Buffer:
         """Exactly ``length`` bytes (at least 1) from byte ``offset``: an answer of another length is an error."""
-        ...
-
-
-class Writer(Protocol):
-    """Stores objects."""
-
-    label: str
-
-    def holds(self, name: str, size: int, sha256: str) -> bool:
-        """Whether the very object is there already, as far as that can be told without its bytes being read."""
-        ...
-
-    def put(self, name: str, file: BinaryIO, size: int, sha256: str, progress: Callable[[int], None]) -> None:
-        """Store ``size`` bytes of a seekable file under a name, all or nothing, verified by the server's checksum.
-
-        Args:
-            sha256: hex digest of the bytes.
-            progress: called with the number of further bytes that are there (from any thread, under a lock).
-        """
         ...

@@ -30,7 +30,7 @@ class LocalWriter:
             return False
 
     def put(self, name: str, file: BinaryIO, size: int, sha256: str, progress: Callable[[int], None]) -> None:
-        """As of ``base.Writer``; OutputError when it cannot be written."""
+        """As of ``Writer``; OutputError when it cannot be written."""
         try:
             fd, new = tempfile.mkstemp(dir=self._folder, prefix=".new-")
             try:

@@ -16,12 +16,11 @@ from ...erofs.errors import BlobNotFoundError, FormatError
 from ...erofs.head import read_head
 from ...erofs.ids import BlobId
 from ...erofs.source import BufferSource
-from ..backend.base import Writer
 from ..backend.registry import oci
-from ..backend.registry.client import RegistryClient
 from ..backend.registry.layer import pack_layer
 from ..config.backend import BackendConfig, LocalFs, Registry
-from .writers import writer
+from .registry import RegistryWriter
+from .writers import Writer, writer
 
 _CONNECTIONS = 4
 SUFFIX = ".meta"  # of a bootstrap's name
@@ -154,7 +153,7 @@ def _to_registry(
     there: Mapping[str, int],
 ) -> None:
     registry = push.writer
-    assert isinstance(registry, RegistryClient)
+    assert isinstance(registry, RegistryWriter)
     layers = []
     for blob, path in blobs:
         if path is None:

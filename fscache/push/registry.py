@@ -1,25 +1,64 @@
-"""One blob on its way into a registry: in pieces, and after a broken connection on from where the server has it."""
+"""Blobs and manifests into a registry.
+
+A blob goes in pieces, and after a broken connection on from where the server has it. One that is uploaded while it is
+built gets its digest with its last request.
+"""
 
 from __future__ import annotations
 
 import re
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import BinaryIO
 from urllib.parse import urlencode
 
-from ...erofs.errors import BackendError
+from ...erofs.errors import BackendError, BlobNotFoundError, ConfigError, CorruptError
 from ..backend.http.client import Answer, Request
 from ..backend.http.location import location_of
+from ..backend.registry.client import RegistryClient, digest_of
+from ..config.backend import Registry
 
-PIECE = 16 << 20  # bytes
+_PIECE = 16 << 20  # bytes
 _FAILURES = 5  # without progress between them, until it is given up
 _RESUMES = 2  # of those, the failures after which the same upload is tried further; then a new one is begun
 _PAUSE = 0.2  # seconds after the first failure, doubled after each further one
-FINISH = 300.0  # seconds in which the server puts the pieces together and checks them
+_FINISH = 300.0  # seconds in which the server puts the pieces together and checks them
 
 
-class Upload:
+class RegistryWriter:
+    """Writes to the repository of a client."""
+
+    def __init__(self, client: RegistryClient) -> None:
+        self.client, self.label = client, client.label
+
+    def holds(self, name: str, size: int, sha256: str) -> bool:
+        """Whether a blob is there with this size; its name is its checksum."""
+        try:
+            return name == f"sha256:{sha256}" and self.client.stat(name).size == size
+        except BlobNotFoundError:
+            return False
+
+    def put(self, name: str, file: BinaryIO, size: int, sha256: str, progress: Callable[[int], None]) -> None:
+        """As of ``Writer``."""
+        if name != f"sha256:{sha256}":
+            raise ConfigError(f"{name}: a registry names blobs by their checksum")
+        upload = _Upload(self.client.send, self.client.what("blob", name), file, size, progress)
+        upload.run(self.client.uploads, name, lambda: self.holds(name, size, sha256))
+
+    def put_manifest(self, reference: str, data: bytes, media_type: str) -> str:
+        """Store a manifest under a tag or its digest; the digest of its bytes."""
+        what, url = self.client.what("manifest", reference), self.client.url("manifests", reference)
+        answer = self.client.send(Request("PUT", url, what, {"Content-Type": media_type}, data))
+        if not answer.good:
+            raise answer.error(what)
+        digest, theirs = digest_of(data), answer.header("Docker-Content-Digest")
+        if theirs.startswith("sha256:") and theirs != digest:
+            raise CorruptError(f"{what}: {answer.where} stored other bytes than were sent")
+        return digest
+
+
+class _Upload:
     """Sends one blob.
 
     Args:
@@ -82,17 +121,14 @@ class Upload:
     def _piece(self, url: str, offset: int) -> tuple[str, int]:
         """Send the next piece: the URL for what follows, and where that begins."""
         self._file.seek(offset)
-        body = self._file.read(min(PIECE, self._size - offset))
+        body = self._file.read(min(_PIECE, self._size - offset))
         if not body:
             raise BackendError(f"{self._what}: the file ends at byte {offset} of {self._size}", retryable=False)
-        end = offset + len(body)
-        headers = {"Content-Type": "application/octet-stream", "Content-Range": f"{offset}-{end - 1}"}
-        request = Request("PATCH", url, self._what, headers, body)
-        return location_of(request, self._expect(request)), end
+        request = _piece(url, self._what, offset, body)
+        return location_of(request, self._expect(request)), offset + len(body)
 
     def _finish(self, url: str, name: str) -> None:
-        url += ("&" if "?" in url else "?") + urlencode({"digest": name})
-        self._expect(Request("PUT", url, self._what, body=b"", timeout=FINISH))
+        self._expect(_last(url, self._what, name))
 
     def _expect(self, request: Request) -> Answer:
         answer = self._send(request)
@@ -113,3 +149,56 @@ class Upload:
             return location_of(request, answer), int(has[1]) + 1 if int(has[1]) else 0
         except BackendError:
             return "", 0
+
+
+class RegistryWay:
+    """Pieces of 16 MiB one after the other: a registry takes them in no other way."""
+
+    piece, parallel = _PIECE, 1
+
+    def __init__(self, config: Registry) -> None:
+        self._client = RegistryClient(config, 1)
+        self._writer = RegistryWriter(self._client)
+        self._what = f"a blob of {self._client.label}"
+        self._url = ""
+        self._offset = 0
+
+    def send(self, number: int, data: bytes) -> None:
+        if not self._url:
+            self._request(Request("POST", self._client.uploads, self._what))
+        self._request(_piece(self._url, self._what, self._offset, data))
+        self._offset += len(data)
+
+    def keep(self, sha256: str, size: int) -> None:
+        name = f"sha256:{sha256}"
+        if self._writer.holds(name, size, sha256):
+            self.drop()
+            return
+        answer = self._client.send(_last(self._url, self._what, name))
+        if not answer.good:
+            raise answer.error(self._what)
+        self._url = ""
+
+    def drop(self) -> None:
+        if self._url:
+            with suppress(BackendError):
+                self._client.send(Request("DELETE", self._url, self._what))
+
+    def _request(self, request: Request) -> Answer:
+        answer = self._client.send(request)
+        if not answer.good:
+            raise answer.error(self._what)
+        self._url = location_of(request, answer)
+        return answer
+
+
+def _piece(url: str, what: str, offset: int, data: bytes) -> Request:
+    """Appends to an upload."""
+    headers = {"Content-Type": "application/octet-stream", "Content-Range": f"{offset}-{offset + len(data) - 1}"}
+    return Request("PATCH", url, what, headers, data)
+
+
+def _last(url: str, what: str, name: str) -> Request:
+    """Ends an upload by naming it."""
+    url += ("&" if "?" in url else "?") + urlencode({"digest": name})
+    return Request("PUT", url, what, body=b"", timeout=_FINISH)

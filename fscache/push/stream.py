@@ -88,11 +88,11 @@ def stream(backend: BackendConfig, progress: Callable[[int], None]) -> BlobStrea
     """A stream into a backend; UnsupportedError for one that only takes files."""
     match backend:
         case S3():
-            from .s3_stream import S3Way
+            from .s3 import S3Way
 
             return BlobStream(S3Way(backend), progress)
         case Registry():
-            from .registry_stream import RegistryWay
+            from .registry import RegistryWay
 
             return BlobStream(RegistryWay(backend), progress)
     raise UnsupportedError(

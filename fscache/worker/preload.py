@@ -14,6 +14,13 @@ def preload(kind: str) -> None:
     "server".encode("idna")  # looked up by each connection
     importlib.import_module(f"..backend.{_CLIENTS[kind]}", __package__)
     if kind == "s3":
-        from ..backend.s3 import connect
+        _preload_botocore()
 
-        connect.preload()
+
+def _preload_botocore() -> None:
+    """Read all of its data that a client may need."""
+    from ..backend.s3 import connect, errors  # noqa: F401
+
+    session = connect.new_session("")
+    for service in ("s3", "sts", "sso", "sso-oidc"):
+        session.create_client(service, "us-east-1", aws_access_key_id="-", aws_secret_access_key="-")  # noqa: S106

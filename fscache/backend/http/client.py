@@ -1,4 +1,4 @@
-"""Requests to HTTP servers, as the registry and http-proxy clients send them: one attempt, bounded, checked.
+"""Requests to HTTP servers, as all clients send them: one attempt, bounded, checked.
 
 A forward proxy is dealt with here and mirrors by ``first_good``, both by the rules of ``routes.py``. Redirects and
 credentials are the clients' affair: nothing is followed or repeated behind their back.
@@ -29,6 +29,7 @@ from .routes import Route, Routes, mirror_routes, proxy_routes
 T = TypeVar("T")
 # What Dragonfly's proxy wants to hear of a request for data, and what marks an answer as its own.
 _DRAGONFLY = {"X-Dragonfly-Use-P2P": "true", "X-Dragonfly-Priority": "6"}
+_ERROR_LIMIT = 65536  # bytes of a bad answer that are looked at
 _DRAGONFLY_ERROR = "X-Dragonfly-Error-Type"
 
 
@@ -66,7 +67,7 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What came back: ``body`` of a good answer, ``text`` (fit for people) of another."""
+    """What came back: of a bad answer ``body`` is the beginning, ``text`` what is fit for people."""
 
     status: int
     headers: urllib3.HTTPHeaderDict = field(repr=False)
@@ -102,17 +103,20 @@ class Http:
         connections: kept open to each server.
         secrets: credentials of the configuration: no message repeats them, whatever a server says.
         unix: path of the socket behind which the only server is.
+        bundle: file of the certificates to trust instead of the system's.
     """
 
-    def __init__(self, config: Remote, connections: int, secrets: Sequence[str] = (), unix: str = "") -> None:
-        pools = Pools(config, connections)
+    def __init__(
+        self, config: Remote, connections: int, secrets: Sequence[str] = (), unix: str = "", bundle: str = ""
+    ) -> None:
+        pools = Pools(config, connections, bundle)
         self._secrets, self._unix = secrets, unix
         self._direct = pools.unix(unix) if unix else pools.direct()
         self._proxy_config = None if unix else config.proxy
         self._proxy = pools.proxy(self._proxy_config.url) if self._proxy_config else None
         self._around = proxy_routes(self._proxy_config)
         self._mirrors = mirror_routes(() if unix else config.mirrors)
-        self._timeout = config.timeout
+        self._timeout, self._connect_timeout = config.timeout, config.connect_timeout
         self._lock = threading.Lock()
 
     def send(self, request: Request) -> Answer:
@@ -181,7 +185,9 @@ class Http:
             offset, length = request.span
             headers |= {"Range": f"bytes={offset}-{offset + length - 1}", **(extra or {})}
         response = None
-        options: dict[str, Any] = {"timeout": request.timeout} if request.timeout else {}
+        options: dict[str, Any] = {}
+        if request.timeout:
+            options["timeout"] = urllib3.Timeout(connect=self._connect_timeout, read=request.timeout)
         try:
             response = pool.request(
                 request.method,
@@ -213,6 +219,6 @@ class Http:
             return (reader.span(*request.span) if request.span else reader.all(request.limit)), ""
         sent = request.headers.get("Authorization", "").partition(" ")[2]
         with contextlib.suppress(HTTPError, HTTPException, OSError, ValueError, BackendError):
-            said = http_body.Reader(response, "", self._timeout).beginning(4096)
-            return b"", server_text(said, [*self._secrets, sent], signed="?" in request.url)
+            said = http_body.Reader(response, "", self._timeout).beginning(_ERROR_LIMIT)
+            return said, server_text(said, [*self._secrets, sent], signed="?" in request.url)
         return b"", ""

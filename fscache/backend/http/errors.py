@@ -1,4 +1,4 @@
-"""What an answer, or the lack of one, means: statuses and urllib3's exceptions as our errors.
+"""What an answer, or the lack of one, means: statuses and urllib3's exceptions as our errors, for all backends.
 
 The text of an exception of urllib3 may hold a URL with its query, so none of it is shown: only the system's words
 for an errno, and OpenSSL's for a certificate.
@@ -6,13 +6,13 @@ for an errno, and OpenSSL's for a certificate.
 
 from __future__ import annotations
 
-import email.utils
 import http.client
 import re
 import socket
 import ssl
 import time
 from collections.abc import Iterable, Iterator
+from email.utils import parsedate_to_datetime
 
 import msgspec
 import urllib3
@@ -20,8 +20,10 @@ from urllib3 import exceptions as u3
 
 from ....erofs.errors import BackendError, BlobNotFoundError, DeniedError
 
-LONGEST_PAUSE = 60.0  # seconds: a server that asks for more is asked again all the same
+_LONGEST_PAUSE = 60.0  # seconds: a server that asks for more is asked again all the same
 _TEXT = 200  # characters of a server's words that are shown
+_PLAIN_HTTP = ("wrong version number", "http request", "record layer failure")  # OpenSSL's words for a server without
+_SCHEME_HINT = 'does the server speak https? If not, set scheme to "http" (push --plain-http)'
 
 
 class _Entry(msgspec.Struct):
@@ -58,21 +60,24 @@ def server_text(body: bytes, secrets: Iterable[str], *, signed: bool) -> str:
         code = re.search(r"<Code>(\w{1,60})</Code>", text)
         if code or signed or "<html" in text.lower():
             text = code[1] if code else ""
-    text = " ".join("".join(char if char.isprintable() else " " for char in text).split())
-    if any(secret in text for secret in secrets if secret):
-        return ""
-    return text if len(text) <= _TEXT else text[: _TEXT - 3] + "..."
+    text = one_line(text)
+    return "" if any(secret in text for secret in secrets if secret) else text
 
 
-def retry_after(value: str, now: float | None = None) -> float:
-    """Seconds of a Retry-After header: a number or a date. 0 when it is neither."""
-    if value.isascii() and value.isdigit():
-        return min(float(value[:9]), LONGEST_PAUSE)
+def one_line(text: object) -> str:
+    """Foreign words: one printable line, bounded."""
+    printable = "".join(char if char.isprintable() else " " for char in str(text)[: 10 * _TEXT])
+    line = " ".join(printable.split())
+    return line if len(line) <= _TEXT else line[: _TEXT - 3] + "..."
+
+
+def retry_after(value: str) -> float:
+    """Seconds of a Retry-After header: a number or a date. 0 when it is neither, 60 at most."""
     try:
-        until = email.utils.parsedate_to_datetime(value[:64]).timestamp()
+        seconds = float(value) if value[:1].isdigit() else parsedate_to_datetime(value[:64]).timestamp() - time.time()
     except (ValueError, OverflowError):
         return 0.0
-    return min(max(until - (time.time() if now is None else now), 0.0), LONGEST_PAUSE)
+    return min(max(seconds, 0.0), _LONGEST_PAUSE)
 
 
 def status_error(what: str, where: str, status: int, text: str = "", wait: float = 0.0) -> BackendError:
@@ -97,7 +102,7 @@ def status_error(what: str, where: str, status: int, text: str = "", wait: float
             return BackendError(f"{said}: it is shorter than the image says", retryable=False)
         case 429 | 503:
             return BackendError(said, retry_after=wait)
-    return BackendError(said, retryable=status >= 500 or status == 408)
+    return BackendError(said, retryable=status == 408 or (status >= 500 and status != 501))
 
 
 def transport_error(what: str, where: str, error: Exception, *, begun: bool) -> BackendError:
@@ -115,9 +120,11 @@ def transport_error(what: str, where: str, error: Exception, *, begun: bool) -> 
     ]
     timed_out = isinstance(error, (u3.ReadTimeoutError, u3.ConnectTimeoutError, TimeoutError))
     if tls and not (broken or begun or timed_out):
+        reason = _tls_reason(tls)
+        plain = reason in _PLAIN_HTTP
         return BackendError(
-            f"{what}: no TLS with {where}: {_tls_reason(tls)}",
-            hint="name the server's CA in ca_cert_files, or set skip_verify",
+            f"{what}: no TLS with {where}: {reason}",
+            hint=_SCHEME_HINT if plain else "name the server's CA in ca_cert_files, or set skip_verify",
             retryable=False,
         )
     if isinstance(error, (u3.LocationValueError, ValueError)) and not isinstance(error, OSError):
@@ -129,9 +136,9 @@ def _why(error: Exception, causes: list[BaseException], where: str) -> str:
     if any(isinstance(one, u3.NameResolutionError | socket.gaierror) for one in causes):
         return f"no address for the name of {where}"
     system = next((one.strerror for one in causes if isinstance(one, OSError) and one.errno and one.strerror), "")
-    if isinstance(error, u3.NewConnectionError):
+    if any(isinstance(one, u3.NewConnectionError) for one in causes):
         return f"no connection to {where}" + (f": {system}" if system else "")
-    if isinstance(error, u3.ConnectTimeoutError):
+    if any(isinstance(one, u3.ConnectTimeoutError) for one in causes):
         return f"no connection to {where} in time"
     if isinstance(error, (u3.ReadTimeoutError, TimeoutError)):
         return f"{where} sends nothing more: timed out"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import ssl
 from typing import Any
@@ -14,21 +15,27 @@ from urllib3.exceptions import ConnectTimeoutError, InsecureRequestWarning, NewC
 from ....erofs.errors import ConfigError
 from ...config.backend import Remote
 
+_BUNDLES = (  # of the distributions
+    "/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt", "/etc/ssl/ca-bundle.pem",
+    "/etc/ssl/cert.pem",
+)  # fmt: skip
+
 
 class Pools:
     """Makes the pools of one backend: all have its time-outs and its view of whom to trust.
 
     Args:
         connections: kept open to each server.
+        bundle: file of the certificates to trust instead of the system's.
     """
 
-    def __init__(self, config: Remote, connections: int) -> None:
+    def __init__(self, config: Remote, connections: int, bundle: str = "") -> None:
         self._common: dict[str, Any] = {
             "maxsize": connections,
             "timeout": urllib3.Timeout(connect=config.connect_timeout, read=config.timeout),
             "retries": False,
         }
-        self._tls = _tls(config)
+        self._tls = _tls(config, bundle)
 
     def direct(self) -> urllib3.PoolManager:
         return urllib3.PoolManager(ssl_context=self._tls, **self._common)
@@ -81,15 +88,25 @@ class _UnixManager(urllib3.PoolManager):
         return self._pool
 
 
-def _tls(config: Remote) -> ssl.SSLContext:
-    context = ssl.create_default_context()
-    for path in config.ca_cert_files:
+def _tls(config: Remote, bundle: str) -> ssl.SSLContext:
+    context = ssl.create_default_context(cafile=None if bundle else _system())
+    for path in (*([bundle] if bundle else []), *config.ca_cert_files):
         try:
             context.load_verify_locations(cafile=path)
         except OSError as error:  # ssl.SSLError is one
-            raise ConfigError(f"ca_cert_files: {path}: {error.strerror or 'no PEM certificate'}") from None
+            what = "holds no certificate in PEM form" if isinstance(error, ssl.SSLError) else error.strerror
+            hint = "the service's own user must be able to read it" if isinstance(error, PermissionError) else None
+            raise ConfigError(f"ca_cert_files: {path}: {what}", hint=hint) from None
     if config.skip_verify:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
         urllib3.disable_warnings(InsecureRequestWarning)  # it is what was asked for
     return context
+
+
+def _system() -> str | None:
+    """The distribution's file of certificates, where this Python's OpenSSL looks for them elsewhere."""
+    paths = ssl.get_default_verify_paths()
+    if paths.cafile or paths.capath:
+        return None
+    return next((path for path in _BUNDLES if os.access(path, os.R_OK)), None)

@@ -1,4 +1,4 @@
-"""One repository of an OCI registry (distribution specification 1.1): blobs in parts, manifests, and putting both.
+"""One repository of an OCI registry (distribution specification 1.1): blobs in parts, and manifests.
 
 Redirects to blob storage are followed by hand: the Authorization header is for the registry alone. A redirect's
 target is kept for each blob until it fails, because the registry would only send us there again.
@@ -8,18 +8,16 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable
 from dataclasses import replace
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple
 
 import urllib3
 
-from ....erofs.errors import BackendError, BlobNotFoundError, ConfigError, CorruptError
+from ....erofs.errors import BackendError, ConfigError, CorruptError
 from ....erofs.record import Buffer
 from ...config import backend as config
 from ...config.reference import registry_host
 from ...credentials.basic import decode
-from ...push.registry import Upload
 from ..base import ObjectInfo
 from ..http.client import Answer, Http, Request, Span
 from ..http.location import location_of, origin
@@ -50,7 +48,7 @@ class Manifest(NamedTuple):
 
 
 class RegistryClient:
-    """Reads and writes one repository. Blobs are named ``sha256:<hex>``.
+    """Reads one repository. Blobs are named ``sha256:<hex>``.
 
     Args:
         connections: kept open to each server.
@@ -67,15 +65,13 @@ class RegistryClient:
         self._tokens = Tokens(backend, self._http.send)
         self._redirects: dict[str, str] = {}  # by blob; single operations on it need no lock
 
-    # --- reading ---
-
     def stat(self, name: str) -> ObjectInfo:
-        request = Request("HEAD", "", self._what("blob", name))
+        request = Request("HEAD", "", self.what("blob", name))
         answer = self._blob(request, name)
         return ObjectInfo(answer.size(request.what), answer.header("Docker-Content-Digest") or answer.header("ETag"))
 
     def read(self, name: str, offset: int, length: int) -> Buffer:
-        request = Request("GET", "", self._what("blob", name), span=Span(offset, length))
+        request = Request("GET", "", self.what("blob", name), span=Span(offset, length))
         return self._blob(request, name).body
 
     def manifest(self, reference: str) -> Manifest:
@@ -85,7 +81,7 @@ class RegistryClient:
             CorruptError: it is not what its digest says.
             BackendError: it cannot be had; BlobNotFoundError: there is none.
         """
-        what = self._what("manifest", reference)
+        what = self.what("manifest", reference)
         request = Request("GET", "", what, {"Accept": ", ".join(MANIFEST_TYPES)}, limit=MANIFEST_LIMIT)
         path = self._path("manifests", reference)
         answer = self._http.first_good(
@@ -93,51 +89,32 @@ class RegistryClient:
         )
         data = bytes(answer.body)
         for digest in (answer.header("Docker-Content-Digest"), reference):
-            if _DIGEST.fullmatch(digest) and digest != _digest(data, digest.partition(":")[0]):
+            if _DIGEST.fullmatch(digest) and digest != digest_of(data, digest.partition(":")[0]):
                 raise CorruptError(f"{what}: {answer.where} sends bytes that are not those of {digest}")
-        digest = reference if _DIGEST.fullmatch(reference) else _digest(data, "sha256")
+        digest = reference if _DIGEST.fullmatch(reference) else digest_of(data)
         return Manifest(data, digest, answer.header("Content-Type", 256).partition(";")[0].strip())
 
-    # --- writing ---
+    # --- for whoever writes ---
 
-    def holds(self, name: str, size: int, sha256: str) -> bool:
-        """Whether a blob is there with this size; its name is its checksum."""
-        try:
-            return name == f"sha256:{sha256}" and self.stat(name).size == size
-        except BlobNotFoundError:
-            return False
+    def what(self, kind: str, name: str) -> str:
+        """One object and its server, for messages."""
+        return f"{kind} {name[:150]} of {self.label}"
 
-    def put(self, name: str, file: BinaryIO, size: int, sha256: str, progress: Callable[[int], None]) -> None:
-        if name != f"sha256:{sha256}":
-            raise ConfigError(f"{name}: a registry names blobs by their checksum")
-        upload = Upload(self.push, self._what("blob", name), file, size, progress)
-        upload.run(self.uploads, name, lambda: self.holds(name, size, sha256))
+    def url(self, kind: str, reference: str) -> str:
+        """Where a manifest or blob is; ConfigError for what cannot be a name."""
+        return self._base + self._path(kind, reference)
 
     @property
     def uploads(self) -> str:
         """URL at which uploads begin."""
         return f"{self._base}/v2/{self._config.repo}/blobs/uploads/"
 
-    def put_manifest(self, reference: str, data: bytes, media_type: str) -> str:
-        """Store a manifest under a tag or its digest; the digest of its bytes."""
-        what = self._what("manifest", reference)
-        url = self._base + self._path("manifests", reference)
-        answer = self.push(Request("PUT", url, what, {"Content-Type": media_type}, data))
-        if not answer.good:
-            raise answer.error(what)
-        digest, theirs = _digest(data, "sha256"), answer.header("Docker-Content-Digest")
-        if theirs.startswith("sha256:") and theirs != digest:
-            raise CorruptError(f"{what}: {answer.where} stored other bytes than were sent")
-        return digest
-
-    def push(self, request: Request) -> Answer:
-        """Send a request of an upload: the registry may lead elsewhere with it, but not with our credentials."""
+    def send(self, request: Request) -> Answer:
+        """Send a request that changes something: the registry may lead elsewhere with it, but not with our
+        credentials."""
         return self._send(request, None, "pull,push")
 
     # --- requests ---
-
-    def _what(self, kind: str, name: str) -> str:
-        return f"{kind} {name[:150]} of {self.label}"
 
     def _path(self, kind: str, reference: str) -> str:
         if not (_TAG.fullmatch(reference) or _DIGEST.fullmatch(reference)):
@@ -209,5 +186,6 @@ class RegistryClient:
         return replace(request, headers=headers, direct=route is not None)
 
 
-def _digest(data: bytes, algorithm: str) -> str:
+def digest_of(data: bytes, algorithm: str = "sha256") -> str:
+    """``algorithm:hex`` of a manifest or blob."""
     return f"{algorithm}:{hashlib.new(algorithm, data).hexdigest()}"

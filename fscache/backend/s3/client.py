@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import re
 import threading
-from collections.abc import Callable
-from typing import Any, BinaryIO
+from typing import Any
 
-from ....erofs.errors import BackendError, BlobNotFoundError, DeniedError
+from ....erofs.errors import BackendError, NydusErofsError
+from ....erofs.record import Buffer
 from ...config.backend import S3, describe
 from ..base import ObjectInfo
 
-_RANGE = re.compile(r"bytes (\d{1,19})-(\d{1,19})/(\d{1,19}|\*)")
-
 
 class S3Client:
-    """A client and writer of one bucket, safe for several threads.
+    """A client of one bucket, safe for several threads.
 
     botocore is loaded, and credentials are looked for, by the first request. Credentials that expire are renewed.
 
     Args:
-        connections: kept open for further requests, and the most that one ``put`` uses at a time (4 at most).
+        connections: kept open for further requests.
     """
 
     def __init__(self, config: S3, connections: int) -> None:
@@ -42,43 +39,13 @@ class S3Client:
             raise
         return ObjectInfo(self._size(answer, name), str(answer.get("ETag", "")).strip('"')[:200])
 
-    def read(self, name: str, offset: int, length: int) -> bytes:
-        last = offset + length - 1
-        answer = self.call("get_object", name, Range=f"bytes={offset}-{last}")
-        body = answer["Body"]
-        try:
-            self._check_range(answer, name, offset, length)
-            pieces, got = [], 0
-            while got <= length and (piece := body.read(length + 1 - got)):
-                pieces.append(piece)
-                got += len(piece)
-        except Exception as error:
-            body.close()  # the connection with it: what else it would bring is not wanted
-            if isinstance(error, BackendError):
-                raise
-            raise self._translated(error, f"{self._what(name)}: bytes {offset}-{last}") from None
-        if got != length:
-            body.close()
-            raise self._wrong(name, f"{got if got < length else 'more'} bytes", length)
-        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+    def read(self, name: str, offset: int, length: int) -> Buffer:
+        body: Buffer = self.call("get_object", name, Range=f"bytes={offset}-{offset + length - 1}")["Body"].read()
+        return body
 
-    def holds(self, name: str, size: int, sha256: str) -> bool:
-        """Whether the object is there already, as far as the server can tell without its bytes being read.
-
-        A refusal is a no: S3 so answers whoever may not list, where there is no such object.
-        """
-        try:
-            answer = self.call("head_object", name)
-        except (BlobNotFoundError, DeniedError):
-            return False
-        known = {key.lower(): value for key, value in answer.get("Metadata", {}).items()}.get("sha256", sha256)
-        return self._size(answer, name) == size and known == sha256
-
-    def put(self, name: str, file: BinaryIO, size: int, sha256: str, progress: Callable[[int], None]) -> None:
-        """Store an object: whole up to 8 MiB, else in parts (see ``s3_write``); ``base.Writer`` says the rest."""
-        from ...push.s3 import put
-
-        put(self, name, file, size, sha256, progress)
+    def what(self, name: str) -> str:
+        """One object and its server, for messages."""
+        return f"object {name} of {self.label}"
 
     def call(self, operation: str, name: str, **fields: Any) -> dict[str, Any]:
         """One request of botocore's about one object (or ``Prefix``, for lists); its errors as ours."""
@@ -87,8 +54,15 @@ class S3Client:
         try:
             method = getattr(self._connected(), operation)
             answer: dict[str, Any] = method(Bucket=self._config.bucket_name, **fields)
+        except BackendError as error:  # of the transport, which does not know names
+            error.message = f"object {name} of {error.message}"
+            raise
+        except NydusErofsError:
+            raise
         except Exception as error:
-            raise self._translated(error, self._what(name)) from None
+            from .errors import translate
+
+            raise translate(error, self.what(name), self._config) from None
         return answer
 
     def _connected(self) -> Any:
@@ -99,39 +73,8 @@ class S3Client:
                 self._api = connect(self._config, self.connections)
             return self._api
 
-    def _check_range(self, answer: dict[str, Any], name: str, offset: int, length: int) -> None:
-        """Whether the bytes that come are those that were asked for, before any is read."""
-        meta = answer["ResponseMetadata"]
-        sent = answer.get("ContentLength", length)
-        if meta["HTTPStatusCode"] == 206:
-            span = _RANGE.fullmatch(str(answer.get("ContentRange", "")))
-            right = span is not None and (int(span[1]), int(span[2])) == (offset, offset + length - 1)
-            what = f"bytes {span[1]}-{span[2]}" if span else "bytes without saying which"
-            if span and span[3] != "*" and offset <= int(span[3]) < offset + length:
-                raise BackendError(
-                    f"{self._what(name)}: the object is shorter than the image says: it has {int(span[3])} bytes",
-                    retryable=False,
-                )
-        else:  # a server that knows no ranges sends all
-            right = offset == 0 and "ContentLength" in answer
-            what = f"{sent} bytes" if "ContentLength" in answer else "the whole object"
-        if not right or sent != length:
-            raise self._wrong(name, what if not right else f"{sent} bytes", length, offset)
-
-    def _wrong(self, name: str, what: str, length: int, offset: int | None = None) -> BackendError:
-        place = "" if offset is None else f" from {offset}"
-        return BackendError(f"{self._what(name)}: the server answered {what} instead of {length}{place}")
-
     def _size(self, answer: dict[str, Any], name: str) -> int:
         size = answer.get("ContentLength")
         if not isinstance(size, int) or size < 0:
-            raise BackendError(f"{self._what(name)}: the server does not say how long it is")
+            raise BackendError(f"{self.what(name)}: the server does not say how long it is")
         return size
-
-    def _what(self, name: str) -> str:
-        return f"{self.label}: object {name}"
-
-    def _translated(self, error: Exception, what: str) -> BackendError:
-        from .errors import translate
-
-        return translate(error, what, self._config, self._api.meta.endpoint_url if self._api else "")

@@ -20,8 +20,9 @@ import pytest
 from nydus_erofs.erofs.errors import BackendError
 from nydus_erofs.fscache.backend.s3.client import S3Client
 from nydus_erofs.fscache.config.backend import S3
+from nydus_erofs.fscache.push.s3 import S3Writer
 
-SERVERS = Path(__file__).parents[2] / "servers"
+SERVERS = Path(__file__).parents[2] / "kit" / "servers"
 
 
 def _load(name: str) -> ModuleType:
@@ -80,13 +81,19 @@ def s3_gateway(s3_make: Callable[..., S3Client], s3_server: Any) -> S3Client:
     return s3_make(s3_server, timeout=20.0)
 
 
+@pytest.fixture
+def s3_writer(s3_gateway: S3Client) -> S3Writer:
+    """It writes with that client."""
+    return S3Writer(s3_gateway)
+
+
 @pytest.fixture(scope="session")
 def s3_store() -> Callable[..., str]:
     """`s3_store(client, data, name="")`: the name of a new object."""
 
     def store(client: S3Client, data: bytes, name: str = "") -> str:
         name = name or uuid.uuid4().hex
-        client.put(name, io.BytesIO(data), len(data), hashlib.sha256(data).hexdigest(), lambda count: None)
+        S3Writer(client).put(name, io.BytesIO(data), len(data), hashlib.sha256(data).hexdigest(), lambda _: None)
         return name
 
     return store

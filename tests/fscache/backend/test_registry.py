@@ -18,6 +18,7 @@ from nydus_erofs.fscache.backend.registry.client import RegistryClient
 from nydus_erofs.fscache.config import backend as config
 from nydus_erofs.fscache.credentials.basic import encode
 from nydus_erofs.fscache.push import registry as registry_push
+from nydus_erofs.fscache.push.registry import RegistryWriter
 
 DATA = os.urandom(300_000)
 NAME = f"sha256:{hashlib.sha256(DATA).hexdigest()}"
@@ -30,6 +31,10 @@ def client(host, *, scheme="http", **fields):
         host=host, repo=REPO, scheme=scheme, **{"timeout": 2.0, "connect_timeout": 2.0, **fields}
     )
     return RegistryClient(config.check(backend), 4)
+
+
+def writer_to(host, **fields):
+    return RegistryWriter(client(host, **fields))
 
 
 def caught(call, *kinds):
@@ -584,14 +589,14 @@ def push(writer, data):
     writer.put(name, io.BytesIO(data), len(data), digest, steps.append)
     assert writer.holds(name, len(data), digest)
     assert sum(steps) == len(data)
-    assert bytes(writer.read(name, 0, len(data))) == data if data else True
+    assert bytes(writer.client.read(name, 0, len(data))) == data if data else True
     return name, steps
 
 
 def test_push(registry_make, registry_tokens):
     tokens = registry_tokens(users={"me": "secret-word"})
     registry = registry_make(tokens.auth)
-    writer = client(registry.host, auth=encode("me", "secret-word"))
+    writer = writer_to(registry.host, auth=encode("me", "secret-word"))
     assert len(push(writer, b"small")[1]) == 1
     assert push(writer, b"")[1] == []
     big = os.urandom(40 << 20)
@@ -609,15 +614,15 @@ def test_push(registry_make, registry_tokens):
     digest = writer.put_manifest("v1", manifest, "application/vnd.oci.image.manifest.v1+json")
     assert digest == "sha256:" + hashlib.sha256(manifest).hexdigest()
     for reference in ("v1", digest):
-        got = writer.manifest(reference)
+        got = writer.client.manifest(reference)
         assert got == (manifest, digest, "application/vnd.oci.image.manifest.v1+json")
-    caught(lambda: writer.manifest("v2"), BlobNotFoundError)
+    caught(lambda: writer.client.manifest("v2"), BlobNotFoundError)
     caught(lambda: writer.put_manifest("v3", b"{}", "application/vnd.oci.image.manifest.v1+json"))
 
 
 def test_push_refused(registry_make):
     registry = registry_make("basic")
-    writer = client(registry.host, auth=encode("someone", "wrong staple"))
+    writer = writer_to(registry.host, auth=encode("someone", "wrong staple"))
     digest = hashlib.sha256(b"x").hexdigest()
     caught(lambda: writer.put(f"sha256:{digest}", io.BytesIO(b"x"), 1, digest, print), DeniedError)
 
@@ -625,7 +630,7 @@ def test_push_refused(registry_make):
 def test_push_of_other_bytes(registry_make):
     registry = registry_make()
     digest = hashlib.sha256(b"x").hexdigest()
-    writer = client(registry.host)
+    writer = writer_to(registry.host)
     error = caught(lambda: writer.put(f"sha256:{digest}", io.BytesIO(b"y"), 1, digest, lambda more: None))
     assert not error.retryable
     assert not writer.holds(f"sha256:{digest}", 1, digest)
@@ -635,7 +640,7 @@ def test_push_goes_on_after_a_cut(registry_make, registry_kit):
     registry = registry_make()
     relay = registry_kit.Relay(registry.port)
     relay.cut_after = 20 << 20
-    writer = client(relay.host)
+    writer = writer_to(relay.host)
     push(writer, os.urandom(40 << 20))
     assert relay.cut_after is None
     assert relay.connections > 1
@@ -671,7 +676,7 @@ def test_push_resumes(registry_kit):
 
     with registry_kit.stub.Stub(reply) as stub:
         steps = []
-        client(stub.endpoint).put(f"sha256:{digest}", io.BytesIO(data), len(data), digest, steps.append)
+        writer_to(stub.endpoint).put(f"sha256:{digest}", io.BytesIO(data), len(data), digest, steps.append)
         assert bytes(kept) == data
         assert sum(steps) == len(data)
         assert done == [f"/up?state={len(data)}&secret=s&digest=sha256%3A{digest}"]
@@ -741,12 +746,13 @@ def test_no_credential_in_any_message(registry_kit, status, monkeypatch):
             ):
                 url = f"http://u:proxy-5@127.0.0.1:{registry_kit.free_port()}"
                 reader = client(stub.endpoint, proxy=config.Proxy(url=url), **fields)
+                writer = RegistryWriter(reader)
                 for call in (
                     lambda reader=reader: reader.read(NAME, 0, 9),
                     lambda reader=reader: reader.stat(NAME),
                     lambda reader=reader: reader.manifest("v1"),
-                    lambda reader=reader: reader.put_manifest("v1", b"{}", "a/b"),
-                    lambda reader=reader: reader.put(NAME, io.BytesIO(DATA), len(DATA), NAME[7:], print),
+                    lambda writer=writer: writer.put_manifest("v1", b"{}", "a/b"),
+                    lambda writer=writer: writer.put(NAME, io.BytesIO(DATA), len(DATA), NAME[7:], print),
                 ):
                     with pytest.raises(BackendError) as info:
                         call()

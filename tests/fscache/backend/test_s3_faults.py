@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from nydus_erofs.erofs.errors import BackendError, BlobNotFoundError, DeniedError
+from nydus_erofs.fscache.backend.http.errors import retry_after
 from nydus_erofs.fscache.backend.s3.client import S3Client
-from nydus_erofs.fscache.backend.s3.errors import pause
 
 MIB = 1 << 20
 DATA = b"".join(hashlib.sha256(bytes([n])).digest() for n in range(256)) * 8  # 64 KiB, as in conftest.py
@@ -24,15 +24,15 @@ Make = Callable[..., S3Client]
     (403, "RequestTimeTooSkewed", DeniedError, False, 0, "this host's clock is wrong"),
     (400, "ExpiredToken", DeniedError, False, 0, "renew session_token"),
     (400, "InvalidToken", DeniedError, False, 0, "check session_token"),
-    (401, "Whatever", DeniedError, False, 0, "the server refuses (401 Whatever)"),
-    (404, "Whatever", BlobNotFoundError, False, 0, "no such object"),
+    (401, "Whatever", DeniedError, False, 0, "401 Unauthorized (Whatever: a message)"),
+    (404, "Whatever", BlobNotFoundError, False, 0, "404 Not Found"),
     (416, "InvalidRange", BackendError, False, 0, "shorter than the image says"),
     (429, "TooManyRequests", BackendError, True, 7, "fewer requests"),
     (503, "SlowDown", BackendError, True, 7, "fewer requests"),
-    (503, "ServiceUnavailable", BackendError, True, 7, "503 ServiceUnavailable: a message"),
-    (500, "InternalError", BackendError, True, 7, "500 InternalError: a message"),
-    (501, "NotImplemented", BackendError, False, 0, "501 NotImplemented"),
-    (400, "Odd", BackendError, False, 0, "400 Odd: a message"),
+    (503, "ServiceUnavailable", BackendError, True, 7, "503 Service Unavailable (ServiceUnavailable: a message)"),
+    (500, "InternalError", BackendError, True, 0, "(InternalError: a message)"),
+    (501, "NotImplemented", BackendError, False, 0, "501 Not Implemented"),
+    (400, "Odd", BackendError, False, 0, "400 Bad Request (Odd: a message)"),
 ])  # fmt: skip
 def test_error_answers(
     s3_make: Make, s3_kit: ModuleType, s3_failure: Any, status: int, code: str, kind: Any, retryable: bool,
@@ -53,7 +53,7 @@ def test_error_answers(
     ("Wed, 21 Oct 2015 07:28:00 GMT", 0), ("Wed, 21 Oct 2099 07:28:00 GMT", 60), ("Wed, 99 Oct 2015 07:28:00", 0),
 ])  # fmt: skip
 def test_retry_after(value: str, seconds: float) -> None:
-    assert pause(value) == seconds
+    assert retry_after(value) == seconds
 
 
 def lying(part: bytes, sent: int | None = None, span: str = "", status: int = 206) -> Callable[[Any], None]:
@@ -77,21 +77,19 @@ def stall(request: Any) -> None:
 
 
 @pytest.mark.parametrize("reply, words", [
-    (lying(DATA[:500], span="bytes 0-999/65536"), "answered 500 bytes instead of 1000"),
-    (lying(DATA[:2000], span="bytes 0-999/65536"), "answered 2000 bytes instead of 1000"),
+    (lying(DATA[:500], span="bytes 0-999/65536"), "announces '500' bytes instead of 1000"),
+    (lying(DATA[:2000], span="bytes 0-999/65536"), "announces '2000' bytes instead of 1000"),
     (lying(DATA[:500], sent=1000, span="bytes 0-999/65536"), "127.0.0.1"),
-    (lying(DATA[:1000]), "answered bytes without saying which"),
-    (lying(DATA[:1000], span="bytes 1-1000/65536"), "answered bytes 1-1000 instead of 1000 from 0"),
-    (lying(DATA[:1000], span="bytes 0-999"), "answered bytes without saying which"),
-    (lying(DATA[:1000], span="bytes 0-" + "9" * 5000), "answered bytes without saying which"),
-    (lying(DATA, status=200), "answered 65536 bytes instead of 1000"),
-    (lying(b"", status=204), "instead of 1000"),
-    (lying(DATA[:1000], sent="many", span="bytes 0-999/65536"), "not understood"),  # type: ignore[arg-type]
+    (lying(DATA[:1000]), "does not say which bytes it sends"),
+    (lying(DATA[:1000], span="bytes 1-1000/65536"), "sends bytes 1-1000 instead of 0-999"),
+    (lying(DATA[:1000], span="bytes 0-999"), "does not say which bytes it sends"),
+    (lying(DATA[:1000], span="bytes 0-" + "9" * 5000), "does not say which bytes it sends"),
+    (lying(DATA[:1000], sent="many", span="bytes 0-999/65536"), "announces 'many' bytes"),  # type: ignore[arg-type]
     (reset_in_the_middle, "Connection reset by peer"),
-    (stall, "sent nothing for 1 s"),
-    (lambda request: time.sleep(3), "sent nothing for 1 s"),
+    (stall, "sends nothing more"),
+    (lambda request: time.sleep(3), "sends nothing more"),
     (lambda request: request.reset(), "127.0.0.1"),
-    (lambda request: request.wfile.write(b"220 welcome to my mail server\r\n"), "closed the connection"),
+    (lambda request: request.wfile.write(b"220 welcome to my mail server\r\n"), "broke"),
 ])  # fmt: skip
 def test_wrong_answers_may_be_asked_for_again(
     s3_make: Make, s3_kit: ModuleType, s3_failure: Any, reply: Any, words: str
@@ -113,17 +111,32 @@ def test_chunked_answers(s3_make: Make, s3_kit: ModuleType, s3_failure: Any) -> 
         size = 1000
         assert s3_make(server).read("x", 0, 1000) == DATA[:1000]
         size = 900
-        assert "answered 900 bytes" in str(s3_failure(BackendError, s3_make(server).read, "x", 0, 1000))
+        assert "sends 900 bytes" in str(s3_failure(BackendError, s3_make(server).read, "x", 0, 1000))
         size = 1100
-        assert "answered more bytes" in str(s3_failure(BackendError, s3_make(server).read, "x", 0, 1000))
+        assert "sends more than 1000 bytes" in str(s3_failure(BackendError, s3_make(server).read, "x", 0, 1000))
 
 
 def test_a_server_without_ranges(s3_make: Make, s3_kit: ModuleType, s3_failure: Any) -> None:
     with s3_kit.Stub(lambda request: request.send(200, DATA)) as server:
         client = s3_make(server)
         assert client.read("x", 0, len(DATA)) == DATA
-        s3_failure(BackendError, client.read, "x", 1, len(DATA))
-        s3_failure(BackendError, client.read, "x", 0, 1)
+        for offset, length in ((1, len(DATA)), (0, 1)):
+            error = s3_failure(BackendError, client.read, "x", offset, length)
+            assert "must know range requests" in str(error)
+            assert not error.retryable
+
+
+def test_a_body_that_drips(s3_make: Make, s3_kit: ModuleType, s3_failure: Any) -> None:
+    def reply(request: Any) -> None:
+        request.send(206, Content_Length=1000, Content_Range="bytes 0-999/65536")
+        for byte in DATA[:1000]:
+            request.wfile.write(bytes([byte]))
+            time.sleep(0.2)
+
+    with s3_kit.Stub(reply) as server:
+        error = s3_failure(BackendError, s3_make(server, timeout=0.5).read, "x", 0, 1000)
+        assert "too slowly" in str(error)
+        assert error.retryable
 
 
 def test_the_body_of_a_wrong_answer_is_not_read(s3_make: Make, s3_kit: ModuleType, s3_failure: Any) -> None:
@@ -180,7 +193,7 @@ def test_echoed_credentials_are_taken_out(s3_make: Make, s3_kit: ModuleType, s3_
 
     with s3_kit.Stub(reply) as server:
         error = s3_failure(BackendError, s3_make(server, session_token=s3_kit.TOKEN).read, "x", 0, 1)
-        assert "400 Odd: ... ... ..." in str(error)
+        assert "(Odd: ... ... ...)" in str(error)
 
 
 @pytest.mark.parametrize("status, code, headers", [

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import trustme
 
-from nydus_erofs.erofs.errors import BackendError
+from nydus_erofs.erofs.errors import BackendError, ConfigError
 from nydus_erofs.fscache.backend.s3.client import S3Client
 from nydus_erofs.fscache.config.backend import S3, Proxy
 
@@ -25,13 +25,13 @@ def test_nobody_there(s3_make: Make, s3_failure: Any) -> None:
         port = free.getsockname()[1]
     error = s3_failure(BackendError, s3_make(f"127.0.0.1:{port}").read, "x", 0, 1)
     assert error.retryable
-    assert f"cannot connect to 127.0.0.1:{port}: Connection refused" in str(error)
+    assert f"no connection to 127.0.0.1:{port}: Connection refused" in str(error)
 
 
 def test_a_name_that_nobody_knows(s3_make: Make, s3_failure: Any) -> None:
     error = s3_failure(BackendError, s3_make("nosuchhost.invalid:9000").read, "x", 0, 1)
     assert error.retryable
-    assert "the name of nosuchhost.invalid:9000 cannot be resolved" in str(error)
+    assert "no address for the name of nosuchhost.invalid:9000" in str(error)
 
 
 def test_a_host_that_does_not_answer(s3_make: Make, s3_failure: Any) -> None:
@@ -46,7 +46,7 @@ def test_a_host_that_does_not_answer(s3_make: Make, s3_failure: Any) -> None:
         for one in waiting:
             one.close()
     assert error.retryable
-    assert "within 1 s" in str(error)
+    assert "in time" in str(error)
 
 
 @pytest.mark.parametrize("fields, url", [
@@ -66,9 +66,9 @@ def test_endpoints(
 
     def send(self: Any, request: Any) -> None:
         asked.append(request.url)
-        raise ConnectionRefusedError(111, "refused")
+        raise BackendError("refused")
 
-    monkeypatch.setattr("botocore.httpsession.URLLib3Session.send", send)
+    monkeypatch.setattr("nydus_erofs.fscache.backend.http.client.Http.send", send)
     config = S3(
         **({"bucket_name": "images", "access_key_id": s3_kit.KEY, "access_key_secret": s3_kit.SECRET} | fields)
     )
@@ -82,10 +82,12 @@ def test_forward_proxy(s3_make: Make, s3_kit: ModuleType, s3_failure: Any) -> No
         url = f"http://user:{s3_kit.SECRET.replace('/', '%2F')}@{proxy.endpoint}"
         assert s3_make("nosuchhost.invalid", proxy=Proxy(url=url)).read("x", 3, 9) == DATA[3:12]
         assert proxy.requests[0].path == "http://nosuchhost.invalid/images/x"
-        assert proxy.requests[0].headers["Proxy-Authorization"]
-    error = s3_failure(BackendError, s3_make("nosuchhost.invalid", proxy=Proxy(url=url)).read, "x", 3, 9)
+        assert proxy.requests[0].headers["proxy-authorization"]
+    error = s3_failure(
+        BackendError, s3_make("nosuchhost.invalid", proxy=Proxy(url=url, fallback=False)).read, "x", 3, 9
+    )
     assert "user" not in str(error)
-    assert f"cannot connect to {proxy.endpoint}" in str(error)
+    assert "no connection to the proxy before nosuchhost.invalid" in str(error)
 
 
 @pytest.fixture(scope="module")
@@ -112,7 +114,7 @@ def test_tls(s3_make: Make, s3_kit: ModuleType, s3_failure: Any, authority: trus
         for untrusting in ({}, {"ca_cert_files": files[:1]}):
             error = s3_failure(BackendError, s3_make(server, scheme="https", **untrusting).read, "x", 0, 1)
             assert not error.retryable
-            assert "certificate is not trusted" in str(error)
+            assert "unable to get local issuer certificate" in str(error)
             assert "ca_cert_files" in str(error)
             assert "skip_verify" in str(error)
         error = s3_failure(BackendError, s3_make(server).read, "x", 0, 1)  # http spoken to an https server
@@ -127,7 +129,7 @@ def test_tls_of_another_host(
         client = s3_make(server, scheme="https", ca_cert_files=[str(tmp_path / "ca.pem")])
         error = s3_failure(BackendError, client.read, "x", 0, 1)
         assert not error.retryable
-        assert "certificate is not trusted" in str(error)
+        assert "certificate is not valid for" in str(error)
 
 
 def test_https_spoken_to_an_http_server(s3_make: Make, s3_kit: ModuleType, s3_failure: Any) -> None:
@@ -141,4 +143,5 @@ def test_unusable_ca_files(s3_make: Make, s3_failure: Any, tmp_path: Path) -> No
     (tmp_path / "empty.pem").write_text("nothing")
     for name, said in (("empty.pem", "no certificate in PEM form"), ("missing.pem", "No such file")):
         client = s3_make("127.0.0.1:1", scheme="https", ca_cert_files=[str(tmp_path / name)])
-        assert said in str(s3_failure(BackendError, client.read, "x", 0, 1))
+        with pytest.raises(ConfigError, match=said):
+            client.read("x", 0, 1)

@@ -12,6 +12,7 @@ import pytest
 
 from nydus_erofs.fscache.backend.registry.client import RegistryClient
 from nydus_erofs.fscache.config.backend import Registry
+from nydus_erofs.fscache.push.registry import RegistryWriter
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(180)]
 
@@ -250,14 +251,14 @@ def test_a_half_pushed_image(publish, serve, service_kit, s3_server, built):
 def test_an_ordinary_image_in_a_registry(publish, serve, service_kit, registry_kit, registry_make):
     place, service = publish("registry"), serve()
     fields = json.loads(place.config.read_text())
-    client = RegistryClient(Registry(**{k: v for k, v in fields.items() if k != "type"}), 1)
+    writer = RegistryWriter(RegistryClient(Registry(**{k: v for k, v in fields.items() if k != "type"}), 1))
     digest = "sha256:" + hashlib.sha256(b"").hexdigest()
     layer = {"mediaType": "application/vnd.oci.image.layer.v1.tar+gzip", "digest": digest, "size": 0}
     config = {**layer, "mediaType": "application/vnd.oci.image.config.v1+json"}
     media_type = "application/vnd.oci.image.manifest.v1+json"
     manifest = {"schemaVersion": 2, "mediaType": media_type, "config": config, "layers": [layer]}
-    client.put(digest, io.BytesIO(b""), 0, digest[7:], lambda count: None)
-    client.put_manifest("plain", json.dumps(manifest).encode(), media_type)
+    writer.put(digest, io.BytesIO(b""), 0, digest[7:], lambda count: None)
+    writer.put_manifest("plain", json.dumps(manifest).encode(), media_type)
     with pytest.raises(service_kit.RefusedError, match="not a Nydus image") as caught:
         service.mount_image(place.image.replace(":v1", ":plain"), backend_file=str(place.config))
     assert caught.value.hint == "convert it first"
