@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Protocol
 
 from nydus_erofs.erofs import localize
+from nydus_erofs.erofs.head import read_head
 from nydus_erofs.erofs.image import Bootstrap, Image
 from nydus_erofs.erofs.source import BufferSource, FileSource
 from nydus_erofs.fscache.kernel.fd import Fd
@@ -25,7 +26,7 @@ class OpenImage:
         self.boot = (folder / "boot").read_bytes()
         (path,) = (folder / "blobs").iterdir()
         self.name, self.blob = path.name, path.read_bytes()
-        self.head = localize.read_head(BufferSource(self.boot))
+        self.head = read_head(BufferSource(self.boot))
         (self.map,) = localize.read_blob_maps(self.boot, self.head, lambda _: BufferSource(self.blob), segment_size)
         self.plan = pack_plan(self.map)
 

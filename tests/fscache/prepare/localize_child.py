@@ -18,6 +18,7 @@ from pathlib import Path
 
 from nydus_erofs.erofs import localize
 from nydus_erofs.erofs.errors import NydusErofsError
+from nydus_erofs.erofs.head import read_head
 from nydus_erofs.erofs.segments import segment_size_for
 from nydus_erofs.erofs.source import BufferSource
 from nydus_erofs.fscache.kernel.fd import Fd
@@ -30,8 +31,8 @@ SEGMENT = 1 << 20
 
 
 def prepare(boot: bytes, blob: bytes) -> None:
-    head = localize.read_head(BufferSource(boot))
-    size = segment_size_for(sum(entry.uncompressed_size for entry in head.entries), SEGMENT)
+    head = read_head(BufferSource(boot))
+    size = segment_size_for(sum(blob.entry.uncompressed_size for blob in head.blobs), SEGMENT)
     maps = localize.read_blob_maps(boot, head, lambda _: BufferSource(blob), size)
     out = io.BytesIO()
     localize.write_localized(boot, head, maps, out)

@@ -12,7 +12,7 @@ from nydus_erofs.erofs.source import FileSource
 from nydus_erofs.fscache.kernel.fd import Fd
 from nydus_erofs.fscache.state.plan import Plan, PlanFlags
 from nydus_erofs.fscache.worker.cache_object import ObjectSink
-from nydus_erofs.fscache.worker.fill import Filler
+from nydus_erofs.fscache.worker.fill import fill
 from nydus_erofs.fscache.worker.store import Store
 
 
@@ -40,7 +40,7 @@ def test_filled_to_the_last_block(make):
     made = make()
     for number in range(len(made.plan.segments)):
         seen = []
-        Filler().fill(made.store, number, seen.append)
+        fill(made.store, number, seen.append)
         assert seen == sorted(seen)
     data = made.path.read_bytes()
     for number in range(len(made.plan.segments)):
@@ -52,7 +52,7 @@ def test_filled_to_the_last_block(make):
     # The next worker finds it all.
     again = make()
     assert all(again.store.sink.filled(again.plan))
-    assert Filler().fill(again.store, 0, lambda _: None) == 0
+    assert fill(again.store, 0, lambda _: None) == 0
 
 
 @pytest.mark.parametrize(("number", "error"), [(28, CacheFullError), (105, CacheFullError), (5, BackendError)])
@@ -66,6 +66,6 @@ def test_a_write_that_fails_is_one_error_and_not_the_end(make, monkeypatch, numb
     with monkeypatch.context() as patched:
         patched.setattr("nydus_erofs.fscache.worker.cache_object.os.pwrite", fail)
         with pytest.raises(error):
-            Filler().fill(made.store, 0, lambda _: None)
-    Filler().fill(made.store, 0, lambda _: None)
+            fill(made.store, 0, lambda _: None)
+    fill(made.store, 0, lambda _: None)
     assert made.store.sink.filled(made.plan)[0]
