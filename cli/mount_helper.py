@@ -80,8 +80,8 @@ def interpret(options: list[str]) -> Wanted:
         elif option not in _GENERIC and not option.startswith(("x-", "comment=")):
             raise ConfigError(
                 f"unknown mount option {option!r}",
-                hint="known: blob_dir=, backend_config=, digest=, prefetch, noprefetch, suid, dev, plain_http, insecure, "
-                "run_dir=, state_dir=",
+                hint="known: blob_dir=, backend_config=, digest=, prefetch, noprefetch, suid, dev, plain_http, "
+                "insecure, run_dir=, state_dir=",
             )
     return wanted
 
