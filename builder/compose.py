@@ -34,6 +34,7 @@ from .output import Outputs
 from .paths import shown, source_error
 from .pieces import Request, batch_size
 from .pool import Pool
+from .times import time_rule
 from .walk import DirectorySource
 from .whiteout import whiteout_test
 from .worker import Worker
@@ -170,6 +171,8 @@ def _build(options: BuildOptions, progress: Progress) -> BuildResult:
             excluded=exclude_test(options.exclude),
             own_outputs=outputs.identities(),
             chunk_size=options.chunk_size,
+            time_rule=time_rule(options),
+            links=not options.hard_dereference,
         )
         area = MetadataArea(source.root(), options.chunk_size)
         blob = BlobWriter(options, known, outputs.blob, area.data)

@@ -330,16 +330,14 @@ class MetadataArea:
 
     def _join_chunks(self, place: int, index: int, size: int) -> None:
         """Let the kernel see a file whose chunks follow each other in one blob as a single chunk."""
-        entries = _START_BLOCK.iter_unpack(memoryview(self.data)[index : index + self._indexes_size(size)])
+        end = index + chunk_count(size, self._chunk_size) * CHUNK_INDEX.size
+        entries = _START_BLOCK.iter_unpack(memoryview(self.data)[index:end])
         blocks = (block for (block,) in entries)
         first, step = next(blocks), self._chunk_size // BLOCK_SIZE
         follow = all(map(operator.eq, blocks, itertools.count(first + step, step)))
         bits = (size - 1).bit_length() - BLOCK_BITS
         if follow and bits <= CHUNK_FORMAT_BITS_MASK:
             _U.pack_into(self.data, place + _U_OFFSET, bits | CHUNK_FORMAT_INDEXES)
-
-    def _indexes_size(self, size: int) -> int:
-        return chunk_count(size, self._chunk_size) * CHUNK_INDEX.size
 
 
 def _block_end(names: list[bytes], first: int) -> int:

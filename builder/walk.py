@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import closing
 
 from ..erofs import xattr
@@ -54,8 +54,14 @@ class DirectorySource:
         excluded: Excluded | None = None,
         own_outputs: Mapping[tuple[int, int], bool],
         chunk_size: int,
+        time_rule: Callable[[int], int] | None = None,
+        links: bool = True,
     ) -> None:
-        """``own_outputs``: (device, inode number) of files and directories to pass over -> whether to mention it."""
+        """``own_outputs``: (device, inode number) of files and directories to pass over -> whether to mention it.
+
+        ``time_rule`` leads from the time of a file to its time in the image, in nanoseconds. Without ``links``
+        names of one file are taken for files of their own.
+        """
         self.left_out = 0
         self.own_outputs_met: list[bytes] = []
         self._root = root
@@ -65,11 +71,14 @@ class DirectorySource:
         self._own_inos = {ino for _, ino in own_outputs}
         self._strip = len(root.prefix)
         self._chunk_size = chunk_size
+        self._time_rule = time_rule
+        self._links = links
 
     def root(self) -> Node:
-        """The source itself, without a name; its mtime is 0, so that copies of one tree give one image."""
+        """The source itself, without a name; its mtime counts as 0, so that copies of one tree give one image."""
         st = os.fstat(self._root.fd)
-        return Node(b"", st.st_mode, st.st_uid, st.st_gid, 0, 0)
+        rule = self._time_rule
+        return Node(b"", st.st_mode, st.st_uid, st.st_gid, rule(0) if rule else 0, 0)
 
     def listings(self) -> Generator[Listing]:
         """What each directory holds, in pre-order."""
@@ -107,8 +116,8 @@ class DirectorySource:
         nodes: list[Node] = []
         subdirectories: list[_Folder] = []
         base = b"%b%d/" % (self._root.descriptors, fd)
-        whiteout, excluded, own = self._whiteout, self._excluded, self._own_inos
-        lstat, listxattr, chunk_size = os.lstat, os.listxattr, self._chunk_size
+        whiteout, excluded, own, time_rule = self._whiteout, self._excluded, self._own_inos, self._time_rule
+        lstat, listxattr, chunk_size, links = os.lstat, os.listxattr, self._chunk_size, self._links
         for name in names:
             path = prefix + name
             try:
@@ -122,8 +131,9 @@ class DirectorySource:
                 ):
                     self.left_out += 1
                     continue
+                time = time_rule(mtime) if time_rule else mtime
                 if kind == _S_IFDIR:
-                    nodes.append(Node(name, mode, st.st_uid, st.st_gid, mtime, 0))
+                    nodes.append(Node(name, mode, st.st_uid, st.st_gid, time, 0))
                     subdirectories.append((name, path, depth, (st.st_dev, ino)))
                     continue
                 xattrs = target = b""
@@ -142,14 +152,14 @@ class DirectorySource:
             if kind == _S_IFREG:
                 dev = st.st_dev
                 stamp = Stamp(size, mtime, st.st_ctime_ns, ino, dev)
-                link = (dev, ino) if st.st_nlink > 1 else None
+                link = (dev, ino) if st.st_nlink > 1 and links else None
                 sparse = size > chunk_size and st.st_blocks * _BLOCK < size
                 nodes.append(
-                    Node(name, mode, st.st_uid, st.st_gid, mtime, size, 0, xattrs, b"", link, path, stamp, sparse)
+                    Node(name, mode, st.st_uid, st.st_gid, time, size, 0, xattrs, b"", link, path, stamp, sparse)
                 )
             else:
                 rdev = encode_rdev(st.st_rdev) if kind in _DEVICES else 0
-                nodes.append(Node(name, mode, st.st_uid, st.st_gid, mtime, len(target), rdev, xattrs, target))
+                nodes.append(Node(name, mode, st.st_uid, st.st_gid, time, len(target), rdev, xattrs, target))
         return Listing(own_xattrs, nodes), subdirectories
 
     def _is_own(self, path: bytes, st: os.stat_result) -> bool:

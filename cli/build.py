@@ -13,7 +13,7 @@ from typing import NoReturn
 
 import click
 
-from ..builder import BlobSink, BuildOptions, BuildResult, WhiteoutSpec, build
+from ..builder import BlobSink, BuildOptions, BuildResult, WhiteoutSpec, build, parse_time, source_date_epoch
 from ..erofs.errors import UnsupportedError
 from ..erofs.ids import printable
 from ..erofs.rafs import DEFAULT_CHUNK_SIZE, Compression, DigestAlgo
@@ -76,6 +76,12 @@ class _Number(click.ParamType[int]):
     metavar="PATTERN",
     help="Leave out what matches: a name, or with a / in it a path from DIRECTORY on. May be repeated.",
 )
+@click.option(
+    "--mtime",
+    metavar="N|DATE",
+    help="Time of all files: seconds since 1970, or a date such as 2023-11-14 or 2023-11-14T22:13:20Z.",
+)
+@click.option("--hard-dereference", is_flag=True, help="Take names of one file (hard links) for files of their own.")
 @click.option("--workers", type=int, help="Processes that read and compress [default: one per CPU, at most 8].")
 @click.option("-v", "--fs-version", default="6", show_default=True, help="Version of RAFS.")
 @click.option("-t", "--type", "--source-type", "source_type", default="directory", help="Kind of source: directory.")
@@ -100,6 +106,8 @@ def command(
     digester: str,
     whiteout_spec: str,
     exclude: tuple[str, ...],
+    mtime: str | None,
+    hard_dereference: bool,
     workers: int | None,
     fs_version: str,
     source_type: str,
@@ -113,6 +121,8 @@ def command(
 
     With --output-dir OUT alone the bootstrap becomes OUT/NAME.meta, the blob OUT/<its SHA-256>, and
     OUT/output.json names both. Nothing appears under its name before it is complete.
+
+    Without --mtime, times later than the environment variable SOURCE_DATE_EPOCH (seconds since 1970) become that.
 
     With --backend-push and no place for the blob (--bootstrap FILE alone) it is uploaded while it is built.
     """
@@ -146,6 +156,9 @@ def command(
         digest=_DIGESTS[digester],
         whiteout_spec=WhiteoutSpec(whiteout_spec),
         exclude=exclude,
+        mtime=None if mtime is None else parse_time(mtime),
+        latest_mtime=None if mtime is not None else source_date_epoch(os.environ),
+        hard_dereference=hard_dereference,
         workers=workers,
     )
     with _ended_by_signals(), progress_for(quiet=log_level in ("warn", "error")) as progress:
