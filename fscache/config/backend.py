@@ -248,6 +248,9 @@ def check(config: BackendConfig, path: str = "$") -> BackendConfig:
         case HttpProxy():
             if not config.addr.startswith(("http://", "https://", "/")):
                 raise ConfigError(f"{path}.addr: neither http(s)://HOST nor the absolute path of a unix socket")
+            for name in ("proxy", "mirrors", "skip_verify", "ca_cert_files") if config.addr.startswith("/") else ():
+                if getattr(config, name):
+                    raise ConfigError(f"{path}.{name}: a unix socket (addr) has none")
     if not isinstance(config, HttpProxy) and config.scheme not in _SCHEMES:
         raise ConfigError(f"{path}.scheme: {config.scheme!r} is neither http nor https")
     _check_transport(config, path)
@@ -269,8 +272,11 @@ def _check_transport(config: Remote, path: str) -> None:
     if config.proxy is not None and not config.proxy.url.startswith(("http://", "https://")):
         raise ConfigError(f"{path}.proxy.url: it must begin with http:// or https://")
     for number, mirror in enumerate(config.mirrors):
+        where = f"{path}.mirrors[{number}].host"
         if not mirror.host.startswith(("http://", "https://")):
-            raise ConfigError(f"{path}.mirrors[{number}].host: it must begin with http:// or https://")
+            raise ConfigError(f"{where}: it must begin with http:// or https://")
+        if "@" in mirror.host:
+            raise ConfigError(f"{where}: it takes no user:password@", hint="put an Authorization into its headers")
 
 
 def _plain_host(host: str, path: str) -> None:

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nydus_erofs.erofs.errors import ConfigError, UnsupportedError
-from nydus_erofs.fscache.config.backend import describe
+from nydus_erofs.fscache.config.backend import convert, describe
 from nydus_erofs.fscache.config.load import load
 from nydus_erofs.fscache.config.service import Config, check
 
@@ -139,6 +139,7 @@ def test_s3_as_a_table_of_our_own(tmp_path):
         ({"proxy": {"url": "p:1"}}, "$.device.backend.config.proxy.url"),
         ({"proxy": {"url": "http://p:1", "falback": True}}, "$.device.backend.config.proxy"),
         ({"mirrors": [{"host": "m"}]}, "$.device.backend.config.mirrors[0].host"),
+        ({"mirrors": [{"host": "http://u:SECRET@m"}]}, "$.device.backend.config.mirrors[0].host"),
         ({"ca_cert_files": ["/ca"] * 1000}, "more than 6000 bytes"),
         (
             {"proxy": {"url": "http://p", "dragonfly_scheduler_endpoint": "x"}},
@@ -151,6 +152,20 @@ def test_a_wrong_backend_is_named_by_json_path(fields, named, tmp_path):
         load(written(tmp_path, in_backend(**fields)))
     assert named in caught.value.message
     assert "SECRET" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"proxy": {"url": "http://p"}},
+        {"mirrors": [{"host": "http://m"}]},
+        {"skip_verify": True},
+        {"ca_cert_files": ["x"]},
+    ],
+)
+def test_a_unix_socket_has_neither_tls_nor_other_servers(fields):
+    with pytest.raises(ConfigError, match=f"[$].{next(iter(fields))}: a unix socket"):
+        convert("http-proxy", {"addr": "/run/proxy.sock", **fields})
 
 
 def test_toml(tmp_path):

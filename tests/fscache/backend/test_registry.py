@@ -529,55 +529,6 @@ def test_proxy_use_http(registry_kit, registry_tokens, tmp_path, proxy):
         assert not any(auth in str(headers) for _, _, headers in proxy.requests)
 
 
-def test_mirrors(registry_make, registry_kit):
-    registry = registry_make()
-    registry.add(DATA)
-    first, second = [404], [200]
-
-    def reply(state):
-        return lambda request: parts(request) if state[0] == 200 else request.send(state[0])
-
-    with registry_kit.stub.Stub(reply(first)) as one, registry_kit.stub.Stub(reply(second)) as two:
-        headers = {"X-Dragonfly-Registry": f"http://{registry.host}"}
-        mirrors = [
-            config.Mirror(host=f"http://{one.endpoint}", headers=headers, failure_limit=2, health_check_interval=1),
-            config.Mirror(host=f"http://{two.endpoint}", failure_limit=2, health_check_interval=1),
-        ]
-        reader = client(registry.host, mirrors=mirrors)
-
-        def asked():
-            assert reader.read(NAME, 0, 9) == DATA[:9]
-            counts = len(one.requests), len(two.requests)
-            one.requests.clear()
-            two.requests.clear()
-            return counts
-
-        for _ in range(4):
-            assert asked() == (1, 1)  # it has not everything, which is no failure
-        first[0] = 200
-        assert reader.read(NAME, 0, 9) == DATA[:9]
-        assert one.requests[0].path == PATH
-        assert one.requests[0].headers["X-Dragonfly-Registry"] == f"http://{registry.host}"
-        one.requests.clear()
-        first[0] = second[0] = 500
-        assert [asked() for _ in range(4)] == [(1, 1), (1, 1), (0, 0), (0, 0)]
-        second[0] = 200
-        time.sleep(1.1)
-        assert [asked() for _ in range(3)] == [(1, 1), (0, 1), (0, 1)]
-
-
-def test_mirror_gets_the_token(registry_make, registry_tokens, registry_kit):
-    tokens = registry_tokens()
-    registry = registry_make(tokens.auth)
-    registry.add(DATA)
-    mirror = lambda request: parts(request) if request.headers["Authorization"] else request.send(401)  # noqa: E731
-    with registry_kit.stub.Stub(mirror) as stub:
-        reader = client(registry.host, mirrors=[config.Mirror(host=f"http://{stub.endpoint}")])
-        assert reader.read(NAME, 0, 9) == DATA[:9]  # from the registry, which says what it wants
-        registry.stop()
-        assert reader.read(NAME, 0, 9) == DATA[:9]
-
-
 # --- writing --------------------------------------------------------------------------------------------
 
 
