@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import click
 
 from .exits import require_root
@@ -23,8 +25,13 @@ def command(config_file: str | None, state_dir: str | None, run_dir: str | None,
     from ..fscache.keeper.service import serve
 
     require_root("the service")
-    settings = load(config_file) if config_file else Config()
-    settings.state_dir = state_dir or settings.state_dir
-    settings.run_dir = run_dir or settings.run_dir
+
+    def settings() -> Config:
+        config = load(config_file) if config_file else Config()
+        config.state_dir = state_dir or config.state_dir
+        config.run_dir = run_dir or config.run_dir
+        return check(config)
+
+    config_file = config_file and os.path.abspath(config_file)
     log.configure(log_level)
-    serve(check(settings), on_ready=lambda: notify.notify("READY=1"))
+    serve(settings(), settings if config_file else None, lambda: notify.notify("READY=1"))

@@ -16,29 +16,29 @@ import pytest
 from . import report
 
 _PATIENCE = 180  # seconds
-_AFAR = "backend/test_service.py"
+_AFAR, _CONTRACT, _CRASH = "backend/test_service.py", "service/test_contract.py", "service/test_crash.py"
 _TESTS = Path(__file__).resolve().parent.parent / "tests/fscache"
 
 # test -> what it verifies, as the matrix says it
 BOTH = {
-    "test_contract.py::test_several_images_at_once": "five images of Nydus and one of ours: every file and attribute",
-    "test_contract.py::test_nothing_is_fetched_before_it_is_read": "names and attributes cost no data",
-    "test_contract.py::test_eight_readers_at_once": "eight readers at once, each byte fetched once",
-    "test_contract.py::test_mmap": "every file through mmap",
-    "test_contract.py::test_programs_run_from_it": "programs run from it",
-    "test_contract.py::test_one_blob_in_two_images_is_fetched_once": "one blob in two images is fetched once",
-    "test_contract.py::test_a_busy_mount_is_named_and_works_on": "unmounting what is in use is refused",
-    "test_contract.py::test_prefetch_completes_by_itself": "prefetched: no read waits any more",
-    "test_contract.py::test_after_a_restart_nothing_is_fetched_twice": "restarted: nothing is fetched twice",
-    "test_contract.py::test_a_damaged_blob_gives_eio_and_heals": "damaged blob: EIO; repaired: right bytes",
+    f"{_CONTRACT}::test_several_images_at_once": "five images of Nydus and one of ours: every file and attribute",
+    f"{_CONTRACT}::test_nothing_is_fetched_before_it_is_read": "names and attributes cost no data",
+    f"{_CONTRACT}::test_eight_readers_at_once": "eight readers at once, each byte fetched once",
+    f"{_CONTRACT}::test_mmap": "every file through mmap",
+    f"{_CONTRACT}::test_programs_run_from_it": "programs run from it",
+    f"{_CONTRACT}::test_one_blob_in_two_images_is_fetched_once": "one blob in two images is fetched once",
+    f"{_CONTRACT}::test_a_busy_mount_is_named_and_works_on": "unmounting what is in use is refused",
+    f"{_CONTRACT}::test_prefetch_completes_by_itself": "prefetched: no read waits any more",
+    f"{_CONTRACT}::test_after_a_restart_nothing_is_fetched_twice": "restarted: nothing is fetched twice",
+    f"{_CONTRACT}::test_a_damaged_blob_gives_eio_and_heals": "damaged blob: EIO; repaired: right bytes",
     f"{_AFAR}::test_reads_as_it_was_and_is_fetched_once": "from a server: each byte once, and right",
     f"{_AFAR}::test_what_is_here_mounts_and_reads_without_the_network": "once fetched: needs no network",
     f"{_AFAR}::test_readers_wait_while_the_server_is_away": "server away: readers wait, then right bytes",
     f"{_AFAR}::test_a_server_away_for_good_is_an_error_in_time_and_heals": "server gone: EIO; back: right bytes",
-    "test_crash.py::test_worker_killed_again_and_again": "worker killed under 8 readers: no error, no wrong byte",
-    "test_crash.py::test_the_keeper_killed_alone": "service killed: EIO or right bytes; served again after",
-    "test_crash.py::test_a_reader_killed_while_it_waits": "a waiting reader can be killed",
-    "test_crash.py::test_disk_full": "disk full: EIO; room again: right bytes",
+    f"{_CRASH}::test_worker_killed_again_and_again": "worker killed under 8 readers: no error, no wrong byte",
+    f"{_CRASH}::test_the_keeper_killed_alone": "service killed: EIO or right bytes; served again after",
+    f"{_CRASH}::test_a_reader_killed_while_it_waits": "a waiting reader can be killed",
+    f"{_CRASH}::test_disk_full": "disk full: EIO; room again: right bytes",
 }  # fmt: skip
 # Of a test's parameters.  Servers of other projects run on the host alone.
 ONLY = {
@@ -48,7 +48,7 @@ ONLY = {
     "test_readers_wait_while_the_server_is_away": "http-proxy",
     "test_a_server_away_for_good_is_an_error_in_time_and_heals": "http-proxy",
 }
-CACHEFILES = "guest_cachefiles.py"  # all of it; its docstrings are the lines
+CACHEFILES = "service/test_cachefiles.py"  # all of it; its docstrings are the lines
 
 
 class Reporter:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import msgspec
 
+from ..proto.fault import MAX_TEXT
 from ..proto.worker import Traffic
 
 
@@ -39,7 +40,7 @@ class Meter:
             traffic = self._count(seconds)
             traffic.errors += 1
             traffic.retries += retry
-            traffic.last_error = message
+            traffic.last_error = message[:MAX_TEXT]
             traffic.down = down
         self._changed()
 

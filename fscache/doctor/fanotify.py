@@ -15,6 +15,7 @@ import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 
 from ...erofs.ondisk import BLOCK_SIZE
 from ..kernel.fanotify import Group
@@ -72,7 +73,7 @@ def _steps(work: str) -> Iterator[Check]:
             yield Check("pre-content events", False, f"marking the cache: {os.strerror(number)}", _mark_fix(number))
             return
         yield Check("pre-content events", True, "fanotify accepts a pre-content mark on the cache's filesystem")
-        if failure := call_in_child(lambda: mount_erofs(boot, through, ["0"], target)):
+        if failure := call_in_child(partial(mount_erofs, boot, through, ["0"], target)):
             yield Check("file-backed EROFS", False, failure, "needs CONFIG_EROFS_FS_BACKED_BY_FILE (Linux 6.12+)")
             return
         cleanup.callback(unmount, target, lazy=True)

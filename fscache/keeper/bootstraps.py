@@ -20,14 +20,15 @@ from ..config.backend import Registry, Remote, describe
 from ..kernel.fd import Fd
 from ..proto import worker as proto
 from ..proto.packets import decoded
-from .files import open_bootstrap
 from .log import logger
 from .origin import Origin
 from .paths import StatePaths
+from .places import Places
 from .prepared import Provide
 from .worker_link import WorkerLink
 
 _PATIENCE, _RANGE_PATIENCE = 280.0, 60.0  # seconds
+_MAX_RECORD = 1 << 16  # bytes
 
 
 class _Known(msgspec.Struct):
@@ -55,8 +56,8 @@ class Opened:
     blobs: dict[str, int]  # blob id -> bytes of its uncompressed address space
 
 
-class Fetcher:
-    """Opens bootstraps, wherever they are."""
+class Bootstraps:
+    """Bootstraps, wherever they are."""
 
     def __init__(self, paths: StatePaths, link: WorkerLink) -> None:
         self._folder, self._link = paths.bootstraps, link
@@ -67,56 +68,41 @@ class Fetcher:
         if remote is not None:
             self._link.require(str(remote.__struct_config__.tag))
 
-    async def bootstrap(self, origin: Origin, digest: str = "") -> int:
-        """A descriptor of an image's bootstrap, fetched if need be.
+    async def bootstrap(self, origin: Origin, local: Fd | None, digest: str = "") -> Fd:
+        """An image's bootstrap, fetched if need be.
 
         Args:
+            local: it, if it is a file here; taken.
             digest: identity that it must have (``sha256:`` and the fs-verity digest), if one is demanded.
         """
         self.require(origin.remote)
-        if not origin.name or origin.remote is None:
-            return await self._local(origin.image, digest)
+        if local is not None:
+            if digest:
+                _demand(origin.image, (await self._link.ask(proto.Identify(0), local, _PATIENCE)).identity, digest)
+            return local
         key = _key(origin)
         lock = self._locks.setdefault(key, asyncio.Lock())
         try:
             async with lock:
-                return open_bootstrap(self._file(await self._fetched(origin, key, digest)))
+                return _open(self._file(await self._fetched(origin, key, digest)))
         finally:
             if not lock.locked():
                 self._locks.pop(key, None)
 
-    async def opened(self, origin: Origin, digest: str = "") -> Opened:
+    async def opened(self, origin: Origin, local: Fd | None, digest: str = "") -> Opened:
         """The same without waiting for all of it, where it is published so that pieces of it can be verified."""
         remote = origin.remote
-        if origin.name and remote is not None and self._load(_key(origin)) is None:
+        if local is None and remote is not None and self._load(_key(origin)) is None:
             self.require(remote)
-            said = await self._link.ask(lambda ticket: proto.Peek(ticket, remote, origin.name), None, _RANGE_PATIENCE)
-            assert isinstance(said, proto.Peeked)
+            said = await self._link.ask(proto.Peek(0, remote, origin.name), None, _RANGE_PATIENCE)
             if said.identity:
                 _demand(origin.image, said.identity, digest)
                 published = proto.Published(remote, said.name, said.identity)
                 return Opened(said.identity, None, published, said.size, dict(said.blobs))
-        file = Fd(await self.bootstrap(origin, digest))
-        known = self._load(_key(origin)) if origin.name else None
-        return Opened(
-            known.identity if known else "",
-            file,
-            None,
-            os.fstat(file.fd).st_size,
-            dict(await self._link.inspect(file.fd)),
-        )
-
-    async def _local(self, path: str, digest: str) -> int:
-        fd = open_bootstrap(path)
-        if digest:
-            try:
-                said = await self._link.ask(proto.Identify, fd, _PATIENCE)
-                assert isinstance(said, proto.Fetched)
-                _demand(path, said.identity, digest)
-            except BaseException:
-                os.close(fd)
-                raise
-        return fd
+        file = await self.bootstrap(origin, local, digest)
+        known = None if local is not None else self._load(_key(origin))
+        size, blobs = os.fstat(file.fd).st_size, dict(await self._link.inspect(file))
+        return Opened(known.identity if known else "", file, None, size, blobs)
 
     async def _fetched(self, origin: Origin, key: str, digest: str) -> _Known:
         """What is here of a published bootstrap, after a look at the server."""
@@ -126,25 +112,29 @@ class Fetcher:
         if known is not None and (known.identity == digest or (fixed and not digest)):
             return known
         new = os.path.join(self._folder, f".new-{key}")
-        fd = os.open(new, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-        try:
-            said = await self._ask(origin, known, digest, fd)
-        except BackendError as error:
-            os.unlink(new)
-            if known is None or not error.retryable:
+        with Fd(os.open(new, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)) as file:
+            try:
+                question = proto.FetchBootstrap(0, origin.remote, origin.name, known.version if known else "", digest)
+                said = await self._link.ask(question, file, _PATIENCE)
+            except BackendError as error:
+                os.unlink(new)
+                if known is None or not error.retryable:
+                    raise
+                _demand(origin.image, known.identity, digest)
+                logger().warning(
+                    "server does not answer: using what is here", image=origin.image, error=error.message
+                )
+                return known
+            except BaseException:
+                os.unlink(new)
                 raise
-            _demand(origin.image, known.identity, digest)
-            logger().warning("server does not answer: using what is here", image=origin.image, error=error.message)
-            return known
-        except BaseException:
-            os.unlink(new)
-            raise
-        finally:
-            os.close(fd)
         if known is not None and said.version == known.version:
             os.unlink(new)
             _demand(origin.image, known.identity, digest)
             return known
+        if not said.sha256:
+            os.unlink(new)
+            raise BackendError(f"{origin.image}: fetched, but nobody says what", hint="see the log")
         known = _Known(said.version, said.sha256, said.identity)
         if os.path.exists(self._file(known)):
             os.unlink(new)  # another name for it; the prepared image hangs on the file that is there
@@ -153,22 +143,13 @@ class Fetcher:
         self._save(key, known)
         return known
 
-    async def _ask(self, origin: Origin, known: _Known | None, digest: str, fd: int) -> proto.Fetched:
-        remote, version = origin.remote, known.version if known else ""
-        assert remote is not None
-        said = await self._link.ask(
-            lambda ticket: proto.FetchBootstrap(ticket, remote, origin.name, version, digest), fd, _PATIENCE
-        )
-        assert isinstance(said, proto.Fetched)
-        return said
-
     def _file(self, known: _Known) -> str:
         return os.path.join(self._folder, f"{known.sha256}.meta")
 
     def _load(self, key: str) -> _Known | None:
-        with contextlib.suppress(FileNotFoundError, msgspec.MsgspecError):
+        with contextlib.suppress(OSError, msgspec.MsgspecError):
             with open(os.path.join(self._folder, f"{key}.json"), "rb") as file:
-                known = decoded(_KNOWN, file.read())
+                known = decoded(_KNOWN, file.read(_MAX_RECORD))
             if os.path.exists(self._file(known)):
                 return known
         return None
@@ -179,24 +160,22 @@ class Fetcher:
             file.write(msgspec.json.encode(known))
         os.replace(f"{path}.new", path)
 
-    def provider(self, origin: Origin) -> Provide:
+    def provider(self, places: Places) -> Provide:
         """Gives ``prepare`` the bytes of an image's blobs."""
 
-        async def provide(blob: BlobId, offset: int, length: int) -> tuple[int, int]:
-            place = origin.find(blob)
-            if isinstance(place, int):
+        async def provide(blob: BlobId, offset: int, length: int) -> tuple[Fd, int]:
+            place = await places.find(blob)
+            if isinstance(place, Fd):
                 return place, 0
-            fd = os.memfd_create("range", os.MFD_CLOEXEC)
-            try:
-                await self._link.ask(
-                    lambda ticket: proto.FetchRange(ticket, place, blob, offset, length), fd, _RANGE_PATIENCE
-                )
-            except BaseException:
-                os.close(fd)
-                raise
-            return fd, offset
+            file = Fd(os.memfd_create("range", os.MFD_CLOEXEC))
+            await self._link.ask(proto.FetchRange(0, place, blob, offset, length), file, _RANGE_PATIENCE)
+            return file, offset
 
         return provide
+
+
+def _open(path: str) -> Fd:
+    return Fd(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
 
 
 def _key(origin: Origin) -> str:

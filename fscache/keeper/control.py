@@ -19,7 +19,7 @@ from .log import logger
 MAX_SOCKET_PATH = 107  # bytes (sockaddr_un, less its final NUL)
 _PEER_CREDENTIALS = struct.Struct("3i")
 
-Handler = Callable[[proto.Request], Awaitable[dict[str, Any]]]
+Handler = Callable[[proto.Request], Awaitable[msgspec.Struct | dict[str, Any]]]
 
 
 class ControlServer:
@@ -72,7 +72,7 @@ class ControlServer:
 
     async def _answer(self, line: bytes) -> bytes:
         try:
-            return proto.reply(**await self._handle(proto.decode(line)))
+            return proto.reply(await self._handle(proto.decode(line)))
         except NydusErofsError as error:
             return proto.refusal(error.message, error.hint, error.exit_code)
         except (msgspec.MsgspecError, ValueError) as error:  # ValueError: a zero byte in a path

@@ -7,10 +7,10 @@ to be verified (stores) or made anew (images). After a sync the file is removed 
 
 from __future__ import annotations
 
-import contextlib
 import os
 
-EPOCH = "epoch"
+from ..state.layout import EPOCH
+from .log import logger
 
 
 def boot_id() -> str:
@@ -33,15 +33,24 @@ def begin(directory: str) -> None:
 
 
 def settle(directory: str) -> None:
-    """Everything in the folder is on disk."""
-    with contextlib.suppress(FileNotFoundError):
+    """Everything in the folder is on disk. Not to be able to note it is no error: it costs a verification."""
+    try:
         os.unlink(os.path.join(directory, EPOCH))
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        logger().warning("a folder cannot be settled", folder=directory, error=error.strerror)
+
+
+def begun(directory: str) -> bool:
+    """Whether the folder has an epoch, of this boot or another."""
+    return os.path.lexists(os.path.join(directory, EPOCH))
 
 
 def trusted(directory: str) -> bool:
     """Whether what the folder holds counts without being verified."""
     try:
         with open(os.path.join(directory, EPOCH), encoding="ascii", errors="replace") as file:
-            return file.read() == boot_id()
+            return file.read(64) == boot_id()
     except FileNotFoundError:
         return True

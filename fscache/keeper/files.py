@@ -1,4 +1,5 @@
-"""Opening what root alone may be able to read: bootstraps and blobs. Nothing here looks at their bytes."""
+"""Files of others: bootstraps, blobs and mountpoints. Nothing here looks at bytes; all of it may wait for a server,
+so that it is for children of the keeper (``places.py``)."""
 
 from __future__ import annotations
 
@@ -6,23 +7,24 @@ import os
 import stat
 from collections.abc import Sequence
 
-from ...erofs.errors import BackendError, BlobNotFoundError, FormatError
+from ...erofs.errors import BackendError, BlobNotFoundError, BusyError, FormatError, ServiceError
 from ...erofs.ids import BlobId
+from ..kernel.fd import Fd
 
 
-def open_bootstrap(path: str) -> int:
+def open_bootstrap(path: str) -> Fd:
     """A read-only descriptor of a bootstrap file."""
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        fd = Fd(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK))
     except OSError as error:
         raise FormatError(f"bootstrap {path}: {error.strerror}") from None
-    if not stat.S_ISREG(os.fstat(fd).st_mode):
-        os.close(fd)
+    if not stat.S_ISREG(os.fstat(fd.fd).st_mode):
+        fd.close()
         raise FormatError(f"bootstrap {path} is not a file", hint="name the .meta file of the image")
     return fd
 
 
-def open_blob(directories: Sequence[str], name: BlobId) -> int:
+def open_blob(directories: Sequence[str], name: BlobId) -> Fd:
     """A read-only descriptor of the first non-empty ``DIR/<name>``; an empty file counts as missing, as in nydusd.
 
     Raises:
@@ -32,15 +34,29 @@ def open_blob(directories: Sequence[str], name: BlobId) -> int:
     for directory in directories:
         path = os.path.join(directory, name)
         try:
-            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+            fd = Fd(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK))
         except FileNotFoundError:
             continue
         except OSError as error:
             raise BackendError(f"blob {path}: {error.strerror}", retryable=False) from None
-        status = os.fstat(fd)
+        status = os.fstat(fd.fd)
         if stat.S_ISREG(status.st_mode) and status.st_size:
             return fd
-        os.close(fd)
+        fd.close()
     raise BlobNotFoundError(
         f"blob {name} is not in {' or '.join(directories)}", hint="name its folder with --blob-dir"
     )
+
+
+def check_target(target: str) -> None:
+    """ServiceError unless something can be mounted on ``target`` now."""
+    try:
+        status = os.stat(target)
+    except FileNotFoundError:
+        raise ServiceError(f"mountpoint {target} does not exist", hint="create it with mkdir") from None
+    except OSError as error:
+        raise ServiceError(f"mountpoint {target}: {error.strerror}") from None
+    if not stat.S_ISDIR(status.st_mode):
+        raise ServiceError(f"mountpoint {target} is not a directory")
+    if os.path.ismount(target):
+        raise BusyError(f"something is mounted on {target} already", hint="unmount it, or choose another mountpoint")

@@ -1,41 +1,29 @@
-"""Where an image comes from: a file or a name in a backend, and the places of its blobs."""
+"""Where an image comes from: a file or a name in a backend, and the folders of its blobs.
+
+What is done here may wait for files of others and for programs: run it in a child (``places.py``).
+"""
 
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 
 import msgspec
 
 from ...erofs.errors import BlobNotFoundError, ConfigError
-from ...erofs.ids import BlobId
 from ..config import backend as backends
 from ..config.backend import Registry, Remote
 from ..config.service import Config
-from .files import open_blob
 
 _S3 = "s3://"
 
 
-@dataclass(frozen=True, slots=True)
-class Origin:
+class Origin(msgspec.Struct, frozen=True):
     """One image's. Blobs are looked for in ``folders`` first, then in ``remote``."""
 
     image: str  # as people name it
     folders: list[str]
     remote: Remote | None = None
     name: str = ""  # of the bootstrap in ``remote``: object, tag or digest; empty when ``image`` is a file here
-
-    def find(self, blob: BlobId) -> int | Remote:
-        """A new descriptor of a blob that is here, or where else it should be; BlobNotFoundError for nowhere."""
-        if not self.folders and self.remote is not None:
-            return self.remote
-        try:
-            return open_blob(self.folders, blob)
-        except BlobNotFoundError:
-            if self.remote is None:
-                raise
-            return self.remote
 
 
 class Given(msgspec.Struct, frozen=True):
@@ -49,6 +37,8 @@ class Given(msgspec.Struct, frozen=True):
     image: str
     folders: list[str] = []
     backend_file: str = ""
+    plain_http: bool = False
+    insecure: bool = False
 
 
 def resolve(given: Given, config: Config, auth: str = "") -> Origin:

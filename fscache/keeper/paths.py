@@ -3,10 +3,11 @@
 State (survives reboots, one filesystem: ext4, xfs or btrfs; root only)::
 
     lock                    flock: one service on a state folder
-    images/<id>/            prepared images: boot, image.json (image.py)
+    images/<id>/            prepared images: boot, image.json (state/image.py)
     images/.new-*           being prepared; removed at start
-    bootstraps/             bootstraps from afar (fetcher.py)
-    store/<key>/plan        what fills which segment (plan.py); owner root
+    .../.gone-*             to be removed
+    bootstraps/             bootstraps from afar (bootstraps.py)
+    store/<key>/plan        what fills which segment (state/plan.py); owner root
     store/<key>/<segment>   segment files; owner the worker
     .../epoch               present while data may not be on disk (epoch.py)
 
@@ -22,13 +23,15 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-import shutil
+import secrets
 
 from ...erofs.errors import ServiceError
 from ..config.defaults import control_socket
+from ..kernel.fd import Fd
 from ..kernel.mount import bind_private, mounts, unmount
+from ..state.layout import MOUNT_RECORD
 
-MOUNT_RECORD = "mount.json"
+NEW, _GONE = ".new-", ".gone-"  # names of folders that are being made, and that are to be removed
 
 
 class StatePaths:
@@ -41,24 +44,36 @@ class StatePaths:
         self.bootstraps = os.path.join(self.root, "bootstraps")
         for path in (self.root, self.images, self.store, self.bootstraps):
             os.makedirs(path, mode=0o700, exist_ok=True)
-        self._lock = os.open(os.path.join(self.root, "lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        self._lock = Fd(os.open(os.path.join(self.root, "lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(self._lock.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            os.close(self._lock)
             raise ServiceError(
                 f"another service uses the state folder {self.root}",
                 hint="stop it, or choose another folder with --state-dir",
             ) from None
-        for name in os.listdir(self.images):
-            if name.startswith(".new-"):
-                shutil.rmtree(os.path.join(self.images, name), ignore_errors=True)
 
     def image(self, image_id: str) -> str:
         return os.path.join(self.images, image_id)
 
     def store_of(self, key: str) -> str:
         return os.path.join(self.store, key)
+
+    def away(self, path: str) -> str:
+        """Where to move a folder that is to be removed."""
+        return os.path.join(os.path.dirname(path), f"{_GONE}{secrets.token_hex(8)}")
+
+    def gone(self) -> list[str]:
+        """Folders that are to be removed."""
+        return self._named(_GONE)
+
+    def left_over(self) -> list[str]:
+        """The same, and what a service before was making when it ended."""
+        return self._named(_GONE, NEW)
+
+    def _named(self, *prefixes: str) -> list[str]:
+        folders = (self.images, self.store)
+        return [os.path.join(f, name) for f in folders for name in os.listdir(f) if name.startswith(prefixes)]
 
 
 class RunPaths:

@@ -1,8 +1,8 @@
-"""The keeper: owns what must not die (kernel descriptors, mounts, unanswered events) and little else.
+"""The service: the keeper's parts put together, from start to stop.
 
-One thread, one event loop. It parses no image, decompresses nothing and talks to no network; that is for
-``prepare`` and the worker, which have no privilege. An exception that nobody expected ends the process: the
-kernel then gives readers EIO instead of letting them wait for a loop that is gone.
+One thread, one event loop. It parses no image, decompresses nothing and talks to no network; that is for ``prepare``
+and the worker, which have no privilege. Nothing in it waits; that is for children. An exception that nobody expected
+ends the process: the kernel then gives readers EIO instead of letting them wait for a loop that is gone.
 """
 
 from __future__ import annotations
@@ -10,49 +10,55 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import select
-import signal
 import time
-import traceback
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
+
 import nydus_erofs
 
-from ...erofs.errors import KernelError, NydusErofsError
+from ...erofs.errors import KernelError, NydusErofsError, ServiceError
 from ..config.service import Config
 from ..doctor import cachefiles as cachefiles_doctor
 from ..doctor import checks, fanotify
 from ..kernel.cachefiles import Device
+from ..kernel.mount import MOUNT_FLAGS
 from ..kernel.process import raise_file_limit
 from ..proto import control
-from ..proto.worker import Limits, Traffic
-from .bootstraps import Fetcher
+from ..proto.worker import Limits
+from . import dispatch
+from .bootstraps import Bootstraps
+from .children import remove, write_out
 from .control import ControlServer
-from .engine.base import MOUNT_FLAGS, Engine, MountOrder
-from .engine.cachefiles import CachefilesEngine
-from .engine.fanotify import FanotifyEngine
-from .engine.watch import EventBudget
+from .engine.base import Engine, MountOrder
 from .log import logger
+from .mount_table import MountTable
 from .origin import Given
 from .paths import RunPaths, StatePaths
-from .stores import StoreMessage, StoreTable
+from .reload import Load, reloaded
+from .signals import Signals
+from .stores import StoreTable
+from .tasks import background, fatal
 from .traffic import TrafficTable
 from .worker_link import WorkerLink
 
+_GRACE = 5.0  # seconds that a service which is to stop gives mounts under way
 _RESERVED_FDS = 1024  # of the descriptor limit, for everything but events
-_LOOK_AGAIN = 5.0  # seconds between looks at the mounts, for those that were in use when last looked at
 
 
 class Keeper:
-    """The service, from start to stop."""
+    """The service, from start to stop.
 
-    def __init__(self, config: Config) -> None:
-        self.config = config
+    Args:
+        load: reads the configuration again, on SIGHUP; none if it was not read from a file.
+    """
+
+    def __init__(self, config: Config, load: Load | None = None) -> None:
+        self.config, self._load = config, load
         self.started = time.time()
         self.state = StatePaths(config.state_dir)
         self.run_paths = RunPaths(config.run_dir)
-        loop = asyncio.get_running_loop()
         self.worker = WorkerLink(
             config.worker_uid,
             Limits(
@@ -63,30 +69,36 @@ class Keeper:
                 config.prefetch_bandwidth,
             ),
             [str(config.backend.__struct_config__.tag)] if config.backend else [],
-            self._on_worker,
             self._on_new_worker,
             lambda: self.table.fail_all(),
         )
-        self.table = StoreTable(self.worker.send, loop.call_later)
+        self.table = StoreTable(self.worker.send, asyncio.get_running_loop().call_later, _write_out)
         self.traffic = TrafficTable()
-        self.fetcher = Fetcher(self.state, self.worker)
+        self.worker.listen(dispatch.table(self.table, self.traffic, self.worker.on_answer))
+        self.bootstraps = Bootstraps(self.state, self.worker)
         try:
             self.engine = self._choose_engine()
         except NydusErofsError:
             self.run_paths.give_up()
             raise
         self._server = ControlServer(self.run_paths.socket, self._handle)
+        self._mounting: set[asyncio.Task[None]] = set()
+        self._stopping = False
         self._stopped = asyncio.Event()
 
     def _choose_engine(self) -> Engine:
         """The engine that works on this host, tried rather than guessed."""
-        config, common = self.config, (self.config, self.state, self.run_paths, self.table, self.fetcher)
+        config, common = self.config, (self.config, self.state, self.run_paths, self.table, self.bootstraps)
         found = [] if config.engine == "cachefiles" else fanotify.fanotify_engine(self.state.root)
         if found and all(check.ok for check in found):
-            budget = EventBudget(max(256, raise_file_limit() - _RESERVED_FDS))
-            return FanotifyEngine(*common, budget)
+            from .engine.fanotify import FanotifyEngine  # one engine is loaded, not both
+            from .engine.watch import EventBudget
+
+            return FanotifyEngine(*common, EventBudget(max(256, raise_file_limit() - _RESERVED_FDS)))
         if config.engine == "fanotify":
             checks.require(found)
+        from .engine.cachefiles import CachefilesEngine
+
         try:
             self._check_floor()
             return CachefilesEngine(*common, self.worker, Device.open())
@@ -98,16 +110,6 @@ class Keeper:
                 hint="'nydus-erofs doctor' tells what to change",
             ) from None
 
-    def _on_worker(self, message: StoreMessage | Traffic) -> None:
-        if isinstance(message, Traffic):
-            self.traffic.on_news(message)
-        else:
-            self.table.on_message(message)
-
-    def _on_new_worker(self) -> None:
-        self.traffic.on_new_worker()
-        self.table.introduce_all()
-
     def _check_floor(self) -> None:
         """KernelError where the cachefiles engine is known to be dangerous, unless told to go on."""
         uname = os.uname()
@@ -117,73 +119,85 @@ class Keeper:
         if not floor.ok:
             logger().warning("old kernel", detail=floor.detail)
 
+    def _on_new_worker(self) -> None:
+        self.traffic.on_new_worker()
+        self.table.introduce_all()
+
+    # --- running ---
+
     async def run(self, on_ready: Callable[[], None]) -> None:
         """Serve until told to stop."""
-        loop = asyncio.get_running_loop()
-        loop.set_exception_handler(_fatal)
+        asyncio.get_running_loop().set_exception_handler(fatal)
         await self._server.start()
-        worker = asyncio.create_task(self.worker.run())
-        worker.add_done_callback(_fatal_task)
+        worker = background(self.worker.run())
         self.engine.start()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._on_signal)
-        watch = _watch_mounts(self.engine.look)
-        again = asyncio.create_task(self._look_again())
+        background(remove(self.state.left_over()))
+        signals = Signals(stop=lambda: background(self.stop()), reload=lambda: background(self._reload()))
+        mounts = MountTable(self.engine.look)
         logger().info("ready", engine=self.engine.name, socket=self.run_paths.socket, state=self.state.root)
         on_ready()
         try:
             await self._stopped.wait()
         finally:
-            again.cancel()
-            loop.remove_reader(watch)
-            watch.close()
+            signals.close()
+            mounts.close()
             self._server.close()
-            worker.remove_done_callback(_fatal_task)
             self.engine.close()
             self.worker.stop()
             await worker
             self.run_paths.close()
         logger().info("stopped")
 
-    async def _look_again(self) -> None:
-        while True:
-            await asyncio.sleep(_LOOK_AGAIN)
-            self.engine.look()
-
-    def _on_signal(self) -> None:
-        task = asyncio.create_task(self._stop())
-        task.add_done_callback(_fatal_task)
-
-    async def _stop(self) -> list[str]:
+    async def stop(self) -> list[str]:
+        """Unmount everything and end, after the mounts under way; what is busy stays, and the service too."""
+        self._stopping = True
+        if self._mounting:
+            _, late = await asyncio.wait(self._mounting, timeout=_GRACE)
+            for mount in late:
+                mount.cancel()
+            if late:
+                await asyncio.wait(late)
         busy = await self.engine.stop()
         if busy:
+            self._stopping = False
             logger().error("not stopping: mounts are in use", busy=busy)
         else:
             self._stopped.set()
         return busy
 
-    def _status(self) -> dict[str, Any]:
-        """One glance: what is served, how much of it is here, and whether readers wait."""
-        return {
-            "version": nydus_erofs.__version__,
-            "pid": os.getpid(),
-            "uptime_seconds": round(time.time() - self.started, 1),
-            "engine": self.engine.name,
-            "state_dir": self.state.root,
-            "run_dir": self.run_paths.root,
-            "worker": {"pid": self.worker.pid, "restarts": max(0, self.worker.restarts)},
-            "backends": self.traffic.describe(),
-            "mounts": self.engine.describe(),
-        }
+    async def _reload(self) -> None:
+        """Take what can be changed from the configuration file; with a mistake in it, everything stays as it is."""
+        if self._load is None:
+            logger().info("nothing to reload: the service was started without a configuration file")
+            return
+        try:
+            self.config, fixed = await reloaded(self.config, self._load)
+        except NydusErofsError as error:
+            logger().error("configuration not reloaded", error=error.message, hint=error.hint)
+            return
+        self.engine.config = self.config
+        self.bootstraps.require(self.config.backend)
+        logger().info("configuration reloaded", needs_restart=fixed)
 
-    async def _handle(self, request: control.Request) -> dict[str, Any]:
+    # --- requests ---
+
+    def _status(self) -> control.ServiceStatus:
+        return control.ServiceStatus(
+            version=nydus_erofs.__version__,
+            pid=os.getpid(),
+            uptime_seconds=round(time.time() - self.started, 1),
+            engine=self.engine.name,
+            state_dir=self.state.root,
+            run_dir=self.run_paths.root,
+            worker=control.WorkerStatus(self.worker.pid, max(0, self.worker.restarts)),
+            backends=self.traffic.describe(),
+            mounts=self.engine.describe(),
+        )
+
+    async def _handle(self, request: control.Request) -> msgspec.Struct | dict[str, Any]:
         match request:
             case control.Mount():
-                prefetch = self.config.prefetch if request.prefetch is None else request.prefetch
-                flags = sum(MOUNT_FLAGS[option] for option in set(request.options))
-                given = Given(request.image, request.blob_dirs, request.backend_file)
-                order = MountOrder(given, request.target, prefetch, flags, request.digest, request.auth)
-                await self.engine.mount(order)
+                await self._mount(request)
                 return {"target": request.target}
             case control.Umount():
                 await self.engine.umount(request.target)
@@ -191,42 +205,45 @@ class Keeper:
             case control.Status():
                 return self._status()
             case control.Stop():
-                return {"busy": await self._stop()}
+                return {"busy": await self.stop()}
+
+    async def _mount(self, request: control.Mount) -> None:
+        if self._stopping:
+            raise ServiceError("the service is stopping", hint="start it again, then mount")
+        prefetch = self.config.prefetch if request.prefetch is None else request.prefetch
+        given = Given(request.image, request.blob_dirs, request.backend_file, request.plain_http, request.insecure)
+        order = MountOrder(given, request.target, prefetch, _flags(request.options), request.digest, request.auth)
+        mount = asyncio.get_running_loop().create_task(self.engine.mount(order))
+        self._mounting.add(mount)
+        mount.add_done_callback(self._mounting.discard)
+        await asyncio.wait([mount])
+        if mount.cancelled():
+            raise ServiceError("the service is stopping", hint="start it again, then mount")
+        mount.result()
 
 
-def _watch_mounts(changed: Callable[[], None]) -> select.epoll:
-    """Call ``changed`` whenever the mount table changes (proc(5): POLLPRI on mountinfo)."""
-    watch = select.epoll()
-    table = os.open("/proc/self/mountinfo", os.O_RDONLY | os.O_CLOEXEC)
-    watch.register(table, select.EPOLLPRI | select.EPOLLERR)
-
-    def on_event() -> None:
-        watch.poll(0)
-        changed()
-
-    asyncio.get_running_loop().add_reader(watch, on_event)
-    return watch
+def _flags(options: list[Any]) -> int:
+    """Mount flags: nobody gets privileges from an image's files unless that is asked for."""
+    wanted = {"nosuid", "nodev", *options}
+    for option in ("suid", "dev"):
+        if option in wanted:
+            wanted -= {option, f"no{option}"}
+    return sum(MOUNT_FLAGS[option] for option in wanted)
 
 
-def _fatal(_loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-    """An exception in a callback: nobody can say what is broken, so nothing goes on."""
-    error = context.get("exception")
-    logger().critical("internal error", message=context.get("message"), error=repr(error))
-    if error is not None:
-        traceback.print_exception(error)
-    os._exit(70)
+def _write_out(folder: str, done: Callable[[], None]) -> None:
+    async def run() -> None:
+        if await write_out([folder]):
+            done()
+
+    background(run())
 
 
-def _fatal_task(task: asyncio.Task[Any]) -> None:
-    if not task.cancelled() and task.exception() is not None:
-        _fatal(task.get_loop(), {"message": "task failed", "exception": task.exception()})
-
-
-def serve(config: Config, on_ready: Callable[[], None] = lambda: None) -> None:
+def serve(config: Config, load: Load | None = None, on_ready: Callable[[], None] = lambda: None) -> None:
     """Run the service in this process until it is stopped."""
 
     async def main() -> None:
-        await Keeper(config).run(on_ready)
+        await Keeper(config, load).run(on_ready)
 
     os.umask(0o077)
     with contextlib.suppress(OSError):

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
-
+from ..proto.control import BackendStatus
 from ..proto.worker import Traffic
 from .log import logger
 
@@ -32,24 +31,24 @@ class TrafficTable:
         elif before is not None and before.down and not news.down:
             logger().info("backend answers again", backend=news.backend)
 
-    def describe(self) -> list[dict[str, Any]]:
+    def describe(self) -> list[BackendStatus]:
         """Each backend, for ``status``."""
         out = []
         for backend in sorted(self._before.keys() | self._now.keys()):
             none = Traffic(backend)
             all_of_it = _sum(self._before.get(backend, none), self._now.get(backend, none))
             out.append(
-                {
-                    "backend": backend,
-                    "requests": all_of_it.requests,
-                    "bytes": all_of_it.bytes,
-                    "errors": all_of_it.errors,
-                    "retries": all_of_it.retries,
-                    "latency_seconds_mean": round(all_of_it.seconds / max(1, all_of_it.requests), 6),
-                    "latency_seconds_max": round(all_of_it.slowest, 6),
-                    "down": all_of_it.down,
-                    "last_error": all_of_it.last_error or None,
-                }
+                BackendStatus(
+                    backend=backend,
+                    requests=all_of_it.requests,
+                    bytes=all_of_it.bytes,
+                    errors=all_of_it.errors,
+                    retries=all_of_it.retries,
+                    latency_seconds_mean=round(all_of_it.seconds / max(1, all_of_it.requests), 6),
+                    latency_seconds_max=round(all_of_it.slowest, 6),
+                    down=all_of_it.down,
+                    last_error=all_of_it.last_error or None,
+                )
             )
         return out
 

@@ -30,17 +30,15 @@ class Waits(Generic[Token]):
         self._asked[segment] = wait.end
         return True
 
-    def ready(self, segment: int, have: int, *, done: bool) -> list[Wait[Token]]:
-        """The readers that ``have`` bytes satisfy; all of them when the segment is ``done``. They are forgotten."""
-        if done:
-            return self.fail(segment)
+    def take_ready(self, segment: int, have: int) -> list[Wait[Token]]:
+        """The readers that ``have`` bytes satisfy; they are forgotten."""
         waits = self._segments.get(segment, [])
         ready = [wait for wait in waits if wait.end <= have]
         if ready:
             self._segments[segment] = [wait for wait in waits if wait.end > have]
         return ready
 
-    def fail(self, segment: int) -> list[Wait[Token]]:
+    def take_all(self, segment: int) -> list[Wait[Token]]:
         """All readers of a segment, forgotten: it is complete, or cannot be had."""
         self._asked.pop(segment, None)
         return self._segments.pop(segment, [])

@@ -6,33 +6,40 @@ import asyncio
 import contextlib
 import os
 import signal
+import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import msgspec
 
 from ...erofs.errors import BackendError
 from ..kernel import channel
+from ..kernel.fd import Fd
 from ..proto import worker as proto
+from .children import exited
+from .dispatch import Handler, handle
 from .log import logger
-from .spawn import exited, spawn
-from .stores import StoreMessage
+from .spawn import spawn
+from .stores import LieError
 
-_QUICK = 1.0  # a worker that lived less than these seconds was not well
-_BACKOFF_MAX = 2.0
+_LONG = 5.0  # seconds after which a worker that does nothing right is well all the same
+_AT_ONCE = 3  # workers in a row that did nothing right, and are replaced without a pause
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 2.0  # seconds
+_GIVE_UP = 30.0  # seconds without a healthy worker until waiting readers get EIO
 _PATIENCE = 30.0  # seconds for the worker to look at a bootstrap
 _MOST_WORKERS = 5  # that one question is put to
-_GIVE_UP = 30.0  # seconds without a healthy worker until waiting readers get EIO
+_BATCH = 64  # packets taken before other work gets its turn
 
 
 @dataclass(slots=True)
 class _Asked:
     """A question that has no answer yet, and how many workers it was put to."""
 
-    question: proto.Question
-    fd: int | None
-    answer: asyncio.Future[proto.Answer]
+    question: proto.AnyQuestion
+    fd: Fd | None
+    answer: asyncio.Future[Any]
     workers: int = 1
 
 
@@ -42,7 +49,6 @@ class WorkerLink:
     Args:
         limits: of each worker (``worker.Limits``).
         kinds: of the backends that it must be able to reach.
-        on_message: called with each message of the worker.
         on_start: called when a new worker is there and knows nothing yet.
         on_hopeless: called when no worker has lived for long: readers should not wait any more.
     """
@@ -52,26 +58,30 @@ class WorkerLink:
         uid: int,
         limits: Sequence[int],
         kinds: Sequence[str],
-        on_message: Callable[[StoreMessage | proto.Traffic], None],
         on_start: Callable[[], None],
         on_hopeless: Callable[[], None],
     ) -> None:
         self._arguments = (uid, *limits)
         self._kinds = list(kinds)
-        self._on_message, self._on_start, self._on_hopeless = on_message, on_start, on_hopeless
+        self._on_start, self._on_hopeless = on_start, on_hopeless
+        self._handlers: Mapping[type, Handler] = {}
         self._outbox: channel.Outbox | None = None
         self._sock_fd = -1
         self._stopping = False
+        self._well = False  # this worker did something right
         self._asked: dict[int, _Asked] = {}
         self._ticket = 0
         self.pid = 0
         self.restarts = -1
 
-    def send(self, message: proto.ToWorker, fds: Sequence[int] = ()) -> None:
+    def listen(self, handlers: Mapping[type, Handler]) -> None:
+        """What is done with each kind of message (``dispatch.table``)."""
+        self._handlers = handlers
+
+    def send(self, message: proto.ToWorker, fds: Sequence[Fd] = ()) -> None:
         """Send a message and give its descriptors away. Without a worker it is dropped: the next one is told all."""
         if self._outbox is None:
-            for fd in fds:
-                os.close(fd)
+            channel.close(fds)
             return
         try:
             if not self._outbox.put(proto.encode(message), fds):
@@ -79,36 +89,49 @@ class WorkerLink:
         except OSError:
             self._outbox.discard()  # it died; run() notices
 
-    async def inspect(self, bootstrap_fd: int) -> list[tuple[str, int]]:
+    async def inspect(self, bootstrap: Fd) -> list[tuple[str, int]]:
         """The blobs of a bootstrap: (id, bytes of its uncompressed address space); FormatError when it is none."""
-        answer = await self.ask(proto.Inspect, bootstrap_fd, _PATIENCE)
-        assert isinstance(answer, proto.Inspected)
-        return answer.blobs
+        return (await self.ask(proto.Inspect(0), bootstrap, _PATIENCE)).blobs
 
-    async def ask(self, question: Callable[[int], proto.Question], fd: int | None, patience: float) -> proto.Answer:
+    async def ask(self, question: proto.Question[proto.A], fd: Fd | None, patience: float) -> proto.A:
         """Ask the worker, and the next one if it dies over it.
 
         Args:
-            question: makes the message of a ticket.
+            question: with any ticket.
             fd: goes with it, if there is one; stays the caller's.
 
         Raises:
             NydusErofsError: the worker says what is wrong, or nothing within ``patience`` seconds.
         """
         self._ticket += 1
-        message = question(self._ticket)
-        answer: asyncio.Future[proto.Answer] = asyncio.get_running_loop().create_future()
-        self._asked[message.ticket] = _Asked(message, fd, answer)
+        asked = msgspec.structs.replace(question, ticket=self._ticket)
+        answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self._asked[self._ticket] = _Asked(asked, fd, answer)  # type: ignore[arg-type]
         try:
-            self.send(message, [] if fd is None else [os.dup(fd)])
+            self._put(asked, fd)  # type: ignore[arg-type]
             said = await asyncio.wait_for(answer, patience)
         except TimeoutError:
             raise BackendError(f"no answer within {patience:.0f} s", hint="see the log") from None
         finally:
-            del self._asked[message.ticket]
+            del self._asked[asked.ticket]
         if isinstance(said, proto.NotDone):
             raise said.fault.error()
-        return said
+        return said  # type: ignore[no-any-return]  # on_answer looked at its type
+
+    def _put(self, question: proto.AnyQuestion, fd: Fd | None) -> None:
+        self.send(question, [] if fd is None else [fd.dup()])
+
+    def on_answer(self, answer: proto.Answer) -> None:
+        """An answer, to a question that may have been given up; LieError unless it is one to that question."""
+        if answer.ticket > self._ticket:
+            raise LieError(f"an answer to question {answer.ticket}, which nobody asked")
+        asked = self._asked.get(answer.ticket)
+        if asked is None or asked.answer.done():
+            return
+        if not isinstance(answer, (type(asked.question).ANSWER, proto.NotDone)):
+            raise LieError(f"{type(answer).__name__} for an answer to {type(asked.question).__name__}")
+        self._well = True
+        asked.answer.set_result(answer)
 
     def require(self, kind: str) -> None:
         """See to it that the worker can reach backends of this kind. It cannot load what is missing once it runs
@@ -118,7 +141,11 @@ class WorkerLink:
         self._kinds.append(kind)
         if self.pid:
             logger().info("worker replaced, to load a backend", backend=kind)
-            with contextlib.suppress(ProcessLookupError):
+            self._kill()
+
+    def _kill(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            if self.pid:
                 os.kill(self.pid, signal.SIGKILL)
 
     def _flush(self) -> None:
@@ -133,28 +160,29 @@ class WorkerLink:
     async def run(self) -> None:
         """Keep a worker running until ``stop``."""
         healthy = time.monotonic()
-        backoff = 0.0
+        failures = 0
         while not self._stopping:
             started = time.monotonic()
             code = await self._live()
-            lived = time.monotonic() - started
             if self._stopping:
                 return
-            killed = code == -signal.SIGKILL
+            lived = time.monotonic() - started
             logger().warning("worker ended", code=code, lived=round(lived, 3), restarts=self.restarts + 1)
-            if lived >= _QUICK or killed:
-                healthy, backoff = time.monotonic(), 0.0
+            if self._well or lived >= _LONG:
+                healthy, failures = time.monotonic(), 0
                 continue
-            backoff = min(_BACKOFF_MAX, backoff * 2 or 0.1)
+            failures += 1
             if time.monotonic() - healthy > _GIVE_UP:
                 self._on_hopeless()
-            await asyncio.sleep(backoff)
+            if failures > _AT_ONCE:
+                await asyncio.sleep(min(_LONGEST_PAUSE, _FIRST_PAUSE * 2 ** min(failures - _AT_ONCE - 1, 10)))
 
     async def _live(self) -> int:
         """One worker's life; its exit code."""
         loop = asyncio.get_running_loop()
         self.pid, sock = spawn("worker", *self._arguments, *self._kinds)
         self.restarts += 1
+        self._well = False
         sock.setblocking(False)
         self._sock_fd = sock.fileno()
         self._outbox = channel.Outbox(sock)
@@ -166,45 +194,44 @@ class WorkerLink:
                 if asked.workers > _MOST_WORKERS and not asked.answer.done():
                     asked.answer.set_exception(BackendError("every worker died over this", hint="see the log"))
                 else:
-                    self.send(asked.question, [] if asked.fd is None else [os.dup(asked.fd)])
+                    self._put(asked.question, asked.fd)
             return await exited(self.pid)
         finally:
             self.pid = 0
             loop.remove_reader(sock.fileno())
             loop.remove_writer(sock.fileno())
-            self._receive(sock)  # what it said last
+            while self._receive(sock):  # what it said last
+                pass
             self._outbox.discard()
             self._outbox = None
             sock.close()
 
-    def _receive(self, sock: object) -> None:
-        while True:
+    def _receive(self, sock: socket.socket) -> bool:
+        """Do what the worker says; whether there may be more of it."""
+        for _ in range(_BATCH):
             try:
-                packet, fds = channel.receive(sock, proto.MAX_MESSAGE)  # type: ignore[arg-type]
+                packet, fds = channel.receive(sock, proto.MAX_MESSAGE)
+                if not packet and not fds:
+                    break
+                try:
+                    said = handle(self._handlers, packet, fds)
+                finally:
+                    channel.close(fds)
+                self._well |= isinstance(said, proto.Progress) and said.have > 0
             except BlockingIOError:
-                return
+                return False
+            except (LieError, channel.CutOffError) as error:
+                logger().error("worker ended for what it said", pid=self.pid, said=str(error)[:200])
+                break
             except OSError:
-                packet, fds = b"", []
-            for fd in fds:
-                os.close(fd)
-            if not packet:
-                asyncio.get_running_loop().remove_reader(self._sock_fd)
-                return
-            try:
-                message = proto.decode_for_keeper(packet)
-            except msgspec.DecodeError as error:
-                logger().error("worker sent nonsense", error=str(error))
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(self.pid, signal.SIGKILL)
-                return
-            if not isinstance(message, proto.Answer):
-                self._on_message(message)
-            elif (asked := self._asked.get(message.ticket)) is not None and not asked.answer.done():
-                asked.answer.set_result(message)
+                break
+        else:
+            return True
+        asyncio.get_running_loop().remove_reader(sock.fileno())
+        self._kill()  # it is not heard any more: nobody may wait for it
+        return False
 
     def stop(self) -> None:
         """End the worker for good."""
         self._stopping = True
-        if self.pid:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(self.pid, signal.SIGKILL)
+        self._kill()

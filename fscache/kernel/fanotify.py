@@ -10,7 +10,7 @@ from .libc import checked, ffi, lib
 _CLASS_PRE_CONTENT, _CLOEXEC, _NONBLOCK = 0x08, 0x01, 0x02
 _UNLIMITED_QUEUE, _UNLIMITED_MARKS = 0x10, 0x20
 _MARK_ADD, _MARK_MOUNT = 0x01, 0x10
-_MARK_IGNORED_SURV_MODIFY, _MARK_IGNORE = 0x40, 0x400
+_MARK_IGNORED_SURV_MODIFY, _MARK_EVICTABLE, _MARK_IGNORE = 0x40, 0x200, 0x400
 _PRE_ACCESS = 0x0010_0000
 _AT_FDCWD = -100
 
@@ -29,8 +29,11 @@ class Group:
         self._mark(_MARK_ADD | _MARK_MOUNT, _AT_FDCWD, path)
 
     def ignore(self, path: str) -> None:
-        """Raise no more events for the file at ``path``: its bytes are all there."""
-        self._mark(_MARK_ADD | _MARK_IGNORE | _MARK_IGNORED_SURV_MODIFY, _AT_FDCWD, path)
+        """Raise no more events for the file at ``path``: its bytes are all there.
+
+        The kernel forgets it with the file's inode, which stays as long as somebody has the file open.
+        """
+        self._mark(_MARK_ADD | _MARK_IGNORE | _MARK_IGNORED_SURV_MODIFY | _MARK_EVICTABLE, _AT_FDCWD, path)
 
     def _mark(self, flags: int, dirfd: int, path: str) -> None:
         name = ffi.new("char[]", os.fsencode(path))

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from ...erofs.errors import KernelError
+from . import statx
 from .libc import checked, ffi, integer, lib, text
 
 _MOVE_MOUNT, _FSOPEN, _FSCONFIG, _FSMOUNT = 429, 430, 431, 432  # the same numbers on every architecture
@@ -20,16 +21,16 @@ _MS_RDONLY, _MS_REMOUNT, _MS_BIND, _MS_PRIVATE = 1, 0x20, 0x1000, 1 << 18
 _MNT_DETACH = 2
 _AT_FDCWD = -100
 FS_TYPE = "erofs"
+# Mount options and their flags, the same numbers for mount(2) (MS_*) and fsmount(2) (MOUNT_ATTR_*).
+MOUNT_FLAGS = {"nosuid": 2, "nodev": 4, "noexec": 8}
 
 
 class MountEntry(NamedTuple):
     """One line of mountinfo."""
 
     mount_id: int
-    parent_id: int
-    device: str
-    root: str
     target: str
+    flags: int  # MS_* of the mount: those of MOUNT_FLAGS that it has
     fs_type: str
     source: str
     options: dict[str, str]  # of the filesystem; an option without a value has ""
@@ -43,8 +44,8 @@ def mount_erofs(
     *,
     flags: int = 0,
     read_ahead_kib: int | None = None,
-) -> None:
-    """Mount the EROFS image in file ``bootstrap`` read-only on ``target`` (Linux 6.12+).
+) -> int:
+    """Mount the EROFS image in file ``bootstrap`` read-only on ``target`` (Linux 6.12+); the mount's id.
 
     Args:
         devices: names of the device files, relative to ``directory``, in device table order. The kernel
@@ -81,6 +82,7 @@ def mount_erofs(
                 integer(_MOVE_MOUNT_F_EMPTY_PATH),
             )
             checked(lib.syscall(_MOVE_MOUNT, *arguments), f"mounting on {target}")
+            return statx.of_fd(mount).mount_id
         finally:
             os.close(mount)
     finally:
@@ -194,24 +196,34 @@ def sync_filesystem(fd: int) -> None:
     checked(lib.syncfs(fd), "syncfs")
 
 
-def mounts() -> Iterator[MountEntry]:
-    """All mounts of this process's mount namespace, oldest first (``/proc/self/mountinfo``, proc(5))."""
-    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
-        for line in file:
-            left, _, right = line.rstrip("\n").partition(" - ")
-            number, parent, device, root, target = left.split(" ")[:5]
-            fs_type, source, options = right.split(" ")[:3]
-            pairs = (option.partition("=") for option in options.split(","))
-            named = {name: value for name, _, value in pairs}
-            place = (int(number), int(parent), device, _unescape(root), _unescape(target))
-            yield MountEntry(*place, fs_type, _unescape(source), named)
+def mounts(fs_type: str = "") -> Iterator[MountEntry]:
+    """Mounts of this process's mount namespace, oldest first (``/proc/self/mountinfo``, proc(5)): all, or those of
+    one type of filesystem.
+
+    Anybody may have named what is mounted, so lines are told apart as bytes, and one that makes no sense is left out.
+    """
+    wanted = b" - %b " % fs_type.encode() if fs_type else b" - "
+    with open("/proc/self/mountinfo", "rb") as file:
+        lines = file.read().split(b"\n")
+    for line in lines:
+        if wanted in line and (entry := _entry(line)) is not None:
+            yield entry
 
 
-def _unescape(field: str) -> str:
+def _entry(line: bytes) -> MountEntry | None:
+    left, _, right = line.partition(b" - ")
+    try:
+        number, _, _, _, target, flags = left.split(b" ")[:6]
+        kind, source, options = right.split(b" ")[:3]
+        pairs = (option.partition("=") for option in os.fsdecode(options).split(","))
+        has = sum(MOUNT_FLAGS.get(flag, 0) for flag in os.fsdecode(flags).split(","))
+        named = {name: value for name, _, value in pairs}
+        return MountEntry(int(number), _unescape(target), has, os.fsdecode(kind), _unescape(source), named)
+    except ValueError:
+        return None
+
+
+def _unescape(field: bytes) -> str:
     """Undo mountinfo's octal escapes of blank, tab, newline and backslash."""
-    if "\\" not in field:
-        return field
-    raw = field.encode("utf-8", "surrogateescape").split(b"\\")
-    return b"".join([raw[0], *(bytes([int(part[:3], 8)]) + part[3:] for part in raw[1:])]).decode(
-        "utf-8", "surrogateescape"
-    )
+    first, *rest = field.split(b"\\")
+    return os.fsdecode(b"".join([first, *(bytes([int(part[:3], 8)]) + part[3:] for part in rest)]))

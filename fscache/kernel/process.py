@@ -5,13 +5,15 @@ from __future__ import annotations
 import errno
 import os
 import resource
+import signal
 import sys
 from collections.abc import Callable
 from typing import NoReturn
 
 from .libc import checked, lib
 
-_PR_SET_NO_NEW_PRIVS, _PR_SET_DUMPABLE = 38, 4
+_PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_NO_NEW_PRIVS = 1, 4, 38
+_MOST_FDS = 1 << 30  # closerange(3) is one call of close_range(2)
 _RLIMIT_NOFILE_WANTED = 1 << 20
 
 
@@ -27,6 +29,22 @@ def drop_privileges(uid: int) -> None:
     checked(lib.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0), "PR_SET_DUMPABLE")
 
 
+def die_with_parent(parent: int) -> None:
+    """Have this process killed when ``parent``, which forked it, ends."""
+    checked(lib.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0), "PR_SET_PDEATHSIG")
+    if os.getppid() != parent:
+        os._exit(1)
+
+
+def close_all_but(*kept: int) -> None:
+    """Close every other descriptor."""
+    low = 0
+    for fd in sorted({*kept, _MOST_FDS}):
+        if low < fd:
+            os.closerange(low, fd)
+        low = fd + 1
+
+
 def raise_file_limit() -> int:
     """Raise the limit on open descriptors as far as this process may; the limit now."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -39,7 +57,7 @@ def raise_file_limit() -> int:
     return soft
 
 
-def fork_call(call: Callable[[], None]) -> tuple[int, int]:
+def fork_call(call: Callable[[], object]) -> tuple[int, int]:
     """Run ``call`` in a forked child; (its process id, a pipe that ends with the child).
 
     The pipe carries nothing when the call succeeded, and else the errno as text, a blank and the message.
@@ -53,7 +71,7 @@ def fork_call(call: Callable[[], None]) -> tuple[int, int]:
     return pid, read_end
 
 
-def _run_and_exit(call: Callable[[], None], write_end: int) -> NoReturn:
+def _run_and_exit(call: Callable[[], object], write_end: int) -> NoReturn:
     status = 1
     try:
         call()
@@ -67,7 +85,7 @@ def _run_and_exit(call: Callable[[], None], write_end: int) -> NoReturn:
         os._exit(status)
 
 
-def call_in_child(call: Callable[[], None]) -> str:
+def call_in_child(call: Callable[[], object]) -> str:
     """Run ``call`` in a child and wait for it; empty when it succeeded, else what it said."""
     pid, pipe = fork_call(call)
     with os.fdopen(pipe, "rb") as file:

@@ -3,8 +3,7 @@
 Run by the keeper as ``python -m nydus_erofs.fscache.prepare SOCKET UID``; it ends when it is done, so that
 the memory this takes goes back to the system. It parses bytes that nobody vouches for.
 
-What it leaves in the folder it is given: ``image.json`` and ``stores/<key>/plan``; and, to localize, ``boot``
-and one empty file for every segment beside the plan.
+What it leaves in the folder it is given: ``image.json`` and ``stores/<key>/plan``; and, to localize, ``boot``.
 """
 
 from __future__ import annotations
@@ -27,34 +26,34 @@ from ...erofs.record import Buffer
 from ...erofs.segments import segment_size_for
 from ...erofs.source import BufferSource, FileSource
 from ..kernel import channel
+from ..kernel.fd import Fd
 from ..kernel.process import drop_privileges
 from ..proto import prepare as proto
 from ..proto.fault import Fault
 from ..state.image import ImageRecord, StoreRef
-from ..state.layout import BOOT, RECORD, segment_name
+from ..state.layout import BOOT, PLAN, RECORD, STORES
 from .plan_writer import pack_plan
 
-STORES, PLAN = "stores", "plan"
 _MEMORY_LIMIT = 8 << 30  # bytes of address space: a bootstrap of 2 GiB is the most that nydusd takes
 
 
-def prepare(sock: socket.socket, bootstrap_fd: int, request: proto.Prepare) -> None:
+def prepare(sock: socket.socket, bootstrap: Fd, request: proto.Prepare) -> None:
     """Fill the working directory with what is asked for; blobs are asked for over ``sock``."""
-    size = os.fstat(bootstrap_fd).st_size
+    size = os.fstat(bootstrap.fd).st_size
     if not size:
         raise FormatError("the bootstrap is empty")
     # Left open: views of it may live on in an error's traceback, and closing it would then hide that error.
-    bootstrap = memoryview(mmap.mmap(bootstrap_fd, size, prot=mmap.PROT_READ))
-    head = localize.read_head(BufferSource(bootstrap))
+    data = memoryview(mmap.mmap(bootstrap.fd, size, prot=mmap.PROT_READ))
+    head = localize.read_head(BufferSource(data))
     total = sum(entry.uncompressed_size for entry in head.entries)
     segment_size = segment_size_for(total, request.segment_size)
-    maps = localize.read_blob_maps(bootstrap, head, lambda name: _AskedBlob(sock, name), segment_size)
+    maps = localize.read_blob_maps(data, head, lambda name: _AskedBlob(sock, name), segment_size)
     boot_size = 0
     if request.localize:
         with open(BOOT, "wb") as out:
-            localize.write_localized(bootstrap, head, maps, out)
+            localize.write_localized(data, head, maps, out)
             boot_size = out.tell()
-    stores = [_write_store(blob, with_files=request.localize) for blob in maps]
+    stores = [_write_store(blob) for blob in maps]
     record = ImageRecord(stores=stores, boot_size=boot_size)
     with open(RECORD, "wb") as out:
         out.write(msgspec.json.encode(record))
@@ -77,19 +76,16 @@ class _AskedBlob:
             raise reply.fault.error()
         if not isinstance(reply, proto.Bytes) or not fds:
             raise BackendError("no answer from the service")
-        return FileSource(fds[0]).read_at(offset - reply.base, length)
+        return FileSource(fds[0].steal()).read_at(offset - reply.base, length)
 
 
-def _write_store(blob: localize.BlobMap, *, with_files: bool) -> StoreRef:
+def _write_store(blob: localize.BlobMap) -> StoreRef:
     plan = pack_plan(blob)
     key = hashlib.sha256(plan).hexdigest()
     folder = os.path.join(STORES, key)
     os.makedirs(folder, mode=0o755, exist_ok=True)
     with open(os.path.join(folder, PLAN), "wb") as out:
         out.write(plan)
-    for number in range(len(blob.segments) if with_files else 0):
-        name = os.path.join(folder, segment_name(number))
-        os.close(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
     return StoreRef(key, blob.blob_id, len(blob.segments), sum(s.size for s in blob.segments))
 
 
@@ -99,7 +95,7 @@ def main(arguments: Sequence[str]) -> None:
     packet, fds = channel.receive(sock, proto.MAX_MESSAGE)
     request = proto.decode_for_prepare(packet)
     bootstrap, folder = fds
-    os.fchdir(folder)
+    os.fchdir(folder.fd)
     os.umask(0o022)
     drop_privileges(uid)
     gc.disable()  # looking for cycles among a million numbers takes longer than to end

@@ -18,7 +18,8 @@ class _Request(msgspec.Struct, forbid_unknown_fields=True, tag_field="verb", tag
 class Mount(_Request):
     """Mount ``image`` (absolute path of a bootstrap, or where it is published) on ``target`` (absolute path).
 
-    ``digest``: identity that the image must have; ``auth``: for its registry (base64 of user:password)."""
+    ``digest``: identity that the image must have; ``auth``: for its registry (base64 of user:password); ``options``:
+    of mount(8), besides nosuid and nodev, which are always there unless suid and dev are."""
 
     image: str
     target: str
@@ -26,8 +27,10 @@ class Mount(_Request):
     backend_file: str = ""
     digest: Annotated[str, msgspec.Meta(pattern="^(sha256:[0-9a-f]{64})?$")] = ""
     auth: str = ""
+    plain_http: bool = False
+    insecure: bool = False
     prefetch: bool | None = None
-    options: list[Literal["nosuid", "nodev", "noexec"]] = []
+    options: list[Literal["suid", "nosuid", "dev", "nodev", "noexec"]] = []
 
 
 class Umount(_Request):
@@ -37,7 +40,7 @@ class Umount(_Request):
 
 
 class Status(_Request):
-    """Tell everything."""
+    """Tell everything (``ServiceStatus``)."""
 
 
 class Stop(_Request):
@@ -45,6 +48,72 @@ class Stop(_Request):
 
 
 Request = Mount | Umount | Status | Stop
+
+
+class WorkerStatus(msgspec.Struct):
+    """The worker process; no ``pid`` while there is none."""
+
+    pid: int
+    restarts: int
+
+
+class BackendStatus(msgspec.Struct):
+    """One backend since the service started, through all workers. Seconds are of single requests."""
+
+    backend: str
+    requests: int
+    bytes: int
+    errors: int
+    retries: int
+    latency_seconds_mean: float
+    latency_seconds_max: float
+    down: bool
+    last_error: str | None
+
+
+class MountStatus(msgspec.Struct, omit_defaults=True):
+    """One mounted image. Bytes are of uncompressed data in whole blocks unless named otherwise, since its stores were
+    opened; images that share a store show the same numbers for it."""
+
+    target: str
+    image: str
+    backend: str | None
+    detached: bool  # unmounted from its mountpoint, and still in use somewhere
+    prefetch: bool
+    bytes_total: int  # of all segments
+    bytes_cached_before: int  # there when the store was opened
+    bytes_on_demand: int  # fetched, or verified after a power cut, for a reader that waited
+    bytes_ahead: int  # the same ahead of a sequential reader
+    bytes_prefetched: int  # the same in the background
+    bytes_fetched_compressed: int  # read from blobs
+    complete: bool  # nothing is left to fetch: blobs are not needed any more
+    segments: int
+    failures: int  # segments that could not be filled
+    last_error: str | None
+    readers_waiting: int  # now
+    waiting_for: str | None  # why they have to wait longer than usual
+    events: int  # requests of the kernel: all,
+    events_waited: int  # those that had to wait,
+    events_denied: int  # and those answered with EIO
+    stall_seconds_total: float  # how long they waited together
+    stall_seconds_max: float  # and at most
+    fsid: str | None = None  # cachefiles engine
+    domain: str | None = None  # cachefiles engine
+
+
+class ServiceStatus(msgspec.Struct):
+    """One glance: what is served, how much of it is here, and whether readers wait."""
+
+    version: str
+    pid: int
+    uptime_seconds: float
+    engine: str
+    state_dir: str
+    run_dir: str
+    worker: WorkerStatus
+    backends: list[BackendStatus]
+    mounts: list[MountStatus]
+
 
 _decoder: msgspec.json.Decoder[Request] = msgspec.json.Decoder(Request)
 
@@ -54,8 +123,9 @@ def decode(line: bytes) -> Request:
     return decoded(_decoder, line)
 
 
-def reply(**fields: Any) -> bytes:
+def reply(answer: msgspec.Struct | dict[str, Any]) -> bytes:
     """A good answer."""
+    fields = answer if isinstance(answer, dict) else msgspec.structs.asdict(answer)
     return msgspec.json.encode({"ok": True, **fields}) + b"\n"
 
 

@@ -2,24 +2,33 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import msgspec
+from msgspec import Meta
 
 from ...erofs import errors
-from ...erofs.errors import BackendError, FormatError, NydusErofsError
+from ...erofs.errors import BackendError, FormatError, KernelError, NydusErofsError
+
+MAX_TEXT = 4096  # characters
+Text = Annotated[str, Meta(max_length=MAX_TEXT)]
 
 
 class Fault(msgspec.Struct, forbid_unknown_fields=True):
     """``kind`` is the name of the error's class."""
 
-    kind: str
-    message: str
-    hint: str = ""
+    kind: Annotated[str, Meta(max_length=64)]
+    message: Text
+    hint: Text = ""
     retryable: bool = False  # of a BackendError
+    number: int = 0  # errno of a KernelError
 
     @classmethod
     def of(cls, error: NydusErofsError) -> Fault:
         retryable = isinstance(error, BackendError) and error.retryable
-        return cls(type(error).__name__, error.message, error.hint or "", retryable)
+        number = error.number if isinstance(error, KernelError) else 0
+        text, hint = error.message[:MAX_TEXT], (error.hint or "")[:MAX_TEXT]
+        return cls(type(error).__name__, text, hint, retryable, number)
 
     def error(self) -> NydusErofsError:
         """The same error here. The sender is not trusted: an unknown kind becomes a FormatError."""
@@ -29,4 +38,6 @@ class Fault(msgspec.Struct, forbid_unknown_fields=True):
         error: NydusErofsError = kind(self.message, hint=self.hint or None)
         if isinstance(error, BackendError):
             error.retryable = self.retryable
+        if isinstance(error, KernelError) and self.number:
+            error.number = self.number
         return error

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import msgspec
+from msgspec import Meta
 
 from .fault import Fault
 from .packets import decoded
@@ -36,9 +39,9 @@ class NoBytes(_Message):
 class NeedBytes(_Message):
     """Give me these bytes of a blob."""
 
-    blob_id: str
-    offset: int
-    length: int
+    blob_id: Annotated[str, Meta(pattern="^[0-9a-f]{64}$", max_length=64)]
+    offset: Annotated[int, Meta(ge=0, lt=1 << 53)]
+    length: Annotated[int, Meta(gt=0, le=1 << 30)]
 
 
 class Prepared(_Message):

@@ -2,21 +2,34 @@
 
 A *store* is the cache of one blob, made of segment files; the keeper numbers the stores it has open.
 Descriptors travel beside ``OpenStore`` (plan, segment folder, then the blob's sources), ``OpenObject``,
-``AddSource``, ``Inspect`` and the two ``Fetch``. What the keeper asks with a ``ticket`` has one answer.
+``AddSource``, ``Inspect`` and the two ``Fetch``; none ever travels to the keeper. What the keeper asks with a
+``ticket`` has one answer, of the one type that the question names, or ``NotDone``.
+
+The worker is not believed: what it may say is bounded here, field by field. Whether a message makes sense (a store
+that is open, a segment that it has) is for the keeper's table (``keeper/stores.py``).
 """
 
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Annotated, NamedTuple
+from typing import Annotated, ClassVar, Generic, NamedTuple, TypeVar
 
 import msgspec
+from msgspec import Meta
 
 from ..config.backend import Remote
-from .fault import Fault
+from .fault import Fault, Text
 from .packets import decoded
 
 MAX_MESSAGE = 1 << 16
+MAX_FDS = 16  # beside one message
+
+Number = Annotated[int, Meta(ge=0, lt=1 << 31)]  # of a store, a segment or a ticket
+Bytes = Annotated[int, Meta(ge=0, lt=1 << 53)]
+Count = Bytes
+Seconds = Annotated[float, Meta(ge=0, le=1e9)]  # not infinite, not NaN
+Identity = Annotated[str, Meta(pattern="^(sha256:[0-9a-f]{64})?$", max_length=71)]  # of a bootstrap, or none
+Blobs = Annotated[list[tuple[Annotated[str, Meta(pattern="^[0-9a-f]{64}$")], Bytes]], Meta(max_length=256)]
 
 
 class Limits(NamedTuple):
@@ -41,6 +54,112 @@ class Why(StrEnum):
 
 class _Message(msgspec.Struct, forbid_unknown_fields=True, tag_field="op", tag=str.lower):
     pass
+
+
+# --- what the worker answers --------------------------------------------------------------------------------
+
+
+class _Answer(_Message):
+    ticket: Number
+
+
+class Inspected(_Answer):
+    """The blobs of a bootstrap: (id, bytes of its uncompressed address space)."""
+
+    blobs: Blobs
+
+
+class Identified(_Answer):
+    """What a bootstrap is."""
+
+    identity: Identity
+
+
+class Peeked(_Answer):
+    """A bootstrap that can be read in pieces: its object, bytes, identity and blobs. It cannot without ``identity``:
+    then nothing else is said."""
+
+    name: Text = ""
+    size: Bytes = 0
+    identity: Identity = ""
+    blobs: Blobs = []
+
+
+class RangeFetched(_Answer):
+    """The bytes are in the file."""
+
+
+class BootstrapFetched(_Answer):
+    """The bootstrap is in the file: its version on the server, SHA-256 and identity; it was not fetched again when
+    the version is the known one."""
+
+    version: Text = ""
+    sha256: Annotated[str, Meta(pattern="^([0-9a-f]{64})?$", max_length=64)] = ""
+    identity: Identity = ""
+
+
+class NotDone(_Answer):
+    """Why a question has no answer."""
+
+    fault: Fault
+
+
+Answer = Inspected | Identified | Peeked | RangeFetched | BootstrapFetched | NotDone
+A = TypeVar("A", bound=_Answer, covariant=True)
+
+
+# --- what the keeper asks -----------------------------------------------------------------------------------
+
+
+class Question(_Message, Generic[A]):
+    """Something that has one answer, of type ``ANSWER``. The link to the worker fills in the ticket."""
+
+    ANSWER: ClassVar[type[_Answer]]
+    ticket: Number
+
+
+class Inspect(Question[Inspected]):
+    """Tell which blobs the bootstrap (one descriptor) has."""
+
+    ANSWER = Inspected
+
+
+class Identify(Question[Identified]):
+    """Tell the identity of the bootstrap (one descriptor)."""
+
+    ANSWER = Identified
+
+
+class Peek(Question[Peeked]):
+    """Look at the bootstrap published under ``name`` without fetching it."""
+
+    ANSWER = Peeked
+    remote: Remote
+    name: str
+
+
+class FetchRange(Question[RangeFetched]):
+    """Fetch a piece of a blob into the file (one descriptor), from its start."""
+
+    ANSWER = RangeFetched
+    remote: Remote
+    blob_id: str
+    offset: int
+    length: int
+
+
+class FetchBootstrap(Question[BootstrapFetched]):
+    """Fetch the bootstrap published under ``name`` into the empty file (one descriptor), unless its version is still
+    ``known``. ``digest``: the identity that it must have, if one is demanded."""
+
+    ANSWER = BootstrapFetched
+    remote: Remote
+    name: str
+    known: str = ""
+    digest: str = ""
+
+
+# --- what the keeper tells ----------------------------------------------------------------------------------
 
 
 class OpenStore(_Message):
@@ -68,47 +187,6 @@ class OpenObject(_Message):
     segment_size: int = 0
     remotes: list[Remote] = []
     published: Published | None = None
-
-
-class Inspect(_Message):
-    """Tell which blobs the bootstrap (one descriptor) has."""
-
-    ticket: int
-
-
-class Identify(_Message):
-    """Tell the identity of the bootstrap (one descriptor)."""
-
-    ticket: int
-
-
-class Peek(_Message):
-    """Look at the bootstrap published under ``name`` without fetching it."""
-
-    ticket: int
-    remote: Remote
-    name: str
-
-
-class FetchRange(_Message):
-    """Fetch a piece of a blob into the file (one descriptor), from its start."""
-
-    ticket: int
-    remote: Remote
-    blob_id: str
-    offset: int
-    length: int
-
-
-class FetchBootstrap(_Message):
-    """Fetch the bootstrap published under ``name`` into the empty file (one descriptor), unless its version is still
-    ``known``. ``digest``: the identity that it must have, if one is demanded."""
-
-    ticket: int
-    remote: Remote
-    name: str
-    known: str = ""
-    digest: str = ""
 
 
 class AddSource(_Message):
@@ -153,102 +231,70 @@ class Sync(_Message):
     store: int
 
 
+# --- what the worker says by itself -------------------------------------------------------------------------
+
+
 class Progress(_Message):
     """The first ``have`` bytes of this segment are there and verified; ``fetched`` bytes came from the backend."""
 
-    store: int
-    segment: int
-    have: int
+    store: Number
+    segment: Number
+    have: Bytes
     done: bool
     why: Why
-    fetched: int = 0
+    fetched: Bytes = 0
 
 
 class Failed(_Message):
     """This segment cannot be filled now; its readers get EIO."""
 
-    store: int
-    segment: int
-    message: str
-    hint: str = ""
+    store: Number
+    segment: Number
+    message: Text
+    hint: Text = ""
     full: bool = False
+
+
+class Postponed(_Message):
+    """This segment cannot be had just now and is tried again; its readers wait."""
+
+    store: Number
+    segment: Number
+    message: Text
 
 
 class Present(_Message):
     """Which segments of an object were there when it was opened: a bit each, lowest first, as hex."""
 
-    store: int
-    segments: Annotated[str, msgspec.Meta(pattern="^[0-9a-f]+$")]
+    store: Number
+    segments: Annotated[str, Meta(pattern="^[0-9a-f]+$", max_length=1 << 15)]
 
 
-class Inspected(_Message):
-    """The blobs of a bootstrap: (id, bytes of its uncompressed address space)."""
+class Synced(_Message):
+    """The store is on disk."""
 
-    ticket: int
-    blobs: list[tuple[str, int]]
-
-
-class Peeked(_Message):
-    """A bootstrap that can be read in pieces: its object, bytes, identity and blobs. It cannot without ``identity``:
-    then nothing else is said."""
-
-    ticket: int
-    name: str = ""
-    size: int = 0
-    identity: Annotated[str, msgspec.Meta(pattern="^(sha256:[0-9a-f]{64})?$")] = ""
-    blobs: list[tuple[str, int]] = []
-
-
-class Fetched(_Message):
-    """What was asked for is in the file. Of a bootstrap: its version on the server, SHA-256 and identity; it was not
-    fetched again when the version is the known one."""
-
-    ticket: int
-    version: str = ""
-    sha256: Annotated[str, msgspec.Meta(pattern="^([0-9a-f]{64})?$")] = ""
-    identity: Annotated[str, msgspec.Meta(pattern="^(sha256:[0-9a-f]{64})?$")] = ""
-
-
-class NotDone(_Message):
-    """Why a question has no answer."""
-
-    ticket: int
-    fault: Fault
+    store: Number
 
 
 class Traffic(_Message):
     """What a backend was asked since this worker started: requests, bytes that came, seconds they took together and
     at most; requests that failed, and those of them that were sent again at once."""
 
-    backend: str
-    requests: int = 0
-    bytes: int = 0
-    errors: int = 0
-    retries: int = 0
-    seconds: float = 0.0
-    slowest: float = 0.0
-    last_error: str = ""
+    backend: Text
+    requests: Count = 0
+    bytes: Bytes = 0
+    errors: Count = 0
+    retries: Count = 0
+    seconds: Seconds = 0.0
+    slowest: Seconds = 0.0
+    last_error: Text = ""
     down: bool = False
 
 
-class Postponed(_Message):
-    """This segment cannot be had just now and is tried again; its readers wait."""
-
-    store: int
-    segment: int
-    message: str
-
-
-class Synced(_Message):
-    """The store is on disk."""
-
-    store: int
-
-
-Question = Inspect | Identify | Peek | FetchRange | FetchBootstrap
-Answer = Inspected | Peeked | Fetched | NotDone
-ToWorker = OpenStore | OpenObject | AddSource | CloseStore | Fill | Touch | Prefetch | Sync | Question
-ToKeeper = Progress | Failed | Postponed | Present | Synced | Traffic | Answer
+AnyQuestion = Inspect | Identify | Peek | FetchRange | FetchBootstrap
+ToWorker = OpenStore | OpenObject | AddSource | CloseStore | Fill | Touch | Prefetch | Sync | AnyQuestion
+StoreNews = Progress | Failed | Postponed | Present | Synced
+ToKeeper = StoreNews | Traffic | Answer
 
 _encode = msgspec.json.Encoder().encode
 _to_worker: msgspec.json.Decoder[ToWorker] = msgspec.json.Decoder(ToWorker)

@@ -16,13 +16,13 @@ from dataclasses import dataclass
 from enum import IntFlag
 from typing import ClassVar, NamedTuple, Protocol
 
-from ...erofs.blobmeta import ChunkInfoFlags
 from ...erofs.errors import FormatError
 from ...erofs.ids import blob_id
 from ...erofs.ondisk import BLOCK_SIZE
-from ...erofs.rafs import DIGEST_SIZE, Compression, DigestAlgo
+from ...erofs.rafs import DIGEST_SIZE, MAX_CHUNKS, Compression, DigestAlgo
 from ...erofs.record import Record, round_up
-from ...erofs.segments import Segment
+from ...erofs.segments import MAX_DEVICES, Segment
+from ..kernel.fd import Fd
 
 MAGIC = b"NEPLAN01"
 
@@ -69,9 +69,6 @@ assert PlanHeader.size() == 128
 assert SEGMENT.size == 32
 assert CHUNK.size == 72
 
-_NO_DIGEST = bytes(DIGEST_SIZE)
-_COMPRESSED, _BATCH = ChunkInfoFlags.COMPRESSED.value, ChunkInfoFlags.BATCH.value
-
 
 class AnyPlan(Protocol):
     """What filling needs to know of a plan."""
@@ -107,20 +104,33 @@ class RawPlan:
 
 
 class Plan:
-    """A plan file, open for reading. Owns the descriptor, which is closed with the last reference to it."""
+    """A plan file, open for reading, whose header and segments were checked. Owns the descriptor.
 
-    def __init__(self, fd: int) -> None:
+    Whoever wrote it is not believed: any bytes that are no plan are a FormatError.
+    """
+
+    def __init__(self, fd: Fd) -> None:
         self._fd = fd
-        header = PlanHeader.unpack(os.pread(fd, PlanHeader.size(), 0))
+        size = os.fstat(fd.fd).st_size
+        header = PlanHeader.unpack(os.pread(fd.fd, PlanHeader.size(), 0))
         if header.magic != MAGIC:
             raise FormatError("not a plan file of this version")
         self.blob_id: str = blob_id(header.blob_id.decode("ascii", "replace"))
-        self.compression = Compression(header.compression)
-        self.digest_algo = DigestAlgo(header.digest_algo)
-        self.chunk_size = header.chunk_size
-        raw = os.pread(fd, header.segments * SEGMENT.size, PlanHeader.size())
+        try:
+            self.compression = Compression(header.compression)
+            self.digest_algo = DigestAlgo(header.digest_algo)
+        except ValueError as error:
+            raise FormatError(f"damaged plan: {error}") from None
+        self._chunks = PlanHeader.size() + header.segments * SEGMENT.size
+        if (
+            not 0 < header.segments <= MAX_DEVICES
+            or not 0 < header.chunks <= MAX_CHUNKS + 1
+            or size != self._chunks + header.chunks * CHUNK.size
+        ):
+            raise FormatError(f"damaged plan: {header.segments} segments, {header.chunks} chunks in {size} bytes")
+        raw = os.pread(fd.fd, header.segments * SEGMENT.size, PlanHeader.size())
         self.segments = [Segment(first, count, start, size) for start, size, first, count in SEGMENT.iter_unpack(raw)]
-        self._chunks = PlanHeader.size() + len(raw)
+        _check_segments(self.segments, header.chunks)
 
     @property
     def size(self) -> int:
@@ -130,8 +140,18 @@ class Plan:
     def chunks(self, segment: int) -> Iterator[PlanChunk]:
         """The chunks of one segment, in order."""
         first, count = self.segments[segment][:2]
-        raw = os.pread(self._fd, count * CHUNK.size, self._chunks + first * CHUNK.size)
+        raw = os.pread(self._fd.fd, count * CHUNK.size, self._chunks + first * CHUNK.size)
         return map(PlanChunk._make, CHUNK.iter_unpack(raw))
 
-    def __del__(self) -> None:
-        os.close(self._fd)
+
+def _check_segments(segments: list[Segment], chunks: int) -> None:
+    """One behind the other without a gap, in whole blocks, with every chunk in one of them."""
+    first = start = 0
+    for segment in segments:
+        if (segment.first, segment.start) != (first, start) or segment.size % BLOCK_SIZE or not segment.size:
+            raise FormatError("damaged plan: its segments do not follow each other")
+        if not segment.chunks:
+            raise FormatError("damaged plan: a segment without chunks")
+        first, start = first + segment.chunks, start + segment.size
+    if first != chunks:
+        raise FormatError(f"damaged plan: {chunks} chunks, of which its segments have {first}")

@@ -20,19 +20,19 @@ from ..proto.fault import Fault
 _MAX_RANGE = 1 << 30  # bytes of a blob in one answer; a chunk-info array has half of it at most
 
 
-def answer(question: proto.Question, files: Sequence[FileSource], backends: Backends) -> proto.Answer:
+def answer(question: proto.AnyQuestion, files: Sequence[FileSource], backends: Backends) -> proto.Answer:
     """The answer to any question, given the files that came with it."""
     try:
         match question:
             case proto.Inspect():
                 return proto.Inspected(question.ticket, _inspect(files[0]))
             case proto.Identify():
-                return proto.Fetched(question.ticket, "", *identify(files[0].fd))
+                return proto.Identified(question.ticket, identify(files[0].fd)[1])
             case proto.Peek():
                 return _peek(question, backends.get(question.remote))
             case proto.FetchRange():
                 _fetch_range(question, files[0].fd, backends)
-                return proto.Fetched(question.ticket)
+                return proto.RangeFetched(question.ticket)
             case proto.FetchBootstrap():
                 from ..backend.bootstrap import fetch_bootstrap  # loaded with the backend
 
@@ -40,7 +40,7 @@ def answer(question: proto.Question, files: Sequence[FileSource], backends: Back
                     backends.get(question.remote), question.remote, question.name, files[0].fd,
                     known=question.known, digest=question.digest,
                 )  # fmt: skip
-                return proto.Fetched(question.ticket, got.version, got.sha256, got.identity)
+                return proto.BootstrapFetched(question.ticket, got.version, got.sha256, got.identity)
     except NydusErofsError as error:
         return proto.NotDone(question.ticket, Fault.of(error))
     except OSError as error:

@@ -13,6 +13,7 @@ from ...erofs.digest import DigestFunction
 from ...erofs.ondisk import BLOCK_SIZE
 from ...erofs.record import Buffer, round_up
 from ...erofs.segments import Segment
+from ..kernel.fd import Fd
 from ..state.plan import AnyPlan, PlanChunk, PlanFlags
 from .store import PIECE, ZEROS, OnPiece, SegmentWriter
 
@@ -27,7 +28,7 @@ class ObjectSink:
     be written through this class, because an unaligned write is silently misplaced by some kernels (6.1).
     """
 
-    def __init__(self, fd: int) -> None:
+    def __init__(self, fd: Fd) -> None:
         self._fd = fd
 
     def filled(self, plan: AnyPlan) -> bytearray:
@@ -58,17 +59,14 @@ class ObjectSink:
         return out
 
     def _seek(self, start: int, whence: int) -> int:
-        return _patiently(lambda: os.lseek(self._fd, start, whence))
+        return _patiently(lambda: os.lseek(self._fd.fd, start, whence))
 
     def open(self, number: int, segment: Segment, on_piece: OnPiece) -> SegmentWriter:
         present = self._extents(segment.start, segment.start + segment.size)
-        return _ObjectWriter(self._fd, segment, present, on_piece)
+        return _ObjectWriter(self._fd.fd, segment, present, on_piece)
 
     def sync(self) -> None:
         """The kernel's cache looks after itself."""
-
-    def __del__(self) -> None:
-        os.close(self._fd)
 
 
 class _ObjectWriter:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from ...erofs.digest import DigestFunction
 from ...erofs.record import Buffer
 from ...erofs.segments import Segment
+from ..kernel.fd import Fd
 from ..kernel.mount import sync_filesystem
 from ..state.layout import segment_name
 from ..state.plan import AnyPlan, PlanChunk, PlanFlags
@@ -25,8 +26,8 @@ class SegmentFiles:
     ``trusted`` is false when a crash may have damaged what is there: then it counts only once verified.
     """
 
-    def __init__(self, directory_fd: int, *, trusted: bool) -> None:
-        self._directory_fd = directory_fd
+    def __init__(self, folder: Fd, *, trusted: bool) -> None:
+        self._folder = folder
         self.trusted = trusted
 
     def filled(self, plan: AnyPlan) -> bytearray:
@@ -35,20 +36,17 @@ class SegmentFiles:
             for number, segment in enumerate(plan.segments):
                 # One that somebody has removed is not there, and filling it will say so.
                 with contextlib.suppress(FileNotFoundError):
-                    size = os.stat(segment_name(number), dir_fd=self._directory_fd).st_size
+                    size = os.stat(segment_name(number), dir_fd=self._folder.fd).st_size
                     state[number] = size >= segment.size
         return state
 
     def open(self, number: int, segment: Segment, on_piece: OnPiece) -> SegmentWriter:
         # It exists, because prepare made it.
-        fd = os.open(segment_name(number), os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW, dir_fd=self._directory_fd)
+        fd = os.open(segment_name(number), os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW, dir_fd=self._folder.fd)
         return _FileWriter(fd, segment, on_piece, trusted=self.trusted)
 
     def sync(self) -> None:
-        sync_filesystem(self._directory_fd)
-
-    def __del__(self) -> None:
-        os.close(self._directory_fd)
+        sync_filesystem(self._folder.fd)
 
 
 class _FileWriter:

@@ -21,7 +21,9 @@ from ...erofs.source import FileSource
 from ..backend.assemble import Backends
 from ..config.backend import Remote
 from ..kernel import channel
+from ..kernel.fd import Fd
 from ..proto import worker as proto
+from ..proto.fault import MAX_TEXT
 from ..proto.worker import Limits, Why
 from ..state.plan import AnyPlan, Plan, RawPlan
 from .answers import answer
@@ -63,7 +65,7 @@ class Worker:
                 return
             self._handle(proto.decode_for_worker(packet), fds)
 
-    def _handle(self, message: proto.ToWorker, fds: Sequence[int]) -> None:
+    def _handle(self, message: proto.ToWorker, fds: Sequence[Fd]) -> None:
         match message:
             case proto.OpenStore(store=store, trusted=trusted, remotes=remotes):
                 plan, directory, *blobs = fds
@@ -79,7 +81,7 @@ class Worker:
                 self._start(self._answer, message, fds)
             case proto.AddSource(store=store, remotes=remotes):
                 # What is here goes before what is elsewhere.
-                self._stores[store].sources[:0] = [FileSource(fd) for fd in fds]
+                self._stores[store].sources[:0] = [FileSource(fd.steal()) for fd in fds]
                 self._stores[store].sources += self._sources(self._stores[store].plan, [], remotes)
             case proto.CloseStore(store=store, sync=sync):
                 with self._work:
@@ -111,7 +113,7 @@ class Worker:
         number: int,
         plan: AnyPlan,
         target: Sink,
-        blobs: Sequence[int],
+        blobs: Sequence[Fd],
         remotes: Sequence[Remote],
         published: proto.Published | None = None,
     ) -> bytearray:
@@ -129,16 +131,16 @@ class Worker:
 
         return LazyBootstrap(self._backends.get(published.remote), published.name, published.identity)
 
-    def _sources(self, plan: AnyPlan, blobs: Sequence[int], remotes: Sequence[Remote]) -> list[BlobSource]:
-        here = [FileSource(fd) for fd in blobs]
+    def _sources(self, plan: AnyPlan, blobs: Sequence[Fd], remotes: Sequence[Remote]) -> list[BlobSource]:
+        here = [FileSource(fd.steal()) for fd in blobs]
         return [*here, *(self._backends.blob(remote, blob_id(plan.blob_id)) for remote in remotes)]
 
     def _open_object(
         self,
         number: int,
         plan: AnyPlan,
-        fd: int,
-        blobs: Sequence[int],
+        fd: Fd,
+        blobs: Sequence[Fd],
         remotes: Sequence[Remote],
         published: proto.Published | None = None,
     ) -> None:
@@ -150,8 +152,8 @@ class Worker:
         with self._send_lock:
             channel.send(self._sock, proto.encode(message))
 
-    def _answer(self, question: proto.Question, fds: Sequence[int]) -> None:
-        self._tell(answer(question, [FileSource(fd) for fd in fds], self._backends))
+    def _answer(self, question: proto.AnyQuestion, fds: Sequence[Fd]) -> None:
+        self._tell(answer(question, [FileSource(fd.steal()) for fd in fds], self._backends))
 
     def _report(self) -> None:
         """Tell the keeper about traffic now and then."""
@@ -223,9 +225,10 @@ class Worker:
                 self._scheduler.prefetch(job.store, False)
             self._ended(job)
         if again:
-            self._tell(proto.Postponed(job.store, job.segment, error.message))
+            self._tell(proto.Postponed(job.store, job.segment, error.message[:MAX_TEXT]))
         else:
-            self._tell(proto.Failed(job.store, job.segment, error.message, error.hint or "", full))
+            message, hint = error.message[:MAX_TEXT], (error.hint or "")[:MAX_TEXT]
+            self._tell(proto.Failed(job.store, job.segment, message, hint, full))
 
     def _ended(self, job: Job) -> None:
         self._running[job.store] -= 1

@@ -9,7 +9,6 @@ Runs itself in the guest for each part. Emulated machines are slow: seconds comp
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import random
@@ -20,10 +19,17 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 _HOME = Path(__file__).resolve().parents[2]
+os.environ.setdefault("NYDUS_EROFS_PATIENCE", "200")
+sys.path.insert(0, str(_HOME / "tests"))
+
+from kit.engines import CACHEFILES  # noqa: E402
+from kit.reading import compare, read  # noqa: E402
+from kit.service import Service  # noqa: E402
+from kit.waiting import wait_for  # noqa: E402
+
 _SHARE = Path("/share")
 _MANY, _FEW = 100_000, 1000  # files
 
@@ -52,28 +58,15 @@ def make_images(folder: Path) -> None:
     shutil.copytree(tree, folder / "data")
 
 
-def _kit() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("service_kit", _HOME / "tests/fscache/service.py")
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
 class Guest:
     """A service of its own on the scratch disk, with images by any number of names, each cold."""
 
     def __init__(self, work: Path, *, prefetch: bool = False) -> None:
-        os.environ.setdefault("NYDUS_EROFS_PATIENCE", "200")
-        self.kit = _kit()
         self.images = work / "images"
         if not self.images.exists():
             work.mkdir(exist_ok=True)
             shutil.copytree(_SHARE / "images", self.images)
-        engine = self.kit.ENGINES["cachefiles"]
-        self.service = self.kit.Service(work, engine, blob_dirs=[str(self.images)], prefetch=prefetch)
+        self.service = Service(work, CACHEFILES, blob_dirs=[str(self.images)], prefetch=prefetch)
         self.service.start()
 
     def mount(self, image: str, name: str) -> tuple[Path, float]:
@@ -109,10 +102,8 @@ def measure_mounts() -> dict[str, Any]:
             }
             # Its metadata, and the plan of its blob: they would slow down the next turn.
             size = out[image]["bootstrap"]
-            guest.kit.wait_for("the metadata", lambda t=target, s=size: guest.seen(t)["bytes"] >= s, 200)
-            guest.kit.wait_for(
-                "the plan", lambda t=target, s=size: guest.service.status(t)["segments"] > -(-s >> 17), 200
-            )
+            wait_for("the metadata", lambda t=target, s=size: guest.seen(t)["bytes"] >= s, 200)
+            wait_for("the plan", lambda t=target, s=size: guest.service.status(t)["segments"] > -(-s >> 17), 200)
         out[image]["seconds"] = times
     guest.service.close()
     return out
@@ -142,14 +133,14 @@ CASES = {"1 MiB file": _cat("f1M"), "12 MiB file": _cat("f12M"), "200 random 4 K
 def measure_reads(prefetch: bool) -> dict[str, Any]:
     """READ requests and bytes (uncompressed) for each way to read, mounting left out."""
     guest, out = Guest(Path("/scratch/figures"), prefetch=prefetch), {}
-    for number, (case, read) in enumerate(CASES.items()):
+    for number, (case, read_it) in enumerate(CASES.items()):
         target, _ = guest.mount("data", f"data{number}{prefetch}")
         before = guest.seen(target)
         if prefetch:
             guest.service.complete(target)
             before["reads"] = guest.seen(target)["reads"]
         started = time.monotonic()
-        read(target)
+        read_it(target)
         seconds = time.monotonic() - started
         time.sleep(1)
         after = guest.seen(target)
@@ -162,13 +153,13 @@ def fill_and_crash() -> None:
     """Two images half fetched, one of them for the second time; then the power goes."""
     guest = Guest(Path("/scratch/crash"))
     target, _ = guest.mount("data", "again")
-    guest.kit.read(target / "f1M")
+    read(target / "f1M")
     subprocess.run(["umount", target], check=True)
     targets = [guest.mount("data", name)[0] for name in ("fresh", "again")]
     readers = []
     for target in targets:
         readers += [guest.service.reader("loop", _SHARE / "data", target, "/nowhere", seed) for seed in range(2)]
-        guest.kit.wait_for("some of it", lambda t=target: guest.service.fetched(t) > 2 << 20)
+        wait_for("some of it", lambda t=target: guest.service.fetched(t) > 2 << 20)
     print(json.dumps({t.name: guest.seen(t)["bytes"] for t in targets}), len(readers), flush=True)
     subprocess.run(["sync", "/share"], check=False)
     Path("/proc/sysrq-trigger").write_text("b")
@@ -179,7 +170,7 @@ def compare_after_crash() -> dict[str, Any]:
     guest, out = Guest(Path("/scratch/crash")), {}
     for name in ("again", "fresh"):
         target, _ = guest.mount("data", name)
-        guest.kit.compare(_SHARE / "data", target)
+        compare(_SHARE / "data", target)
         status = guest.service.status(target)
         out[name] = {
             "equal": True,

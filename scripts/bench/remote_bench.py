@@ -14,7 +14,6 @@ nothing: look at the ratios.
 """
 
 import argparse
-import importlib.util
 import json
 import os
 import subprocess
@@ -23,7 +22,6 @@ import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import measure
@@ -37,45 +35,38 @@ from nydus_erofs.fscache.backend.s3.client import S3Client
 from nydus_erofs.fscache.config.backend import S3
 
 HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE.parents[1] / "tests"))
+
+from kit.servers import s3  # noqa: E402
+
 PIECE, THREADS = 8 << 20, 4
 NAME = "bench"
 ONE_MIB = (900 << 10, 3 << 20)  # bytes: what counts as a file of about 1 MiB
-
-
-def load(name: str) -> ModuleType:
-    """A module of tests/servers."""
-    path = HERE.parents[1] / "tests" / "servers" / f"{name}.py"
-    spec = importlib.util.spec_from_file_location(f"servers_{name}", path)
-    assert spec and spec.loader
-    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 class Site:
     """The S3 server, the relay before it, and the configurations that name them."""
 
     def __init__(self, work: Path, latency: float) -> None:
-        kit = load("s3")
         (work / "gateway").mkdir()
-        self.gateway = kit.Gateway(work / "gateway")
+        self.gateway = s3.Gateway(work / "gateway")
         self.relay = None
         port = self.gateway.port
         if latency:  # the relay costs CPU time that all of them share
             self.relay = subprocess.Popen(
-                [sys.executable, str(HERE.parents[1] / "tests/servers/relay.py"), str(self.gateway.port),
+                [sys.executable, str(HERE.parents[1] / "tests/kit/servers/relay.py"), str(self.gateway.port),
                  "--delay", str(latency / 2000)],
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
             )  # fmt: skip
             assert self.relay.stdout is not None
             port = int(self.relay.stdout.readline())
         self.fields = {
-            "endpoint": f"127.0.0.1:{port}", "scheme": "http", "region": "us-east-1", "bucket_name": kit.BUCKET,
-            "access_key_id": kit.KEY, "access_key_secret": kit.SECRET, "object_prefix": "blobs/",
+            "endpoint": f"127.0.0.1:{port}", "scheme": "http", "region": "us-east-1", "bucket_name": s3.BUCKET,
+            "access_key_id": s3.KEY, "access_key_secret": s3.SECRET, "object_prefix": "blobs/",
         }  # fmt: skip
         self.config = work / "backend.json"
         self.config.write_text(json.dumps({"type": "s3", **self.fields}))
-        self.image = f"s3://{kit.BUCKET}/{NAME}.meta"
+        self.image = f"s3://{s3.BUCKET}/{NAME}.meta"
 
     def close(self) -> None:
         if self.relay is not None and self.relay.stdin is not None:

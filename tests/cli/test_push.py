@@ -5,15 +5,16 @@ import os
 
 import pytest
 
+from kit.command import cli
 from nydus_erofs.erofs import verity
 
 
 @pytest.fixture
-def image(tmp_path, service_kit):
+def image(tmp_path):
     tree = tmp_path / "tree"
     tree.mkdir()
     (tree / "file").write_bytes(os.urandom(100_000))
-    service_kit.cli("build", tree, "-o", tmp_path / "image", check=True)
+    cli("build", tree, "-o", tmp_path / "image", check=True)
     return tmp_path / "image" / "tree.meta"
 
 
@@ -32,9 +33,9 @@ def blob_of(image):
     return blob
 
 
-def test_into_a_folder(image, folder, service_kit):
+def test_into_a_folder(image, folder):
     target, config = folder
-    done = service_kit.cli("push", image, "--backend-config-file", config, "--json", check=True)
+    done = cli("push", image, "--backend-config-file", config, "--json", check=True)
     answer = json.loads(done.stdout)
     blob = blob_of(image)
     assert sorted(os.listdir(target)) == sorted([blob, "tree.meta", "tree.meta.verity"])
@@ -42,20 +43,20 @@ def test_into_a_folder(image, folder, service_kit):
     tree = verity.parse_tree((target / "tree.meta.verity").read_bytes())
     assert answer["identity"] == tree.identity == verity.identity(image.read_bytes())
     assert answer["uploaded"] == [blob, "tree.meta.verity", "tree.meta"]  # in this order
-    again = json.loads(service_kit.cli("push", image, "--backend-config-file", config, "--json").stdout)
+    again = json.loads(cli("push", image, "--backend-config-file", config, "--json").stdout)
     assert again["skipped"] == [blob]
 
 
-def test_under_another_name(image, folder, service_kit):
+def test_under_another_name(image, folder):
     target, config = folder
-    done = service_kit.cli("push", image, "--backend-config-file", config, "--name", "app", check=True)
+    done = cli("push", image, "--backend-config-file", config, "--name", "app", check=True)
     assert "app.meta published" in done.stdout
     assert (target / "app.meta").exists()
 
 
-def test_right_after_the_build(tmp_path, image, folder, service_kit):
+def test_right_after_the_build(tmp_path, image, folder):
     target, config = folder
-    done = service_kit.cli(
+    done = cli(
         "build", tmp_path / "tree", "-o", tmp_path / "again", "--backend-push", "--backend-type", "localfs",
         "--backend-config-file", config, check=True,
     )  # fmt: skip
@@ -74,35 +75,35 @@ def test_right_after_the_build(tmp_path, image, folder, service_kit):
         (["127.0.0.1:1/app:v1"], "127.0.0.1:1"),
     ],
 )
-def test_wrong(arguments, said, image, folder, service_kit):
+def test_wrong(arguments, said, image, folder):
     target, config = folder
     arguments = [str(config) if argument == "CONFIG" else argument for argument in arguments]
-    done = service_kit.cli("push", image, *arguments)
+    done = cli("push", image, *arguments)
     assert done.returncode != 0
     assert said in done.stderr
     assert os.listdir(target) == []
 
 
-def test_a_missing_blob_publishes_nothing(image, folder, service_kit):
+def test_a_missing_blob_publishes_nothing(image, folder):
     target, config = folder
     blob = blob_of(image)
     (image.parent / blob).unlink()
-    done = service_kit.cli("push", image, "--backend-config-file", config)
+    done = cli("push", image, "--backend-config-file", config)
     assert done.returncode == 6
     assert blob in done.stderr
     assert os.listdir(target) == []
 
 
-def test_what_is_no_bootstrap(image, folder, service_kit):
+def test_what_is_no_bootstrap(image, folder):
     target, config = folder
-    done = service_kit.cli("push", image.parent / blob_of(image), "--backend-config-file", config)
+    done = cli("push", image.parent / blob_of(image), "--backend-config-file", config)
     assert done.returncode == 3
     assert os.listdir(target) == []
 
 
-def test_a_folder_that_is_not_there(image, tmp_path, service_kit):
+def test_a_folder_that_is_not_there(image, tmp_path):
     config = tmp_path / "backend.json"
     config.write_text(json.dumps({"type": "localfs", "dir": str(tmp_path / "missing")}))
-    done = service_kit.cli("push", image, "--backend-config-file", config)
+    done = cli("push", image, "--backend-config-file", config)
     assert done.returncode == 11
     assert str(tmp_path / "missing") in done.stderr

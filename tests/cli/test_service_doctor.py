@@ -6,21 +6,25 @@ import subprocess
 
 import pytest
 
+from kit.command import cli
+from kit.mounts import mounted, mounted_disk
+from kit.reading import compare_expected
+
 pytestmark = [pytest.mark.root, pytest.mark.timeout(120)]
 
 
-def doctor(service_kit, state, *options):
-    before = service_kit.mounted()
-    done = service_kit.cli("doctor", "--state-dir", state, *options)
-    assert service_kit.mounted() == before
+def doctor(state, *options):
+    before = mounted()
+    done = cli("doctor", "--state-dir", state, *options)
+    assert mounted() == before
     return done
 
 
-def test_here(service_kit, cache_disk):
+def test_here(cache_disk):
     """On the machine that runs these tests one engine works at least, and nothing of the trial stays."""
     folder = cache_disk / "doctor"
     folder.mkdir()
-    done = doctor(service_kit, folder)
+    done = doctor(folder)
     assert done.returncode == 0, done.stdout
     assert os.uname().release in done.stdout
     assert str(folder) in done.stdout
@@ -28,8 +32,8 @@ def test_here(service_kit, cache_disk):
     assert list(folder.iterdir()) == []
 
 
-def test_json(service_kit, cache_disk):
-    done = doctor(service_kit, cache_disk, "--json")
+def test_json(cache_disk):
+    done = doctor(cache_disk, "--json")
     report = json.loads(done.stdout)
     assert done.stderr == ""
     assert report["kernel"] == os.uname().release
@@ -41,24 +45,24 @@ def test_json(service_kit, cache_disk):
             assert check["ok"] or check["fix"] or check["detail"]
 
 
-def test_a_state_folder_that_is_not_there_yet(service_kit, cache_disk):
+def test_a_state_folder_that_is_not_there_yet(cache_disk):
     """What counts is the disk it would be on; nothing is made."""
-    done = doctor(service_kit, cache_disk / "not" / "yet", "--json")
+    done = doctor(cache_disk / "not" / "yet", "--json")
     assert json.loads(done.stdout)["cache"] == str(cache_disk)
     assert not (cache_disk / "not").exists()
 
 
-def test_tmpfs(service_kit, tmp_path):
+def test_tmpfs(tmp_path):
     """The fix is told, and the exit code is not 0."""
     subprocess.run(["mount", "-t", "tmpfs", "tmpfs", tmp_path], check=True, timeout=20)
     try:
-        done = doctor(service_kit, tmp_path / "x")
+        done = doctor(tmp_path / "x")
         assert done.returncode == 8
         assert "fanotify engine: does not work" in done.stdout
         assert "FAIL" in done.stdout
         assert "fix: " in done.stdout
         assert "ext4" in done.stdout
-        report = json.loads(doctor(service_kit, tmp_path / "x", "--json").stdout)
+        report = json.loads(doctor(tmp_path / "x", "--json").stdout)
         assert report["engines"]["fanotify"]["works"] is False
         (failed,) = (check for check in report["engines"]["fanotify"]["checks"] if not check["ok"])
         assert "ext4" in failed["fix"]
@@ -66,19 +70,19 @@ def test_tmpfs(service_kit, tmp_path):
         subprocess.run(["umount", "-l", tmp_path], check=True, timeout=20)
 
 
-def test_a_read_only_disk(service_kit, tmp_path):
-    with service_kit.mounted_disk(tmp_path, 8) as disk:
+def test_a_read_only_disk(tmp_path):
+    with mounted_disk(tmp_path, 8) as disk:
         subprocess.run(["mount", "-o", "remount,ro", disk], check=True, timeout=20)
-        done = doctor(service_kit, disk)
+        done = doctor(disk)
         assert done.returncode != 0
         assert "Read-only file system" in done.stderr + done.stdout
 
 
-def test_while_a_service_runs(make_service, service_kit, nydus_images):
+def test_while_a_service_runs(make_service, nydus_images):
     """On the same folder, with an image mounted: neither disturbs the other."""
     service = make_service()
     target = service.mount(nydus_images / "plain" / "boot", nydus_images / "plain" / "blobs")
-    assert doctor(service_kit, service.state).returncode == 0
-    service_kit.compare_expected(nydus_images / "expected.json", target)
+    assert doctor(service.state).returncode == 0
+    compare_expected(nydus_images / "expected.json", target)
     service.umount(target)
     assert service.stop() == 0

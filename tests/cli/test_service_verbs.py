@@ -11,6 +11,14 @@ import sys
 
 import pytest
 
+from kit.command import CLI, cli
+from kit.engines import FANOTIFY
+from kit.mounts import mounted, unmount_all
+from kit.processes import alive
+from kit.reading import compare_expected, read
+from kit.service import Service
+from kit.waiting import wait_for
+
 pytestmark = [pytest.mark.root, pytest.mark.timeout(180)]
 
 
@@ -21,7 +29,7 @@ def place(make_service):
 
 
 @pytest.fixture
-def started(place, service_kit):
+def started(place):
     """Whatever service a test makes ``mount`` start ends with the test."""
     yield place
     pid = None
@@ -31,12 +39,12 @@ def started(place, service_kit):
         except OSError:
             return
     if pid:
-        service_kit.unmount_all(place.work / "mnt")
+        unmount_all(place.work / "mnt")
         try:
             assert place.request("stop")["busy"] == []
-            service_kit.wait_for("the service ends", lambda: not service_kit.alive(pid))
+            wait_for("the service ends", lambda: not alive(pid))
         finally:
-            if service_kit.alive(pid):
+            if alive(pid):
                 os.kill(pid, signal.SIGKILL)
 
 
@@ -46,11 +54,11 @@ def image(nydus_images):
     return nydus_images / "plain" / "boot", nydus_images / "plain" / "blobs"
 
 
-def mount(service_kit, place, bootstrap, blobs, target, *more, **options):
+def mount(place, bootstrap, blobs, target, *more, **options):
     arguments = ["mount", bootstrap, target, "--run-dir", place.run, "--state-dir", place.state]
     if blobs is not None:
         arguments += ["--blob-dir", blobs]
-    return service_kit.cli(*arguments, *more, **options)
+    return cli(*arguments, *more, **options)
 
 
 def says(done, code, *texts):
@@ -63,80 +71,80 @@ def says(done, code, *texts):
         assert text in done.stderr, done.stderr
 
 
-def test_a_day(started, service_kit, image, nydus_images):
+def test_a_day(started, image, nydus_images):
     """mount starts a service and says so; status, a second mount, umount."""
     first, second = started.target(), started.target()
-    done = mount(service_kit, started, *image, first, "--no-prefetch")
+    done = mount(started, *image, first, "--no-prefetch")
     assert done.returncode == 0, done.stderr
     assert "started the service (pid " in done.stderr
     assert str(started.run / "serve.log") in done.stderr
-    service_kit.compare_expected(nydus_images / "expected.json", first)
+    compare_expected(nydus_images / "expected.json", first)
 
-    done = mount(service_kit, started, *image, second)
+    done = mount(started, *image, second)
     assert (done.returncode, done.stderr, done.stdout) == (0, "", "")
-    service_kit.compare_expected(nydus_images / "expected.json", second)
+    compare_expected(nydus_images / "expected.json", second)
 
-    text = service_kit.cli("status", "--run-dir", started.run, check=True).stdout
+    text = cli("status", "--run-dir", started.run, check=True).stdout
     assert "2 mounted" in text
     assert f"{first}  {image[0]}" in text
     assert "100 %" in text
-    status = json.loads(service_kit.cli("status", "--run-dir", started.run, "--json", check=True).stdout)
+    status = json.loads(cli("status", "--run-dir", started.run, "--json", check=True).stdout)
     assert [m["target"] for m in status["mounts"]] == [str(first), str(second)]
     assert [m["prefetch"] for m in status["mounts"]] == [False, True]
 
-    service_kit.cli("umount", first, "--run-dir", started.run, check=True)
-    assert service_kit.mounted(first) == []
-    service_kit.compare_expected(nydus_images / "expected.json", second)
-    service_kit.cli("umount", second, "--run-dir", started.run, check=True)
-    assert "0 mounted" in service_kit.cli("status", "--run-dir", started.run, check=True).stdout
+    cli("umount", first, "--run-dir", started.run, check=True)
+    assert mounted(first) == []
+    compare_expected(nydus_images / "expected.json", second)
+    cli("umount", second, "--run-dir", started.run, check=True)
+    assert "0 mounted" in cli("status", "--run-dir", started.run, check=True).stdout
 
 
-def test_a_socket_that_nobody_listens_on(started, service_kit, image):
+def test_a_socket_that_nobody_listens_on(started, image):
     """The service before was killed: a new one is started."""
     target = started.target()
-    assert mount(service_kit, started, *image, target).returncode == 0
+    assert mount(started, *image, target).returncode == 0
     os.kill(started.status()["pid"], signal.SIGKILL)
-    service_kit.unmount_all(target)
-    done = mount(service_kit, started, *image, target)
+    unmount_all(target)
+    done = mount(started, *image, target)
     assert done.returncode == 0, done.stderr
     assert "started the service" in done.stderr
-    service_kit.read(target / "links" / "h1")
+    read(target / "links" / "h1")
 
 
-def test_two_mounts_at_once_without_a_service(started, service_kit, image):
+def test_two_mounts_at_once_without_a_service(started, image):
     """As at boot: one service is started, and both get their mount."""
     targets = [started.target() for _ in range(2)]
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
-        done = list(pool.map(lambda target: mount(service_kit, started, *image, target), targets))
+        done = list(pool.map(lambda target: mount(started, *image, target), targets))
     assert [(d.returncode, d.stderr) for d in done if d.returncode] == []
     assert len(started.status()["mounts"]) == 2
 
 
-def test_the_service_does_not_start(place, service_kit, image):
+def test_the_service_does_not_start(place, image):
     """mount says why: the service's own reason and hint."""
     subprocess.run(["mount", "-t", "tmpfs", "tmpfs", place.work], check=True, timeout=20)
     try:
         target = place.target()
-        done = mount(service_kit, place, *image, target)
+        done = mount(place, *image, target)
         says(done, 9, "the service did not start", "Operation not supported", "doctor")
-        assert len(service_kit.mounted(place.work)) == 1
+        assert len(mounted(place.work)) == 1
     finally:
-        service_kit.unmount_all(place.work)
+        unmount_all(place.work)
 
 
-def test_the_state_folder_is_in_use(service, place, service_kit, image):
+def test_the_state_folder_is_in_use(service, place, image):
     """By a service with another run folder: mount says so."""
     place.state = service.state
-    says(mount(service_kit, place, *image, place.target()), 9, "another service uses the state folder", "--state-dir")
-    assert not service_kit.mounted(place.work)
+    says(mount(place, *image, place.target()), 9, "another service uses the state folder", "--state-dir")
+    assert not mounted(place.work)
 
 
 # --- what is refused ----------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
-def service(service_kit, cache_disk, tmp_path_factory):
-    service = service_kit.Service(tmp_path_factory.mktemp("s"), service_kit.ENGINES["fanotify"]).start()
+def service(cache_disk, tmp_path_factory):
+    service = Service(tmp_path_factory.mktemp("s"), FANOTIFY).start()
     try:
         yield service
         assert service.stop() == 0
@@ -145,32 +153,32 @@ def service(service_kit, cache_disk, tmp_path_factory):
         service.close()
 
 
-def test_exit_codes(service, service_kit, image, tmp_path):
+def test_exit_codes(service, image, tmp_path):
     bootstrap, blobs = image
     shutil.copy(bootstrap, tmp_path / "image.meta")
     file = tmp_path / "file"
     file.write_text("not an image\n" * 1000)
     target = service.target()
-    says(mount(service_kit, service, bootstrap, blobs, tmp_path / "none"), 9, "none does not exist", "mkdir")
-    says(mount(service_kit, service, bootstrap, blobs, file), 9, "not a directory")
-    says(mount(service_kit, service, tmp_path / "no.meta", blobs, target), 3, "no.meta: No such file")
-    says(mount(service_kit, service, file, blobs, target), 3, "not an EROFS image")
-    says(mount(service_kit, service, tmp_path / "image.meta", None, target), 6, "blob ", "--blob-dir")
-    assert mount(service_kit, service, bootstrap, blobs, target).returncode == 0
-    says(mount(service_kit, service, bootstrap, blobs, target), 10, "already")
+    says(mount(service, bootstrap, blobs, tmp_path / "none"), 9, "none does not exist", "mkdir")
+    says(mount(service, bootstrap, blobs, file), 9, "not a directory")
+    says(mount(service, tmp_path / "no.meta", blobs, target), 3, "no.meta: No such file")
+    says(mount(service, file, blobs, target), 3, "not an EROFS image")
+    says(mount(service, tmp_path / "image.meta", None, target), 6, "blob ", "--blob-dir")
+    assert mount(service, bootstrap, blobs, target).returncode == 0
+    says(mount(service, bootstrap, blobs, target), 10, "already")
     umount = ["umount", target, "--run-dir", service.run]
     holder = service.reader("hold", target / "links" / "h1", service.work / "ready")
-    service_kit.wait_for("it is open", (service.work / "ready").exists)
-    says(service_kit.cli(*umount), 10, f"{target} is in use", "hint")
+    wait_for("it is open", (service.work / "ready").exists)
+    says(cli(*umount), 10, f"{target} is in use", "hint")
     holder.kill()
     holder.communicate(timeout=20)
-    assert service_kit.cli(*umount).returncode == 0
-    says(service_kit.cli(*umount), 9, f"nothing of this service is mounted on {target}")
+    assert cli(*umount).returncode == 0
+    says(cli(*umount), 9, f"nothing of this service is mounted on {target}")
 
 
-def test_without_a_service(place, service_kit):
+def test_without_a_service(place):
     for verb in (["status"], ["status", "--json"], ["umount", "/mnt"]):
-        says(service_kit.cli(*verb, "--run-dir", place.run), 9, "no service", "nydus-erofs serve")
+        says(cli(*verb, "--run-dir", place.run), 9, "no service", "nydus-erofs serve")
 
 
 @pytest.mark.parametrize(
@@ -179,22 +187,22 @@ def test_without_a_service(place, service_kit):
      ["status", "x"], ["serve", "x"], ["serve", "--log-level", "loud"], ["doctor", "--engine"], ["mounts"]],
     ids=" ".join,
 )  # fmt: skip
-def test_usage(arguments, service_kit):
-    done = service_kit.cli(*arguments)
+def test_usage(arguments):
+    done = cli(*arguments)
     assert done.returncode == 2
     assert "Usage" in done.stderr or "Error" in done.stderr
 
 
 @pytest.mark.parametrize("verb", ["serve", "mount", "umount", "status", "doctor"])
-def test_help(verb, service_kit):
-    done = service_kit.cli(verb, "--help", check=True)
+def test_help(verb):
+    done = cli(verb, "--help", check=True)
     assert len(done.stdout.splitlines()) > 3
 
 
 # --- paths --------------------------------------------------------------------------------------------------
 
 
-def test_relative_paths_and_symlinks(service, service_kit, image, tmp_path):
+def test_relative_paths_and_symlinks(service, image, tmp_path):
     """The service runs elsewhere; paths mean what they mean to the caller."""
     target = service.target()
     (tmp_path / "link").symlink_to(target)
@@ -202,39 +210,39 @@ def test_relative_paths_and_symlinks(service, service_kit, image, tmp_path):
     (tmp_path / "image").symlink_to(image[0])
     run = os.path.relpath(service.run, tmp_path)
     arguments = ["mount", "./image", "link/", "--blob-dir", "blobs", "--run-dir", run]
-    service_kit.cli(*arguments, cwd=tmp_path, check=True)
+    cli(*arguments, cwd=tmp_path, check=True)
     assert service.status(target)["target"] == str(target)
-    assert "error" not in service_kit.read(target / "links" / "h1")
-    service_kit.cli("umount", "link/.", "--run-dir", run, cwd=tmp_path, check=True)
-    assert not service_kit.mounted(target)
+    assert "error" not in read(target / "links" / "h1")
+    cli("umount", "link/.", "--run-dir", run, cwd=tmp_path, check=True)
+    assert not mounted(target)
 
 
 NAMES = ["with blank", "new\nline", "tab\t", "back\\slash", "octal\\040", "hash#", "'quo\"te", "ünï", "-dash"]
 
 
 @pytest.mark.parametrize("name", [*NAMES, "a" * 200])
-def test_names_of_every_kind(name, service, service_kit, image):
+def test_names_of_every_kind(name, service, image):
     """Blanks and worse are escaped in mountinfo; the mount is known all the same."""
     target = service.work / name
     target.mkdir()
     folder = service.work / f"{name} image"
     folder.mkdir(exist_ok=True)
     shutil.copy(image[0], folder / "boot")
-    done = service_kit.cli("mount", folder / "boot", target, "--blob-dir", image[1], "--run-dir", service.run)
+    done = cli("mount", folder / "boot", target, "--blob-dir", image[1], "--run-dir", service.run)
     assert done.returncode == 0, done.stderr
-    assert "error" not in service_kit.read(target / "links" / "h1")
+    assert "error" not in read(target / "links" / "h1")
     assert service.status(target)["detached"] is False
-    done = service_kit.cli("umount", target, "--run-dir", service.run)
+    done = cli("umount", target, "--run-dir", service.run)
     assert done.returncode == 0, done.stderr
     assert service.status()["mounts"] == []
 
 
-def test_a_name_that_is_no_utf8(service, service_kit, image):
+def test_a_name_that_is_no_utf8(service, image):
     """Mounted, or refused in one line; never half."""
     target = os.fsencode(service.work) + b"/\xff\xfe"
     os.mkdir(target)
     command = [
-        *service_kit.CLI,
+        *CLI,
         "mount",
         str(image[0]),
         target,
@@ -251,21 +259,22 @@ def test_a_name_that_is_no_utf8(service, service_kit, image):
         assert len(done.stderr.splitlines()) <= 2
         assert mounted == []
     else:
-        service_kit.cli("umount", os.fsdecode(target), "--run-dir", service.run, check=True)
+        cli("umount", os.fsdecode(target), "--run-dir", service.run, check=True)
 
 
 # --- not root -----------------------------------------------------------------------------------------------
 
 AS_NOBODY = """
-import os, sys
-from nydus_erofs.cli import ask, doctor, exits, main, mount, options, quick, serve, status, umount, verbs
-from nydus_erofs.fscache import config, keeper, log, notify
-from nydus_erofs.fscache.kernel import selftest
+import importlib, os, pkgutil, sys
+import nydus_erofs
+for module in pkgutil.walk_packages(nydus_erofs.__path__, "nydus_erofs."):
+    if not module.name.endswith("__main__"):
+        importlib.import_module(module.name)
 os.setgroups([])
 os.setresgid(65534, 65534, 65534)
 os.setresuid(65534, 65534, 65534)
 sys.argv[0] = "nydus-erofs"
-main()
+nydus_erofs.cli.main()
 """
 
 
@@ -296,13 +305,13 @@ def test_status_of_somebody_elses_service(service):
 # --- what serve and status print ----------------------------------------------------------------------------
 
 
-def test_status_tells_of_failures(service, service_kit, nydus_images, tmp_path):
+def test_status_tells_of_failures(service, nydus_images, tmp_path):
     shutil.copytree(nydus_images / "lz4" / "blobs", tmp_path / "blobs")
     (blob,) = (tmp_path / "blobs").iterdir()
     target = service.mount(nydus_images / "lz4" / "boot", tmp_path / "blobs")
     os.truncate(blob, 10)
-    result = service_kit.read(target / "sizes" / "f1M")
-    text = service_kit.cli("status", "--run-dir", service.run, check=True).stdout
+    result = read(target / "sizes" / "f1M")
+    text = cli("status", "--run-dir", service.run, check=True).stdout
     assert result == {"error": "EIO"}
     assert "failures" in text
     assert "reads got EIO" in text
@@ -310,17 +319,17 @@ def test_status_tells_of_failures(service, service_kit, nydus_images, tmp_path):
     service.umount(target)
 
 
-def test_serve_takes_folders_from_the_command_line(place, service_kit):
+def test_serve_takes_folders_from_the_command_line(place):
     """They go before the configuration's."""
     other = place.work / "other"
     place.spawn("--state-dir", other)
-    service_kit.wait_for("it answers", place._answers)
+    wait_for("it answers", place.answers)
     assert place.status()["state_dir"] == str(other)
     assert place.stop() == 0
 
 
-def test_log_level(place, service_kit):
+def test_log_level(place):
     place.spawn("--log-level", "error")
-    service_kit.wait_for("it answers", place._answers)
+    wait_for("it answers", place.answers)
     assert place.stop() == 0
     assert place.log_text() == ""

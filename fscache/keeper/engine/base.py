@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 from ...config.backend import describe
+from ...config.service import Config
+from ...proto.control import MountStatus
+from ..kept_store import KeptStore
 from ..origin import Given, Origin
-from ..stores import KeptStore
 from .counters import EventCounters
-
-# Mount options and their flags, the same numbers for mount(2) (MS_*) and fsmount(2) (MOUNT_ATTR_*).
-MOUNT_FLAGS = {"nosuid": 2, "nodev": 4, "noexec": 8}
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +31,7 @@ class Engine(Protocol):
     """Mounts images and serves their readers."""
 
     name: str
+    config: Config
 
     def start(self) -> None:
         """Begin to serve, also what is still mounted from before."""
@@ -56,38 +57,45 @@ class Engine(Protocol):
         """Let go of the kernel; nothing is mounted any more."""
         ...
 
-    def describe(self) -> list[dict[str, Any]]:
+    def describe(self) -> list[MountStatus]:
         """Each mounted image, for ``status``."""
         ...
 
 
 def mount_status(
-    target: str, origin: Origin, *, prefetch: bool, detached: bool, stores: list[KeptStore], events: EventCounters
-) -> dict[str, Any]:
-    """One mounted image as ``status`` shows it. Bytes are of uncompressed data unless named otherwise."""
-    waiting = [store.counters.waiting_for for store in stores if store.counters.waiting_for]
-    errors = [store.counters.last_error for store in stores if store.counters.last_error]
-    return {
-        "target": target,
-        "image": origin.image,
-        "backend": describe(origin.remote) if origin.remote else None,
-        "detached": detached,
-        "prefetch": prefetch,
-        "bytes_total": sum(store.total for store in stores),
-        "bytes_cached_before": sum(store.counters.cached for store in stores),
-        "bytes_on_demand": sum(store.counters.demand for store in stores),
-        "bytes_ahead": sum(store.counters.ahead for store in stores),
-        "bytes_prefetched": sum(store.counters.prefetch for store in stores),
-        "bytes_fetched_compressed": sum(store.counters.fetched for store in stores),
-        "complete": all(store.complete for store in stores),
-        "segments": sum(len(store.sizes) for store in stores),
-        "failures": sum(store.counters.failures for store in stores),
-        "last_error": errors[-1] if errors else None,
-        "readers_waiting": sum(store.waits.count() for store in stores),
-        "waiting_for": waiting[0] if waiting else None,
-        "events": events.events,
-        "events_waited": events.waited,
-        "events_denied": events.denied,
-        "stall_seconds_total": round(events.stall_total, 6),
-        "stall_seconds_max": round(events.stall_max, 6),
-    }
+    target: str,
+    origin: Origin,
+    *,
+    prefetch: bool,
+    detached: bool,
+    stores: Sequence[KeptStore],
+    events: EventCounters,
+) -> MountStatus:
+    """One mounted image as ``status`` shows it."""
+    counters = [store.counters for store in stores]
+    waiting = [one.waiting_for for one in counters if one.waiting_for]
+    errors = [one.last_error for one in counters if one.last_error]
+    return MountStatus(
+        target=target,
+        image=origin.image,
+        backend=describe(origin.remote) if origin.remote else None,
+        detached=detached,
+        prefetch=prefetch,
+        bytes_total=sum(store.total for store in stores),
+        bytes_cached_before=sum(one.cached for one in counters),
+        bytes_on_demand=sum(one.demand for one in counters),
+        bytes_ahead=sum(one.ahead for one in counters),
+        bytes_prefetched=sum(one.prefetch for one in counters),
+        bytes_fetched_compressed=sum(one.fetched for one in counters),
+        complete=all(store.complete for store in stores),
+        segments=sum(len(store.have) for store in stores),
+        failures=sum(one.failures for one in counters),
+        last_error=errors[-1] if errors else None,
+        readers_waiting=sum(store.waits.count() for store in stores),
+        waiting_for=waiting[0] if waiting else None,
+        events=events.events,
+        events_waited=events.waited,
+        events_denied=events.denied,
+        stall_seconds_total=round(events.stall_total, 6),
+        stall_seconds_max=round(events.stall_max, 6),
+    )

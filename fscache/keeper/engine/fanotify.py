@@ -1,6 +1,6 @@
 """The fanotify engine (Linux 6.14+): mounts localized bootstraps from files, and watches their segments.
 
-From a request to a live mount, across restarts of the service, and back to nothing.
+From a request to a live mount, and back to nothing; what outlives a restart of the service is in ``taking_over.py``.
 """
 
 from __future__ import annotations
@@ -9,82 +9,33 @@ import asyncio
 import contextlib
 import errno
 import os
-from typing import Any
+from functools import partial
 
-import msgspec
-
-from ....erofs.errors import BlobNotFoundError, BusyError, FormatError, KernelError, NydusErofsError, ServiceError
-from ....erofs.ids import blob_id
-from ...config.backend import Remote
+from ....erofs.errors import BackendError, BusyError, FormatError, KernelError, NydusErofsError, ServiceError
+from ....erofs.ids import BlobId, blob_id
 from ...config.service import Config
 from ...kernel import mount as kernel
-from ...proto.packets import decoded
+from ...kernel import statx
+from ...kernel.fd import Fd
+from ...proto import control
 from ...state import image
-from ...state.layout import MOUNT_RECORD
-from ..bootstraps import Fetcher
+from ..bootstraps import Bootstraps
+from ..children import Say, in_child, said_by
+from ..kept_store import KeptStore
 from ..log import logger
-from ..origin import Given, Origin, resolve
+from ..origin import Origin
 from ..paths import RunPaths, StatePaths
+from ..places import Places, arrive
 from ..prepared import Images
-from ..stores import KeptStore, StoreTable
+from ..store_spec import FolderSpec, load_folder
+from ..stores import StoreTable
+from ..tasks import background
 from .base import MountOrder, mount_status
-from .common import check_target, in_child
-from .watch import EventBudget, Watch
+from .mounted import MountedImage, MountRecord, boot_of
+from .taking_over import find_blobs, find_live, take_over
+from .watch import EventBudget, Watcher
 
 _SETTLE_TRIES, _SETTLE_STEP = 100, 0.01  # the kernel lets go of the segments a moment after the unmount
-
-
-class MountRecord(msgspec.Struct):
-    """What must be known to serve a live mount after a restart (``mounts/<n>/mount.json``)."""
-
-    image: str  # id of the prepared image
-    given: Given
-    target: str
-    prefetch: bool
-
-
-_RECORD = msgspec.json.Decoder(MountRecord)
-
-
-class MountedImage:
-    """One mounted image and what it holds: stores, and the engine's kernel side."""
-
-    def __init__(
-        self,
-        folder: str,
-        record: MountRecord,
-        origin: Origin,
-        stores: list[KeptStore],
-        watch: Watch,
-        table: StoreTable,
-    ) -> None:
-        self.folder, self.record, self.origin, self.stores, self.watch = folder, record, origin, stores, watch
-        self._table = table
-        self.detached = False  # not mounted on its target any more, but still in use somewhere
-        for store in stores:
-            if record.prefetch:
-                table.prefetch(store, True)
-
-    @property
-    def through(self) -> str:
-        return os.path.join(self.folder, "through")
-
-    def save(self) -> None:
-        path = os.path.join(self.folder, MOUNT_RECORD)
-        with open(f"{path}.new", "wb") as file:
-            file.write(msgspec.json.encode(self.record))
-        os.replace(f"{path}.new", path)
-
-    def finished(self) -> bool:
-        """Forget the mount if nothing uses its filesystem any more. The bind mount tells: EROFS holds it."""
-        if not self.watch.try_unbind():
-            return False
-        self.watch.close()
-        for store in self.stores:
-            if self.record.prefetch:
-                self._table.prefetch(store, False)
-            self._table.close(store)
-        return True
 
 
 class FanotifyEngine:
@@ -98,87 +49,143 @@ class FanotifyEngine:
         state: StatePaths,
         run: RunPaths,
         table: StoreTable,
-        fetcher: Fetcher,
+        bootstraps: Bootstraps,
         budget: EventBudget,
     ) -> None:
-        self._config, self._state, self._run, self._table, self._budget = config, state, run, table, budget
-        self._fetcher = fetcher
+        self.config, self._state, self._run, self._table, self._bootstraps = config, state, run, table, bootstraps
+        self._watcher = Watcher(table, budget)
         self._mounts: list[MountedImage] = []
         self._targets: set[str] = set()  # of mounts under way
+        self._looking: set[str] = set()  # keys of stores whose blob is being looked for
         self._images = Images(state, config.segment_size, config.worker_uid, localize=True)
 
+    def start(self) -> None:
+        """Serve what is still mounted from before."""
+        self._mounts = take_over(self._state, self._run, self._table, self._watcher)
+        for mounted in self._mounts:
+            self._heal(mounted)
+        background(find_blobs(self._mounts, self.config, self._table, self._bootstraps))
+        self.look()
+
+    # --- mounting ---
+
     async def mount(self, order: MountOrder) -> None:
-        check_target(order.target)
         if order.target in self._targets:
             raise BusyError(f"another image is being mounted on {order.target}", hint="choose another mountpoint")
         self._targets.add(order.target)
         try:
-            await self._mount_image(order)
+            origin, local = await arrive(order.given, self.config, order.auth, order.target)
+            with Places(origin) as places, await self._bootstraps.bootstrap(origin, local, order.digest) as bootstrap:
+                await self._mount_image(order, places, bootstrap)
+            logger().info("mounted", image=origin.image, target=order.target)
         finally:
             self._targets.discard(order.target)
 
-    async def _mount_image(self, order: MountOrder) -> None:
-        origin = resolve(order.given, self._config, order.auth)
-        fd = await self._fetcher.bootstrap(origin, order.digest)
+    async def _mount_image(self, order: MountOrder, places: Places, bootstrap: Fd) -> None:
+        name = self._images.id_of(bootstrap)
+        provide = self._bootstraps.provider(places)
+        prepared = await self._images.get(name, bootstrap, provide)
+        try:
+            stores = await self._open_stores(prepared, places)
+        except FormatError as error:
+            logger().warning("a prepared image is damaged: preparing it again", image=name, error=error.message)
+            prepared = await self._images.get(name, bootstrap, provide, anew=True)
+            stores = await self._open_stores(prepared, places)
+        record = MountRecord(name, order.given, order.target, order.prefetch)
         with contextlib.ExitStack() as undo:
-            undo.callback(os.close, fd)
-            name = self._images.id_of(fd)
-            prepared = await self._images.get(name, fd, self._fetcher.provider(origin))
+            for store in stores:
+                undo.callback(self._table.close, store)
             folder = self._run.new_mount()
             undo.callback(self._run.remove_mount, folder)
-            record = MountRecord(name, order.given, order.target, order.prefetch)
-            mounted = self._serve(folder, record, origin, prepared, bound=False)
+            watched = self._watcher.attach(self._state.store, os.path.join(folder, "through"), stores, bound=False)
+            undo.callback(watched.try_unbind)
+            blobs = [blob_id(ref.blob_id) for ref in prepared.stores]
+            mounted = MountedImage(folder, record, places.origin, blobs, stores, watched, self._table)
+            undo.callback(mounted.prefetch, False)
+            mounted.prefetch(True)
             mounted.save()
             try:
-                await self._mount(mounted, image.devices(prepared), order.flags)
+                mounted.mount_id = await self._mount(mounted, image.devices(prepared), order.flags)
             except BaseException:
-                if not mounted.finished():
+                # A child that was ended may have mounted it before.
+                mounted.mount_id = find_live().get((boot_of(self._state, record), record.target), 0)
+                if mounted.mount_id:
+                    with contextlib.suppress(NydusErofsError):
+                        await in_child(partial(kernel.unmount, record.target), f"unmounting {record.target}")
+                if not watched.try_unbind():
                     # The kernel lets go of a filesystem a moment later: look() will see.
+                    undo.pop_all()
                     mounted.detached = True
                     self._mounts.append(mounted)
                 raise
             undo.pop_all()
-            os.close(fd)
         self._mounts.append(mounted)
-        logger().info("mounted", image=origin.image, target=order.target)
+        self._heal(mounted)
 
-    def _serve(
-        self, folder: str, record: MountRecord, origin: Origin, prepared: image.ImageRecord, *, bound: bool
-    ) -> MountedImage:
-        """Open the stores and start to answer events; nothing is mounted yet (or it is, after a restart)."""
-        with contextlib.ExitStack() as undo:
-            stores = []
+    async def _open_stores(self, prepared: image.ImageRecord, places: Places) -> list[KeptStore]:
+        """Open the stores of an image with their blobs; a complete store does not need its blob any more."""
+        with contextlib.ExitStack() as undo, contextlib.ExitStack() as settled:
+            specs: list[FolderSpec] = []
             for ref in prepared.stores:
-                store = self._open_store(ref, origin)
-                undo.callback(self._table.close, store)
-                stores.append(store)
-            through = os.path.join(folder, "through")
-            watch = Watch(through, stores, self._table, self._budget)
-            watch.attach(self._state.store, bound=bound)
+                settled.enter_context(self._table.opening(ref.key))
+                specs.append(load_folder(self._state.store_of(ref.key)))
+                undo.callback(specs[-1].close)
+            incomplete = [spec.directory for spec in specs if spec.trusted and sum(spec.have) < sum(spec.sizes)]
+            await places.look_for((blob_id(ref.blob_id) for ref in prepared.stores), begin=incomplete)
+            stores = []
+            for ref, spec in zip(prepared.stores, specs, strict=True):
+                stores.append(self._open_store(ref, spec, places))
+                undo.callback(self._table.close, stores[-1])
             undo.pop_all()
-        return MountedImage(folder, record, origin, stores, watch, self._table)
+        return stores
 
-    def _open_store(self, ref: image.StoreRef, origin: Origin) -> KeptStore:
-        """Open one store with its blob; a store that is complete does not need the blob any more."""
-        missing: BlobNotFoundError | None = None
-        source: int | Remote | None = None
+    def _open_store(self, ref: image.StoreRef, spec: FolderSpec, places: Places) -> KeptStore:
+        blob, missing, source = blob_id(ref.blob_id), None, None
         try:
-            source = origin.find(blob_id(ref.blob_id))
-        except BlobNotFoundError as error:
+            source = places.take(blob)
+        except BackendError as error:
             missing = error
-        store = self._table.open(ref.key, self._state.store_of(ref.key), source)
-        store.reopen = lambda: origin.find(blob_id(ref.blob_id))
-        if missing is not None and not store.complete and not store.source_fds and not store.remotes:
+        store = self._table.open(ref.key, spec, source)
+        if missing is not None and not store.complete and not store.sources:
             self._table.close(store)
             raise missing
         return store
 
-    async def _mount(self, mounted: MountedImage, devices: list[str], flags: int) -> None:
-        boot, target = self._boot(mounted.record), mounted.record.target
-        ahead = self._config.read_ahead_kib or None
-        await in_child(
-            lambda: kernel.mount_erofs(boot, mounted.through, devices, target, flags=flags, read_ahead_kib=ahead)
-        )
+    def _heal(self, mounted: MountedImage) -> None:
+        """From now on a blob that cannot be read is looked for again: there may be an intact copy in its place."""
+        for store, blob in zip(mounted.stores, mounted.blobs, strict=True):
+            store.reopen = partial(self._look_again, store, blob, mounted)
+
+    def _look_again(self, store: KeptStore, blob: BlobId, mounted: MountedImage) -> None:
+        if store.key not in self._looking:
+            self._looking.add(store.key)
+            background(self._reopen(store, blob, mounted.origin))
+
+    async def _reopen(self, store: KeptStore, blob: BlobId, origin: Origin) -> None:
+        try:
+            with Places(origin) as places:
+                found = await places.find(blob)
+                if self._table.is_open(store):
+                    self._table.add_source(store, found)
+                elif isinstance(found, Fd):
+                    found.close()
+        except NydusErofsError as error:
+            logger().debug("its blob is not there", store=store.label, error=error.message)
+        finally:
+            self._looking.discard(store.key)
+
+    async def _mount(self, mounted: MountedImage, devices: list[str], flags: int) -> int:
+        boot, target = boot_of(self._state, mounted.record), mounted.record.target
+        ahead = self.config.read_ahead_kib or None
+
+        def call(say: Say) -> None:
+            number = kernel.mount_erofs(boot, mounted.through, devices, target, flags=flags, read_ahead_kib=ahead)
+            say(str(number).encode(), [])
+
+        (packet,) = await said_by(call, f"mounting on {target}")
+        return int(packet.data)
+
+    # --- unmounting ---
 
     async def umount(self, target: str) -> None:
         mounted = next((m for m in reversed(self._mounts) if m.record.target == target and not m.detached), None)
@@ -187,41 +194,40 @@ class FanotifyEngine:
         await self._unmount(mounted)
 
     async def _unmount(self, mounted: MountedImage) -> None:
-        target = mounted.record.target
+        target, ours = mounted.record.target, mounted.mount_id
+
+        def call() -> None:
+            if statx.mount_id(target) != ours:
+                raise BusyError(f"something else is mounted over {target}", hint="unmount that first")
+            kernel.unmount(target)
+
         try:
-            await in_child(lambda: kernel.unmount(target))
+            await in_child(call, f"unmounting {target}")
         except KernelError as error:
             if error.number == errno.EBUSY:
                 raise BusyError(f"{target} is in use", hint="end what uses it, then try again") from None
             raise
         for _ in range(_SETTLE_TRIES):
-            self.look()
-            if mounted not in self._mounts:
+            if mounted not in self._mounts or self._finish(mounted):
                 return
             await asyncio.sleep(_SETTLE_STEP)
+        mounted.detached = True
         logger().warning("unmounted, but still in use elsewhere", target=target)
 
-    def _live(self) -> set[tuple[str, str]]:
-        """(localized bootstrap, target) of every mount that could be ours."""
-        return {(entry.source, entry.target) for entry in kernel.mounts() if entry.fs_type == kernel.FS_TYPE}
-
-    def _is_live(self, record: MountRecord, live: set[tuple[str, str]]) -> bool:
-        return (self._boot(record), record.target) in live
-
-    def _boot(self, record: MountRecord) -> str:
-        return os.path.join(self._state.image(record.image), image.BOOT)
+    def _finish(self, mounted: MountedImage) -> bool:
+        """Forget a mount that is gone from its target, if nothing uses its filesystem any more."""
+        if not mounted.finished():
+            return False
+        self._mounts.remove(mounted)
+        self._run.remove_mount(mounted.folder)
+        logger().info("unmounted", target=mounted.record.target)
+        return True
 
     def look(self) -> None:
         """Notice what was unmounted, by us or by others, and let go of what nothing uses any more."""
-        live = self._live()
+        live = {entry.mount_id for entry in kernel.mounts(kernel.FS_TYPE)}
         for mounted in list(self._mounts):
-            if self._is_live(mounted.record, live):
-                continue
-            if mounted.finished():
-                self._mounts.remove(mounted)
-                self._run.remove_mount(mounted.folder)
-                logger().info("unmounted", target=mounted.record.target)
-            else:
+            if mounted.mount_id not in live and not self._finish(mounted):
                 mounted.detached = True
 
     async def stop(self) -> list[str]:
@@ -237,38 +243,10 @@ class FanotifyEngine:
             await asyncio.sleep(_SETTLE_STEP)
         return [mounted.record.target for mounted in self._mounts]
 
-    def start(self) -> None:
-        """Serve what is still mounted from before, clean up behind what is not."""
-        live = self._live()
-        bound = {entry.target for entry in kernel.mounts()}
-        for name in sorted(os.listdir(self._run.mounts)):
-            folder = os.path.join(self._run.mounts, name)
-            through = os.path.join(folder, "through")
-            try:
-                with open(os.path.join(folder, MOUNT_RECORD), "rb") as file:
-                    record = decoded(_RECORD, file.read())
-                prepared = image.load(self._state.image(record.image))
-                if through not in bound:
-                    raise FormatError("it was not mounted")
-                origin = resolve(record.given, self._config)
-                self._fetcher.require(origin.remote)
-                mounted = self._serve(folder, record, origin, prepared, bound=True)
-            except (OSError, msgspec.MsgspecError, NydusErofsError) as error:
-                logger().warning("a mount of the service before cannot be served", folder=folder, error=str(error))
-                with contextlib.suppress(OSError):
-                    if through in bound:
-                        kernel.unmount(through)
-                    self._run.remove_mount(folder)
-                continue
-            self._mounts.append(mounted)
-            if self._is_live(record, live):
-                logger().info("serving again", target=record.target)
-        self.look()
-
     def close(self) -> None:
-        """Nothing to do: each mount closed its group."""
+        self._watcher.close()
 
-    def describe(self) -> list[dict[str, Any]]:
+    def describe(self) -> list[control.MountStatus]:
         return [
             mount_status(
                 mounted.record.target,
@@ -276,7 +254,7 @@ class FanotifyEngine:
                 prefetch=mounted.record.prefetch,
                 detached=mounted.detached,
                 stores=mounted.stores,
-                events=mounted.watch.counters,
+                events=mounted.watched.counters,
             )
             for mounted in self._mounts
         ]

@@ -1,28 +1,30 @@
-"""The kernel side of one image on the fanotify engine: a group, a private bind mount and its mount mark.
+"""The kernel side of the fanotify engine: one group for the service, a private bind mount with a mark for each image.
 
-EROFS opens its devices (the segment files) through the bind mount, so each of its reads raises an event. A
-reader is let go once its bytes are in the segment file; a complete segment is ignored from then on and read
-at native speed. When nobody answers any more the kernel allows everything, and EROFS gives EIO for what is
-beyond the end of a segment file: wrong bytes are not possible.
+EROFS opens its devices (the segment files) through its image's bind mount, so each of its reads raises an event. A
+reader is let go once its bytes are in the segment file; a complete segment is ignored from then on, for every image
+that has it, and read at native speed. When nobody answers any more the kernel allows everything, and EROFS gives EIO
+for what is beyond the end of a segment file: wrong bytes are not possible.
 
-Order: bind, mark, mount; and the other way round at the end, the group last.
+One group, because the host has 128 of them (fs.fanotify.max_user_groups). Answers need not be in order, so a slow
+image does not hold up another one. Order: bind, mark, mount; and the other way round at the end, the group last.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import errno
 import os
 from collections.abc import Callable, Sequence
 
 from ....erofs.errors import KernelError
+from ...kernel import statx
 from ...kernel.fanotify import Group
 from ...kernel.mount import bind_private, unmount
 from ...proto import fanotify as proto
 from ...state.layout import segment_name
+from ..kept_store import KeptStore, Waiter
 from ..log import logger
-from ..stores import KeptStore, StoreTable, Waiter
+from ..stores import StoreTable
 from .counters import EventCounters
 
 _BATCH = 64  # events read at once
@@ -51,38 +53,43 @@ class EventBudget:
         return True
 
 
-class Watch:
-    """Watches one mounted image's reads and answers them.
+class Watcher:
+    """Owns the group, reads its events, and answers them."""
 
-    Args:
-        through: empty folder that becomes the bind mount of all stores (or is it already, after a restart).
-        stores: the image's stores, in device table order.
-    """
-
-    def __init__(self, through: str, stores: Sequence[KeptStore], table: StoreTable, budget: EventBudget) -> None:
-        self.through = through
-        self.counters = EventCounters()
-        self._table = table
+    def __init__(self, table: StoreTable, budget: EventBudget) -> None:
+        self.table = table
         self._budget = budget
-        self._segments = {inode: (store, number) for store in stores for inode, number in store.inodes.items()}
-        self._readers: dict[int, _Reader] = {}
         self._group = Group()
+        self._images: dict[int, WatchedImage] = {}  # by the id of their bind mount
+        self._listen()
 
-    def attach(self, store_root: str, *, bound: bool) -> None:
-        """Bind (unless ``bound`` already), mark and start to serve; KernelError when the kernel will not."""
+    def attach(self, store_root: str, through: str, stores: Sequence[KeptStore], *, bound: bool) -> WatchedImage:
+        """Watch an image: bind (unless ``bound`` already) and mark; KernelError when the kernel will not.
+
+        Args:
+            through: empty folder that becomes the bind mount of all stores (or is it already, after a restart).
+            stores: the image's stores, in device table order.
+        """
         try:
             if not bound:
-                bind_private(store_root, self.through)
-            self._group.mark_mount(self.through)
+                bind_private(store_root, through)
+            try:
+                self._group.mark_mount(through)
+                image = WatchedImage(self, through, statx.mount_id(through), stores)
+            except BaseException:
+                if not bound:
+                    unmount(through, lazy=True)
+                raise
         except OSError as error:
-            self.close()
-            if not bound:
-                with contextlib.suppress(OSError):
-                    unmount(self.through, lazy=True)
             raise KernelError(
                 f"cannot watch the cache: {error.strerror}", hint="'nydus-erofs doctor' tells what is missing"
             ) from None
-        self._listen()
+        self._images[image.mount_id] = image
+        return image
+
+    def detach(self, image: WatchedImage) -> None:
+        """Its bind mount is gone, and its mark with it."""
+        self._images.pop(image.mount_id, None)
 
     def _listen(self) -> None:
         asyncio.get_running_loop().add_reader(self._group.fd, self._events)
@@ -93,45 +100,80 @@ class Watch:
             return
         for event in proto.parse(self._group.read(_BATCH * proto.EVENT_SIZE)):
             self._budget.take()
-            self.counters.events += 1
-            self._serve(event)
+            status = statx.of_fd(event.fd)
+            image = self._images.get(status.mount_id)
+            if image is None:
+                self.answer(event.fd, True)  # nothing of ours: nothing to wait for
+            else:
+                image.serve(event, status)
 
-    def _serve(self, event: proto.PreContentEvent) -> None:
-        status = os.fstat(event.fd)
-        found = self._segments.get(status.st_ino)
-        if found is None:
-            self.answer(event.fd, True)  # not a segment of this image: nothing to wait for
-            return
-        store, segment = found
-        size = store.sizes[segment]
-        have = store.present(segment, status.st_size)
-        if have >= size:
-            self.ignore(store, segment)
-            self._table.touch(store, segment)
-            self.answer(event.fd, True)
-        elif event.offset is None:
-            self.answer(event.fd, False)
-        elif have >= (end := min(size, event.offset + event.length)):
-            self.answer(event.fd, True)
-        else:
-            self.counters.waited += 1
-            reader = self._readers[event.fd] = _Reader(self, event.fd, event.pid)
-            self._table.wait(store, segment, end, reader)
-
-    def ignore(self, store: KeptStore, segment: int) -> None:
+    def ignore(self, path: str) -> None:
         """No more events for a complete segment. Speed only: failing costs an event at each cache miss."""
         try:
-            self._group.ignore(os.path.join(self.through, store.key, segment_name(segment)))
+            self._group.ignore(path)
         except OSError as error:
             logger().debug("ignore mark failed", error=str(error))
 
     def answer(self, fd: int, allow: bool) -> None:
         """Answer the event that came with ``fd``, which is closed."""
-        if self._group.fd >= 0:
-            self._group.answer(proto.response(fd, allow))
-        self._readers.pop(fd, None)
+        self._group.answer(proto.response(fd, allow))
         os.close(fd)
         self._budget.give()
+
+    def close(self) -> None:
+        """Close the group. Only when no image is mounted any more, or all are to give EIO."""
+        asyncio.get_running_loop().remove_reader(self._group.fd)
+        self._group.close()
+
+
+class WatchedImage:
+    """One mounted image's events, and the readers that wait."""
+
+    def __init__(self, watcher: Watcher, through: str, mount_id: int, stores: Sequence[KeptStore]) -> None:
+        self.through, self.mount_id = through, mount_id
+        self.counters = EventCounters()
+        self._watcher, self._table = watcher, watcher.table
+        self._stores = list(stores)
+        self._readers: dict[int, _Reader] = {}
+
+    def serve(self, event: proto.PreContentEvent, status: statx.Status) -> None:
+        """Let a reader go on, now or once its bytes are there."""
+        self.counters.events += 1
+        found = self._segment(status.inode)
+        if found is None:
+            self._watcher.answer(event.fd, True)  # not a segment of this image: nothing to wait for
+            return
+        store, segment = found
+        size = store.size(segment)
+        have = store.present(segment, status.size)
+        if have >= size:
+            self.ignore(store, segment)
+            self._table.touch(store, segment)
+            self._watcher.answer(event.fd, True)
+        elif event.offset is None:
+            self._watcher.answer(event.fd, False)
+        elif have >= (end := min(size, event.offset + event.length)):
+            self._watcher.answer(event.fd, True)
+        else:
+            self.counters.waited += 1
+            reader = self._readers[event.fd] = _Reader(self, event.fd, event.pid)
+            self._table.wait(store, segment, end, reader)
+
+    def _segment(self, inode: int) -> tuple[KeptStore, int] | None:
+        for store in self._stores:
+            assert store.folder is not None
+            if (segment := store.folder.inodes.get(inode)) is not None:
+                return store, segment
+        return None
+
+    def ignore(self, store: KeptStore, segment: int) -> None:
+        """A segment is complete for good."""
+        self._watcher.ignore(os.path.join(self.through, store.key, segment_name(segment)))
+
+    def answer(self, fd: int, allow: bool) -> None:
+        """Answer a reader that waited."""
+        self._readers.pop(fd, None)
+        self._watcher.answer(fd, allow)
 
     def try_unbind(self) -> bool:
         """Take the bind mount away; False while somebody uses the image: EROFS then holds its segments open."""
@@ -142,34 +184,32 @@ class Watch:
         try:
             unmount(self.through)
         except OSError as error:
-            return error.errno != errno.EBUSY
+            if error.errno == errno.EBUSY:
+                return False
+        for reader in list(self._readers.values()):  # nobody can wait any more
+            self._table.forget(reader)
+            self.answer(reader.fd, False)
+        self._watcher.detach(self)
         return True
-
-    def close(self) -> None:
-        """Close the group. Only when the image is not mounted any more, or is to give EIO."""
-        if self._group.fd >= 0:
-            with contextlib.suppress(RuntimeError):
-                asyncio.get_running_loop().remove_reader(self._group.fd)
-            self._group.close()
 
 
 class _Reader(Waiter):
     """One unanswered event."""
 
-    __slots__ = ("_mount", "_pid", "fd")
+    __slots__ = ("_image", "_pid", "fd")
 
-    def __init__(self, mount: Watch, fd: int, pid: int) -> None:
-        self._mount, self.fd, self._pid = mount, fd, pid
+    def __init__(self, image: WatchedImage, fd: int, pid: int) -> None:
+        self._image, self.fd, self._pid = image, fd, pid
 
     def answer(self, allow: bool, waited: float) -> None:
-        counters = self._mount.counters
+        counters = self._image.counters
         counters.stall_total += waited
         counters.stall_max = max(counters.stall_max, waited)
         counters.denied += not allow
-        self._mount.answer(self.fd, allow)
+        self._image.answer(self.fd, allow)
 
     def completed(self, store: KeptStore, segment: int) -> None:
-        self._mount.ignore(store, segment)
+        self._image.ignore(store, segment)
 
     def gone(self) -> bool:
         """Whether the process that waited has ended (an event outlives its reader until it is answered)."""

@@ -22,7 +22,7 @@ from nydus_erofs.fscache.backend.s3.client import S3Client
 from nydus_erofs.fscache.config.backend import S3
 from nydus_erofs.fscache.push.s3 import S3Writer
 
-SERVERS = Path(__file__).parents[2] / "servers"
+SERVERS = Path(__file__).parents[2] / "kit" / "servers"
 
 
 def _load(name: str) -> ModuleType:

@@ -11,18 +11,27 @@ import subprocess
 
 import pytest
 
+from kit.command import CLI, cli
+from kit.engines import FANOTIFY
+from kit.images import build
+from kit.mounts import mounted, mounted_disk, unmount_all
+from kit.processes import alive, children
+from kit.reading import compare, read
+from kit.service import RefusedError, Service
+from kit.waiting import wait_for
+
 pytestmark = [pytest.mark.root, pytest.mark.timeout(180)]
 
 
 @pytest.fixture
-def service(make_service, service_kit):
-    return make_service(service_kit.ENGINES["fanotify"])
+def service(make_service):
+    return make_service(FANOTIFY)
 
 
 @pytest.fixture(scope="module")
-def one_for_all(service_kit, cache_disk, tmp_path_factory):
+def one_for_all(cache_disk, tmp_path_factory):
     """A service for all tests that it must survive unharmed."""
-    service = service_kit.Service(tmp_path_factory.mktemp("s"), service_kit.ENGINES["fanotify"]).start()
+    service = Service(tmp_path_factory.mktemp("s"), FANOTIFY).start()
     try:
         yield service
         assert service.stop() == 0
@@ -41,15 +50,15 @@ def shared(one_for_all):
     assert (status["pid"], status["worker"]["restarts"]) == (keeper, 0)
 
 
-def refused(service, service_kit, *arguments, **options):
+def refused(service, *arguments, **options):
     """The error of a mount that must not happen; nothing of it stays."""
-    before = service_kit.mounted(service.work)
-    with pytest.raises(service_kit.RefusedError) as caught:
+    before = mounted(service.work)
+    with pytest.raises(RefusedError) as caught:
         service.mount(*arguments, **options)
     error = caught.value
     assert "\n" not in error.error
     assert error.exit_code not in (0, None)
-    assert service_kit.mounted(service.work) == before
+    assert mounted(service.work) == before
     assert not list((service.run / "mounts").iterdir())
     assert not list((service.state / "images").glob(".new*"))
     assert service.status()["mounts"] == []
@@ -71,63 +80,63 @@ def failed_start(service, *arguments):
 # --- mountpoints --------------------------------------------------------------------------------------------
 
 
-def test_mountpoint_missing(shared, service_kit, built):
-    error = refused(shared, service_kit, built.bootstrap, target=shared.work / "nowhere")
+def test_mountpoint_missing(shared, built):
+    error = refused(shared, built.bootstrap, target=shared.work / "nowhere")
     assert "nowhere does not exist" in error.error
     assert "mkdir" in error.hint
 
 
-def test_mountpoint_is_a_file(shared, service_kit, built):
-    error = refused(shared, service_kit, built.bootstrap, target=built.bootstrap)
+def test_mountpoint_is_a_file(shared, built):
+    error = refused(shared, built.bootstrap, target=built.bootstrap)
     assert "not a directory" in error.error
 
 
-def test_mountpoint_below_a_file(shared, service_kit, built):
-    error = refused(shared, service_kit, built.bootstrap, target=built.bootstrap / "x")
+def test_mountpoint_below_a_file(shared, built):
+    error = refused(shared, built.bootstrap, target=built.bootstrap / "x")
     assert "Not a directory" in error.error
 
 
-def test_mountpoint_in_use(shared, service_kit, built, nydus_images):
+def test_mountpoint_in_use(shared, built, nydus_images):
     target = shared.mount(built.bootstrap)
-    with pytest.raises(service_kit.RefusedError, match=r"mounted on .* already") as caught:
+    with pytest.raises(RefusedError, match=r"mounted on .* already") as caught:
         shared.mount(nydus_images / "plain" / "boot", nydus_images / "plain" / "blobs", target=target)
     assert caught.value.exit_code == 10
-    service_kit.compare(built.tree, target)
+    compare(built.tree, target)
 
 
-def test_one_mountpoint_wanted_by_many(shared, service_kit, built):
+def test_one_mountpoint_wanted_by_many(shared, built):
     """One of them gets it."""
     target = shared.target()
 
     def mount(_):
         try:
             shared.mount(built.bootstrap, target=target)
-        except service_kit.RefusedError as error:
+        except RefusedError as error:
             assert error.exit_code == 10
             return 0
         return 1
 
     with concurrent.futures.ThreadPoolExecutor(6) as pool:
         assert sum(pool.map(mount, range(6))) == 1
-    assert len([m for m in service_kit.mounted(target) if m[1] == "erofs"]) == 1
+    assert len([m for m in mounted(target) if m[1] == "erofs"]) == 1
     shared.umount(target)
-    assert not service_kit.mounted(target)
+    assert not mounted(target)
 
 
-def test_the_same_new_image_wanted_by_many(shared, service_kit, built, own):
+def test_the_same_new_image_wanted_by_many(shared, built, own):
     """It is prepared once, and all get it."""
     targets, before = [shared.target() for _ in range(6)], len(list((shared.state / "images").iterdir()))
     with concurrent.futures.ThreadPoolExecutor(6) as pool:
         list(pool.map(lambda target: shared.mount(own[0], target=target), targets))
     assert len(list((shared.state / "images").iterdir())) == before + 1
     for target in targets[:2]:
-        service_kit.compare(built.tree, target)
+        compare(built.tree, target)
 
 
-def test_umount_of_something_else(shared, service_kit, built):
+def test_umount_of_something_else(shared, built):
     shared.mount(built.bootstrap)
     for target in ("/proc", "/nowhere", "/"):
-        with pytest.raises(service_kit.RefusedError, match="nothing of this service is mounted") as caught:
+        with pytest.raises(RefusedError, match="nothing of this service is mounted") as caught:
             shared.umount(target)
         assert "status" in caught.value.hint
 
@@ -143,42 +152,42 @@ def own(built, tmp_path):
     return folder / built.bootstrap.name, folder / built.blob.name
 
 
-def then_it_works(shared, service_kit, built, own):
+def then_it_works(shared, built, own):
     """The same request with the image as it should be."""
     for path, right in zip(own, (built.bootstrap, built.blob), strict=True):
         shutil.copy(right, path)
     target = shared.mount(own[0])
-    service_kit.compare(built.tree, target)
+    compare(built.tree, target)
 
 
-def test_bootstrap_missing(shared, service_kit):
-    error = refused(shared, service_kit, shared.work / "no.meta")
+def test_bootstrap_missing(shared):
+    error = refused(shared, shared.work / "no.meta")
     assert "no.meta: No such file" in error.error
 
 
-def test_bootstrap_is_a_folder(shared, service_kit, built):
-    error = refused(shared, service_kit, built.tree)
+def test_bootstrap_is_a_folder(shared, built):
+    error = refused(shared, built.tree)
     assert "not a file" in error.error
     assert ".meta" in error.hint
 
 
 @pytest.mark.parametrize("name", ["/dev/null", "/dev/zero", "/bin/cat", "/etc/passwd"])
-def test_bootstrap_is_something_else(name, shared, service_kit):
-    error = refused(shared, service_kit, name)
+def test_bootstrap_is_something_else(name, shared):
+    error = refused(shared, name)
     assert error.exit_code == 3
     assert "bootstrap" in error.error or "EROFS" in error.error
 
 
-def test_an_empty_bootstrap(shared, service_kit):
+def test_an_empty_bootstrap(shared):
     (shared.work / "empty.meta").touch()
-    assert "empty" in refused(shared, service_kit, shared.work / "empty.meta").error
+    assert "empty" in refused(shared, shared.work / "empty.meta").error
 
 
 @pytest.mark.parametrize("size", [1, 1023, 1100, 4095, 4096, 8192, 10000])
-def test_a_truncated_bootstrap(size, shared, service_kit, built, own):
+def test_a_truncated_bootstrap(size, shared, built, own):
     os.truncate(own[0], size)
-    assert refused(shared, service_kit, own[0]).exit_code == 3
-    then_it_works(shared, service_kit, built, own)
+    assert refused(shared, own[0]).exit_code == 3
+    then_it_works(shared, built, own)
 
 
 @pytest.mark.parametrize(
@@ -195,42 +204,42 @@ def test_a_truncated_bootstrap(size, shared, service_kit, built, own):
     ],
     ids=["magic", "features", "blob table", "chunk size", "chunk table", "blob id", "compression", "blob features"],
 )
-def test_a_corrupt_bootstrap(at, data, shared, service_kit, built, own):
+def test_a_corrupt_bootstrap(at, data, shared, built, own):
     (table,) = (int.from_bytes(own[0].read_bytes()[1160:1168], "little"),)
     if at >= 4096:
         at += table - 4096
     with open(own[0], "r+b") as file:
         file.seek(at)
         file.write(data)
-    assert refused(shared, service_kit, own[0]).exit_code in (3, 4)
-    then_it_works(shared, service_kit, built, own)
+    assert refused(shared, own[0]).exit_code in (3, 4)
+    then_it_works(shared, built, own)
 
 
 @pytest.mark.parametrize("name", ["tarfs", "encrypt", "zran"])
-def test_an_image_of_a_kind_that_is_not_supported(name, shared, service_kit, nydus_images):
+def test_an_image_of_a_kind_that_is_not_supported(name, shared, nydus_images):
     folder = nydus_images / name
-    error = refused(shared, service_kit, folder / "boot", folder / "blobs")
+    error = refused(shared, folder / "boot", folder / "blobs")
     assert "not supported" in error.error or name in ("zran",)
 
 
 @pytest.mark.parametrize("how", ["missing", "empty", "a folder"])
-def test_blob_missing(how, shared, service_kit, built, own):
+def test_blob_missing(how, shared, built, own):
     own[1].unlink()
     if how == "empty":
         own[1].touch()
     elif how == "a folder":
         own[1].mkdir()
-    error = refused(shared, service_kit, own[0])
+    error = refused(shared, own[0])
     assert built.blob.name in error.error
     assert "--blob-dir" in error.hint
     assert error.exit_code == 6
     if how == "a folder":
         own[1].rmdir()
-    then_it_works(shared, service_kit, built, own)
+    then_it_works(shared, built, own)
 
 
 @pytest.mark.parametrize("how", ["truncated", "chunk-info", "header", "another blob"])
-def test_a_blob_that_cannot_belong_to_it(how, shared, service_kit, built, own, nydus_images):
+def test_a_blob_that_cannot_belong_to_it(how, shared, built, own, nydus_images):
     """What the mount needs of it is not there: no mount."""
     size = own[1].stat().st_size
     match how:
@@ -247,21 +256,21 @@ def test_a_blob_that_cannot_belong_to_it(how, shared, service_kit, built, own, n
         case "another blob":
             (other,) = (nydus_images / "plain" / "blobs").iterdir()
             shutil.copy(other, own[1])
-    assert refused(shared, service_kit, own[0]).exit_code in (3, 6)
-    then_it_works(shared, service_kit, built, own)
+    assert refused(shared, own[0]).exit_code in (3, 6)
+    then_it_works(shared, built, own)
 
 
-def test_blobs_are_found_beside_the_bootstrap_and_where_named(make_service, service_kit, built, tmp_path):
+def test_blobs_are_found_beside_the_bootstrap_and_where_named(make_service, built, tmp_path):
     away = tmp_path / "away"
     away.mkdir()
     shutil.copy(built.bootstrap, away / "image.meta")
     configured = make_service(blob_dirs=[str(built.blob.parent)])
-    service_kit.read(configured.mount(away / "image.meta") / "small/1")
+    read(configured.mount(away / "image.meta") / "small/1")
     plain = make_service()
-    service_kit.read(plain.mount(away / "image.meta", tmp_path / "nothing", built.blob.parent) / "small/1")
+    read(plain.mount(away / "image.meta", tmp_path / "nothing", built.blob.parent) / "small/1")
 
 
-def test_a_bootstrap_written_anew_under_its_old_name(shared, service_kit, build, tmp_path):
+def test_a_bootstrap_written_anew_under_its_old_name(shared, tmp_path):
     """The next mount shows what is there now; a mount that is there stays what it was."""
     tree, out = tmp_path / "tree", tmp_path / "out"
     tree.mkdir()
@@ -271,56 +280,56 @@ def test_a_bootstrap_written_anew_under_its_old_name(shared, service_kit, build,
     for path in out.iterdir():
         path.unlink()
     second = shared.mount(build(tree, out).bootstrap)
-    assert [service_kit.read(mount / "file")["length"] for mount in (first, second)] == [5, 7]
+    assert [read(mount / "file")["length"] for mount in (first, second)] == [5, 7]
 
 
 # --- starting and stopping ----------------------------------------------------------------------------------
 
 
-def test_a_second_service_on_the_same_state(service, make_service, service_kit, built, tmp_path_factory):
+def test_a_second_service_on_the_same_state(service, make_service, built, tmp_path_factory):
     target = service.mount(built.bootstrap)
-    second = make_service(service_kit.ENGINES["fanotify"], start=False, work=tmp_path_factory.mktemp("second"))
+    second = make_service(FANOTIFY, start=False, work=tmp_path_factory.mktemp("second"))
     second.state = service.state
     lines, code = failed_start(second)
     assert "another service uses the state folder" in lines[0]
     assert "--state-dir" in lines[1]
     assert code == 9
-    assert not service_kit.mounted(second.work)
-    service_kit.compare(built.tree, target)
+    assert not mounted(second.work)
+    compare(built.tree, target)
 
 
-def test_a_second_service_on_the_same_run_folder(service, make_service, service_kit, built, tmp_path_factory):
+def test_a_second_service_on_the_same_run_folder(service, make_service, built, tmp_path_factory):
     target = service.mount(built.bootstrap)
-    before = service_kit.mounted(service.work)
-    second = make_service(service_kit.ENGINES["fanotify"], start=False, work=tmp_path_factory.mktemp("second"))
+    before = mounted(service.work)
+    second = make_service(FANOTIFY, start=False, work=tmp_path_factory.mktemp("second"))
     second.run = service.run
     lines, code = failed_start(second)
     assert "another service" in lines[0]
     assert "--run-dir" in lines[1]
     assert code == 9
-    assert service_kit.mounted(service.work) == before
-    service_kit.compare(built.tree, target)
+    assert mounted(service.work) == before
+    compare(built.tree, target)
     service.umount(target)
 
 
-def test_a_cache_on_tmpfs(make_service, service_kit, tmp_path_factory):
+def test_a_cache_on_tmpfs(make_service, tmp_path_factory):
     work = tmp_path_factory.mktemp("tmpfs")
     subprocess.run(["mount", "-t", "tmpfs", "tmpfs", work], check=True, timeout=20)
     try:
-        service = make_service(service_kit.ENGINES["fanotify"], start=False, work=work)
+        service = make_service(FANOTIFY, start=False, work=work)
         lines, code = failed_start(service)
         assert "ext4" in lines[1]
         assert code == 8
-        assert len(service_kit.mounted(work)) == 1
+        assert len(mounted(work)) == 1
     finally:
-        service_kit.unmount_all(work)
+        unmount_all(work)
 
 
-def test_a_cache_on_a_read_only_disk(make_service, service_kit, tmp_path_factory):
+def test_a_cache_on_a_read_only_disk(make_service, tmp_path_factory):
     work = tmp_path_factory.mktemp("ro")
-    with service_kit.mounted_disk(work, 8) as disk:
+    with mounted_disk(work, 8) as disk:
         subprocess.run(["mount", "-o", "remount,ro", disk], check=True, timeout=20)
-        service = make_service(service_kit.ENGINES["fanotify"], start=False, work=work)
+        service = make_service(FANOTIFY, start=False, work=work)
         service.state = disk / "state"
         service.spawn()
         assert service.keeper.wait(60) != 0
@@ -332,20 +341,20 @@ def test_a_cache_on_a_read_only_disk(make_service, service_kit, tmp_path_factory
     ("text", "named"),
     [("threads = 1", "threads"), ("nonsense = 1", "nonsense"), ("{", "neither TOML nor JSON")],
 )
-def test_a_wrong_configuration(text, named, make_service, service_kit, tmp_path_factory):
+def test_a_wrong_configuration(text, named, make_service, tmp_path_factory):
     work = tmp_path_factory.mktemp("config")
     path = work / "c"
     path.write_text(text)
-    done = service_kit.cli("serve", "--config", path)
+    done = cli("serve", "--config", path)
     assert done.returncode == 2
     assert named in done.stderr
     assert done.stderr.count("\n") <= 2
 
 
-def test_nydusd_configuration(service_kit, make_service, built, tmp_path_factory):
+def test_nydusd_configuration(make_service, built, tmp_path_factory):
     """nydusd's JSON serves unchanged."""
     work = tmp_path_factory.mktemp("json")
-    service = make_service(service_kit.ENGINES["fanotify"], start=False, work=work)
+    service = make_service(FANOTIFY, start=False, work=work)
     document = {
         "device": {
             "backend": {"type": "localfs", "config": {"dir": str(built.blob.parent)}},
@@ -360,78 +369,78 @@ def test_nydusd_configuration(service_kit, make_service, built, tmp_path_factory
     path.write_text(json.dumps(document))
     with open(service.log, "ab") as log:
         service.keeper = subprocess.Popen(
-            [*service_kit.CLI, "serve", "--config", path, "--run-dir", service.run], stderr=log, stdout=log
+            [*CLI, "serve", "--config", path, "--run-dir", service.run], stderr=log, stdout=log
         )
-    service_kit.wait_for("it answers", service._answers)
+    wait_for("it answers", service._answers)
     shutil.copy(built.bootstrap, work / "image.meta")
     target = service.mount(work / "image.meta")
-    service_kit.compare(built.tree, target)
+    compare(built.tree, target)
     assert service.status()["state_dir"] == str(service.state)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_signals_stop_it_cleanly(number, service, service_kit, built):
+def test_signals_stop_it_cleanly(number, service, built):
     service.mount(built.bootstrap, prefetch=True)
     worker = service.worker
     service.keeper.send_signal(number)
     assert service.keeper.wait(60) == 0
-    assert not service_kit.mounted(service.work)
-    assert not service_kit.alive(worker)
+    assert not mounted(service.work)
+    assert not alive(worker)
     assert not service.socket.exists()
     assert not list((service.run / "mounts").iterdir())
     assert service.events("stopped")
 
 
-def preparing(service, service_kit):
+def preparing(service):
     """Process id of `prepare`, which is stopped: it has just been started."""
 
     def find():
-        for pid in service_kit.children(service.keeper.pid):
+        for pid in children(service.keeper.pid):
             with contextlib.suppress(OSError), open(f"/proc/{pid}/cmdline", "rb") as file:
                 if b"nydus_erofs.fscache.prepare" in file.read():
                     os.kill(pid, signal.SIGSTOP)
                     return pid
         return None
 
-    return service_kit.wait_for("an image is prepared", find, pause=0.001)
+    return wait_for("an image is prepared", find, pause=0.001)
 
 
-def test_stopped_while_an_image_is_prepared(service, service_kit, built):
+def test_stopped_while_an_image_is_prepared(service, built):
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
         asked = pool.submit(service.mount, built.bootstrap)
-        pid = preparing(service, service_kit)
+        pid = preparing(service)
         assert service.stop() == 0
-        with pytest.raises((OSError, service_kit.RefusedError)):
+        with pytest.raises((OSError, RefusedError)):
             asked.result(60)
-    service_kit.wait_for("it ends as well", lambda: not service_kit.alive(pid))
-    assert not service_kit.mounted(service.work)
+    wait_for("it ends as well", lambda: not alive(pid))
+    assert not mounted(service.work)
     assert not list((service.run / "mounts").iterdir())
     service.start()
-    service_kit.compare(built.tree, service.mount(built.bootstrap))
+    compare(built.tree, service.mount(built.bootstrap))
 
 
-def test_prepare_is_killed(shared, service_kit, built, own):
+def test_prepare_is_killed(shared, built, own):
     """For want of memory, perhaps: one line, and the next try works."""
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
         asked = pool.submit(shared.mount, own[0])
-        os.kill(preparing(shared, service_kit), signal.SIGKILL)
-        with pytest.raises(service_kit.RefusedError, match="the process died"):
+        os.kill(preparing(shared), signal.SIGKILL)
+        with pytest.raises(RefusedError, match="the process died"):
             asked.result(60)
     assert not list((shared.state / "images").glob(".new*"))
-    then_it_works(shared, service_kit, built, own)
+    then_it_works(shared, built, own)
 
 
-def test_stop_by_request(service, service_kit, built):
+def test_stop_by_request(service, built):
     service.mount(built.bootstrap)
     assert service.request("stop")["busy"] == []
     assert service.keeper.wait(60) == 0
-    assert not service_kit.mounted(service.work)
+    assert not mounted(service.work)
 
 
-def test_readiness_is_told_once_it_serves(make_service, service_kit, tmp_path_factory):
+def test_readiness_is_told_once_it_serves(make_service, tmp_path_factory):
     """As systemd expects it (sd_notify)."""
     work = tmp_path_factory.mktemp("notify")
-    service = make_service(service_kit.ENGINES["fanotify"], start=False, work=work)
+    service = make_service(FANOTIFY, start=False, work=work)
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
         notify.settimeout(60)
         notify.bind(str(work / "notify"))
@@ -441,7 +450,7 @@ def test_readiness_is_told_once_it_serves(make_service, service_kit, tmp_path_fa
         assert service.status()["mounts"] == []
 
 
-def test_the_log_is_json_where_programs_read_it(service, built, service_kit):
+def test_the_log_is_json_where_programs_read_it(service, built):
     service.umount(service.mount(built.bootstrap))
     assert service.stop() == 0
     records = [json.loads(line) for line in service.log_text().splitlines()]
@@ -449,12 +458,12 @@ def test_the_log_is_json_where_programs_read_it(service, built, service_kit):
     assert all({"level", "timestamp"} <= record.keys() for record in records)
 
 
-def test_nothing_of_its_environment_reaches_the_worker(make_service, service_kit, tmp_path_factory):
+def test_nothing_of_its_environment_reaches_the_worker(make_service, tmp_path_factory):
     """PYTHONPATH could add modules to a process of root."""
     work = tmp_path_factory.mktemp("env")
-    service = make_service(service_kit.ENGINES["fanotify"], start=False, work=work)
+    service = make_service(FANOTIFY, start=False, work=work)
     service.spawn(PYTHONPATH="/evil", SECRET="secret")
-    service_kit.wait_for("it answers", service._answers)
+    wait_for("it answers", service._answers)
     with open(f"/proc/{service.worker}/environ", "rb") as file:
         environment = file.read()
     assert b"evil" not in environment

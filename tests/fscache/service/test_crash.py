@@ -11,6 +11,12 @@ from functools import partial
 
 import pytest
 
+from kit.mounts import mounted, mounted_disk, unmount_all
+from kit.processes import alive
+from kit.reading import compare, read, result_of
+from kit.service import RefusedError
+from kit.waiting import wait_for
+
 KILLS = int(os.environ.get("NYDUS_EROFS_KILLS", "20"))
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(200 + 4 * KILLS)]
@@ -26,7 +32,7 @@ def read_on(service, built, target, stop, *options):
     return [service.reader("loop", built.tree, target, stop, seed, *options) for seed in range(READERS)]
 
 
-def test_worker_killed_again_and_again(engine, make_service, service_kit, built, tmp_path_factory):
+def test_worker_killed_again_and_again(engine, make_service, built, tmp_path_factory):
     """At random moments while it fetches for eight readers: 0 wrong bytes, 0 errors, 0 hung."""
     rng, kills, fetching, reads = random.Random(KILLS), 0, 0, 0
     while kills < KILLS:
@@ -46,38 +52,36 @@ def test_worker_killed_again_and_again(engine, make_service, service_kit, built,
             kills += 1
         stop.touch()
         for process in readers:
-            result = service_kit.result_of(process)
+            result = result_of(process)
             assert not result["wrong"], result
             assert not result["errors"], result
             reads += result["reads"]
-        service_kit.compare(built.tree, target)
+        compare(built.tree, target)
         # The last one may still be on its way.
-        service_kit.wait_for("no other worker died", partial(restarted, service, kills - before))
+        wait_for("no other worker died", partial(restarted, service, kills - before))
         assert service.status(target)["failures"] == 0
         assert service.stop() == 0
     assert reads
     assert fetching > KILLS // 3, f"only {fetching} of {kills} kills were in the middle of something"
 
 
-def test_everything_killed_with_the_mount_alive(service, service_kit, built):
+def test_everything_killed_with_the_mount_alive(service, built):
     """Keeper and worker at once. Readers get EIO or wait, never a wrong byte; after the restart all is served."""
     if not service.engine.keeps_mounts:
         pytest.skip("on this engine a mount does not outlive its service")
     target, stop = service.mount(built.bootstrap), service.work / "stop"
     readers = read_on(service, built, target, stop, "0")
     for restart in range(3):
-        service_kit.wait_for(
-            "something is fetched", lambda: service.fetched(target) or service.status(target)["complete"]
-        )
+        wait_for("something is fetched", lambda: service.fetched(target) or service.status(target)["complete"])
         service.kill_all()
         time.sleep(0.1)
         service.start()
         assert len(service.events("serving again")) == restart + 1
     # What failed while nobody served works again.
-    service_kit.compare(built.tree, target)
+    compare(built.tree, target)
     stop.touch()
     for process in readers:
-        result = service_kit.result_of(process)
+        result = result_of(process)
         assert not result["wrong"], result
         assert result["errors"].keys() <= {"EIO"}, result
         assert result["reads"]
@@ -85,82 +89,82 @@ def test_everything_killed_with_the_mount_alive(service, service_kit, built):
     assert service.stop() == 0
 
 
-def test_the_keeper_killed_alone(service, service_kit, built):
+def test_the_keeper_killed_alone(service, built):
     """Its worker ends by itself; nothing else is left behind that a new service could stumble over."""
     target = service.mount(built.bootstrap)
-    service_kit.read(target / "large/0")
+    read(target / "large/0")
     worker = service.worker
     service.keeper.kill()
     service.keeper.wait(20)
-    service_kit.wait_for("the worker ends", lambda: not service_kit.alive(worker))
+    wait_for("the worker ends", lambda: not alive(worker))
     if service.engine.keeps_mounts:
         # What is there is read without anybody; what is not there is an error.
-        assert "error" not in service_kit.read(target / "large/0", 0, 4096)
-        assert service_kit.read(target / "large/7") == {"error": "EIO"}
+        assert "error" not in read(target / "large/0", 0, 4096)
+        assert read(target / "large/7") == {"error": "EIO"}
     else:
-        service_kit.unmount_all(target)
+        unmount_all(target)
     service.start()
     if not service.engine.keeps_mounts:
         service.mount(built.bootstrap, target=target)
-    service_kit.compare(built.tree, target)
+    compare(built.tree, target)
 
 
-def test_unmounted_while_no_service_ran(service, service_kit, built):
+def test_unmounted_while_no_service_ran(service, built):
     """The next one cleans up behind the one that was killed."""
     target = service.mount(built.bootstrap)
     service.kill_all()
-    service_kit.unmount_all(target)
+    unmount_all(target)
     service.start()
-    service_kit.wait_for("it is forgotten", lambda: not service.status()["mounts"])
+    wait_for("it is forgotten", lambda: not service.status()["mounts"])
     service.mount(built.bootstrap, target=target)
-    service_kit.compare(built.tree, target)
+    compare(built.tree, target)
     assert service.stop() == 0
-    assert not service_kit.mounted(service.work)
+    assert not mounted(service.work)
 
 
-def test_a_reader_killed_while_it_waits(service, service_kit, built):
+def test_a_reader_killed_while_it_waits(service, built):
     """Its event stays behind; others that want the same bytes get them, and the mount can be unmounted."""
     target = service.mount(built.bootstrap)
     os.kill(service.worker, 19)  # SIGSTOP: nothing is fetched
     killed = service.reader("read", target / "large/0")
-    service_kit.wait_for("it waits", lambda: service.status(target)["readers_waiting"])
+    wait_for("it waits", lambda: service.status(target)["readers_waiting"])
     waiting = service.reader("read", target / "large/0")
     killed.kill()
     killed.communicate(timeout=20)
     os.kill(service.status()["worker"]["pid"], 18)  # SIGCONT
-    assert "error" not in service_kit.result_of(waiting)
-    service_kit.compare(built.tree, target)
+    assert "error" not in result_of(waiting)
+    compare(built.tree, target)
     service.umount(target)
 
 
-def test_unmounted_after_a_reader_was_killed(service, service_kit, built):
+def test_unmounted_after_a_reader_was_killed(service, built):
     target = service.mount(built.bootstrap)
     worker = service.worker
     os.kill(worker, 19)
     killed = service.reader("read", target / "large/0")
-    service_kit.wait_for("it waits", lambda: service.status(target)["readers_waiting"])
+    wait_for("it waits", lambda: service.status(target)["readers_waiting"])
     killed.kill()
     killed.communicate(timeout=20)
     try:
-        service_kit.wait_for("nothing uses it", lambda: unmounted(service, service_kit, target))
+        wait_for("nothing uses it", lambda: unmounted(service, target))
     finally:
         os.kill(worker, 18)
     assert service.stop() == 0
 
 
-def unmounted(service, service_kit, target):
+def unmounted(service, target):
     try:
         service.umount(target)
-    except service_kit.RefusedError as error:
+    except RefusedError as error:
         assert "in use" in error.error
         return False
     return True
 
 
-def test_disk_full(engine, make_service, service_kit, built, tmp_path_factory):
+def test_disk_full(engine, make_service, built, tmp_path_factory):
     """EIO while there is no room; once there is, everything is read. The service lives."""
     work = tmp_path_factory.mktemp("full")
-    with service_kit.mounted_disk(work, 64) as disk:
+    with mounted_disk(work, 64) as disk:
         ballast = disk / "ballast"
         service = make_service(engine, start=False, work=work)
         service.state = disk / "state"
@@ -170,24 +174,24 @@ def test_disk_full(engine, make_service, service_kit, built, tmp_path_factory):
         with open(ballast, "wb") as file:
             os.posix_fallocate(file.fileno(), 0, free - (8 << 20))
         keeper = service.keeper.pid
-        results = [service_kit.read(target / f"large/{number}") for number in range(8)]
+        results = [read(target / f"large/{number}") for number in range(8)]
         assert {"error": "EIO"} in results
         assert any("error" not in result for result in results)
         assert any("no room" in record["error"] for record in service.events("segment not filled"))
         # What was fetched before stays readable.
         whole = next(number for number, result in enumerate(results) if "error" not in result)
-        assert service_kit.read(target / f"large/{whole}") == results[whole]
+        assert read(target / f"large/{whole}") == results[whole]
         ballast.unlink()
-        service_kit.compare(built.tree, target)
+        compare(built.tree, target)
         assert service.status()["pid"] == keeper
         assert service.status()["worker"]["restarts"] == 0
         service.umount(target)
         assert service.stop() == 0
 
 
-def test_prefetch_goes_on_when_there_is_room_again(engine, make_service, service_kit, built, tmp_path_factory):
+def test_prefetch_goes_on_when_there_is_room_again(engine, make_service, built, tmp_path_factory):
     work = tmp_path_factory.mktemp("full")
-    with service_kit.mounted_disk(work, 64) as disk:
+    with mounted_disk(work, 64) as disk:
         ballast = disk / "ballast"
         service = make_service(engine, start=False, work=work)
         service.state = disk / "state"
@@ -196,17 +200,17 @@ def test_prefetch_goes_on_when_there_is_room_again(engine, make_service, service
         with open(ballast, "wb") as file:
             os.posix_fallocate(file.fileno(), 0, free - (8 << 20))
         target = service.mount(built.bootstrap, prefetch=True)
-        service_kit.wait_for("the disk is full", lambda: service.status(target)["failures"])
+        wait_for("the disk is full", lambda: service.status(target)["failures"])
         ballast.unlink()
         service.complete(target)
-        service_kit.compare(built.tree, target)
+        compare(built.tree, target)
         assert service.stop() == 0
 
 
-def test_no_room_to_mount(engine, make_service, service_kit, built, tmp_path_factory):
+def test_no_room_to_mount(engine, make_service, built, tmp_path_factory):
     """One clear line, nothing half-made; with room the same request works."""
     work = tmp_path_factory.mktemp("full")
-    with service_kit.mounted_disk(work, 16) as disk:
+    with mounted_disk(work, 16) as disk:
         service = make_service(engine, start=False, work=work)
         service.state = disk / "state"
         service.start()
@@ -216,12 +220,12 @@ def test_no_room_to_mount(engine, make_service, service_kit, built, tmp_path_fac
                 file.write(bytes(4096))
                 file.flush()
         target = service.target()
-        with pytest.raises(service_kit.RefusedError) as caught:
+        with pytest.raises(RefusedError) as caught:
             service.mount(built.bootstrap, target=target)
         assert "No space left" in caught.value.error or "no room" in caught.value.error.lower()
         assert not list((service.state / "images").glob(".new*"))
         ballast.unlink()
         service.mount(built.bootstrap, target=target)
-        service_kit.read(target / "small/1")
+        read(target / "small/1")
         service.umount(target)
         assert service.stop() == 0

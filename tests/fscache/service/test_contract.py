@@ -10,29 +10,37 @@ import time
 
 import pytest
 
+from kit.command import PYTHON, cli
+from kit.images import build
+from kit.mounts import mounted
+from kit.processes import pss
+from kit.reading import COMPARE, compare, compare_expected, read, result_of
+from kit.service import RefusedError
+from kit.waiting import wait_for
+
 pytestmark = [pytest.mark.root, pytest.mark.timeout(180)]
 
 FIXTURES = ("plain", "lz4", "none-sha256", "toc", "batch")
 
 
 @pytest.mark.parametrize("name", FIXTURES)
-def test_images_of_nydus_read_as_they_were(name, service, service_kit, nydus_images):
+def test_images_of_nydus_read_as_they_were(name, service, nydus_images):
     folder = nydus_images / name
     target = service.mount(folder / "boot", folder / "blobs")
-    service_kit.compare_expected(nydus_images / "expected.json", target)
+    compare_expected(nydus_images / "expected.json", target)
     service.umount(target)
     assert service.status()["mounts"] == []
 
 
-def test_images_of_ours_read_as_they_were(service, service_kit, built):
+def test_images_of_ours_read_as_they_were(service, built):
     target = service.mount(built.bootstrap)
-    service_kit.compare(built.tree, target)
+    compare(built.tree, target)
     status = service.status(target)
     assert status["failures"] == status["events_denied"] == 0
     assert service.fetched(target) >= status["bytes_total"] - service.engine.metadata_fetched(built.bootstrap)
 
 
-def test_nothing_is_fetched_before_it_is_read(service, service_kit, built):
+def test_nothing_is_fetched_before_it_is_read(service, built):
     """Names and attributes cost no data; one file costs what is near it."""
     allowed = service.engine.metadata_fetched(built.bootstrap)
     target = service.mount(built.bootstrap)
@@ -40,9 +48,9 @@ def test_nothing_is_fetched_before_it_is_read(service, service_kit, built):
     done = subprocess.run(["ls", "-lR", target], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout.count("\n") > 400
     assert service.fetched(target) <= allowed
-    assert not any(path.stat().st_blocks for path in service.engine.cache(service)) or allowed
+    assert not any(path.stat().st_blocks for path in service.cache()) or allowed
     data = (built.tree / "small/1").read_bytes()
-    assert service_kit.read(target / "small/1")["sha256"] == hashlib.sha256(data).hexdigest()
+    assert read(target / "small/1")["sha256"] == hashlib.sha256(data).hexdigest()
     status = service.status(target)
     assert allowed < service.fetched(target) + 1
     assert status["bytes_on_demand"] > 0
@@ -50,9 +58,9 @@ def test_nothing_is_fetched_before_it_is_read(service, service_kit, built):
     assert status["bytes_prefetched"] == 0 or allowed
 
 
-def test_eight_readers_at_once(service, service_kit, built):
+def test_eight_readers_at_once(service, built):
     target = service.mount(built.bootstrap)
-    command = [*service_kit.PYTHON, str(service_kit.COMPARE), str(built.tree), str(target)]
+    command = [*PYTHON, str(COMPARE), str(built.tree), str(target)]
     readers = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(8)]
     try:
         for process in readers:
@@ -66,9 +74,9 @@ def test_eight_readers_at_once(service, service_kit, built):
     assert status["bytes_fetched_compressed"] <= built.blob.stat().st_size + (1 << 20)
 
 
-def test_mmap(service, service_kit, built):
+def test_mmap(service, built):
     target = service.mount(built.bootstrap)
-    result = service_kit.result_of(service.reader("mapped", built.tree, target))
+    result = result_of(service.reader("mapped", built.tree, target))
     assert not result["wrong"]
     assert result["files"] == 411
 
@@ -81,13 +89,13 @@ def test_programs_run_from_it(service, built):
     assert done.stdout == "out of the image\n"
 
 
-def test_several_images_at_once(service, service_kit, nydus_images, built):
+def test_several_images_at_once(service, nydus_images, built):
     targets = {name: service.mount(nydus_images / name / "boot", nydus_images / name / "blobs") for name in FIXTURES}
     ours = service.mount(built.bootstrap, prefetch=True)
     readers = [service.reader("expected", nydus_images / "expected.json", target) for target in targets.values()]
-    service_kit.compare(built.tree, ours)
+    compare(built.tree, ours)
     for process in readers:
-        assert not service_kit.result_of(process)["wrong"]
+        assert not result_of(process)["wrong"]
     assert len(service.status()["mounts"]) == len(FIXTURES) + 1
     for target in (*targets.values(), ours):
         service.umount(target)
@@ -95,7 +103,7 @@ def test_several_images_at_once(service, service_kit, nydus_images, built):
 
 
 @pytest.fixture(scope="session")
-def layers(cache_disk, build, tmp_path_factory):
+def layers(cache_disk, tmp_path_factory):
     """Two images of one blob: the same files, another mode on one of them."""
     folder = tmp_path_factory.mktemp("layers")
     made = []
@@ -111,85 +119,85 @@ def layers(cache_disk, build, tmp_path_factory):
     return made
 
 
-def test_one_blob_in_two_images_is_fetched_once(service, service_kit, layers):
+def test_one_blob_in_two_images_is_fetched_once(service, layers):
     first, second = (service.mount(image.bootstrap) for image in layers)
-    service_kit.compare(layers[0].tree, first)
-    fetched, files = service.status(first)["bytes_fetched_compressed"], service.engine.cache(service)
+    compare(layers[0].tree, first)
+    fetched, files = service.status(first)["bytes_fetched_compressed"], service.cache()
     # The second image finds everything there: its blob need not even be.
     layers[1].blob.rename(layers[1].blob.with_suffix(".away"))
     try:
-        service_kit.compare(layers[1].tree, second)
+        compare(layers[1].tree, second)
     finally:
         layers[1].blob.with_suffix(".away").rename(layers[1].blob)
     allowed = 2 * service.engine.metadata_fetched(layers[1].bootstrap)
     assert service.status(second)["bytes_fetched_compressed"] <= fetched + allowed
     if not allowed:
-        assert service.engine.cache(service) == files
+        assert service.cache() == files
     # What one lets go of, the other keeps.
     service.umount(first)
-    service_kit.compare(layers[1].tree, second)
+    compare(layers[1].tree, second)
 
 
-def test_one_image_on_many_mountpoints(service, service_kit, built):
+def test_one_image_on_many_mountpoints(service, built):
     """More of them than descriptors fit into one message to a new worker."""
     targets = [service.mount(built.bootstrap) for _ in range(20)]
     service.kill_worker()
-    service_kit.compare(built.tree, targets[-1])
-    service_kit.compare(built.tree, targets[0])
+    compare(built.tree, targets[-1])
+    compare(built.tree, targets[0])
     assert service.status()["worker"]["restarts"] == 1
     for target in targets[::2]:
         service.umount(target)
-    service_kit.compare(built.tree, targets[-1])
+    compare(built.tree, targets[-1])
 
 
-def test_a_busy_mount_is_named_and_works_on(service, service_kit, built):
+def test_a_busy_mount_is_named_and_works_on(service, built):
     target = service.mount(built.bootstrap)
     ready = service.work / "ready"
     holder = service.reader("hold", target / "large/0", ready)
-    service_kit.wait_for("the file is open", ready.exists)
-    with pytest.raises(service_kit.RefusedError) as caught:
+    wait_for("the file is open", ready.exists)
+    with pytest.raises(RefusedError) as caught:
         service.umount(target)
     assert str(target) in caught.value.error
     assert "in use" in caught.value.error
     assert caught.value.hint
     assert caught.value.exit_code == 10
-    service_kit.compare(built.tree, target)
+    compare(built.tree, target)
     # Neither does the service end.
     service.keeper.terminate()
-    service_kit.wait_for("it says why it stays", lambda: service.events("not stopping: mounts are in use"))
-    service_kit.compare(built.tree, target)
+    wait_for("it says why it stays", lambda: service.events("not stopping: mounts are in use"))
+    compare(built.tree, target)
     holder.kill()
     holder.communicate(timeout=20)
     service.umount(target)
     assert service.stop() == 0
 
 
-def test_unmounted_behind_its_back(service, service_kit, built):
+def test_unmounted_behind_its_back(service, built):
     """By umount(8): the service notices, and the same mountpoint serves again."""
     target = service.mount(built.bootstrap, prefetch=True)
     subprocess.run(["umount", target], check=True, timeout=60)
-    service_kit.wait_for("the service notices", lambda: not service.status()["mounts"])
+    wait_for("the service notices", lambda: not service.status()["mounts"])
     service.mount(built.bootstrap, target=target)
-    service_kit.compare(built.tree, target)
+    compare(built.tree, target)
 
 
-def test_unmounted_lazily_while_in_use(service, service_kit, built):
+def test_unmounted_lazily_while_in_use(service, built):
     """Files that are open are served to the end."""
     target = service.mount(built.bootstrap)
     stop = service.work / "stop"
     # Its working directory is in the image: it reads on when nobody else can reach it any more.
     process = subprocess.Popen(
-        [*service_kit.PYTHON, "-c", READ_ON, str(service.work / "inside"), str(stop)], cwd=target,
+        [*PYTHON, "-c", READ_ON, str(service.work / "inside"), str(stop)], cwd=target,
         stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
     service.readers.append(process)
-    service_kit.wait_for("it is inside", (service.work / "inside").exists)
+    wait_for("it is inside", (service.work / "inside").exists)
     subprocess.run(["umount", "-l", target], check=True, timeout=60)
     stop.touch()
     out, _ = process.communicate(timeout=60)
     right = hashlib.sha256((built.tree / "large/5").read_bytes()).hexdigest()
     assert out.strip() == right
-    service_kit.wait_for("the service lets go of it", lambda: not service.status()["mounts"])
+    wait_for("the service lets go of it", lambda: not service.status()["mounts"])
 
 
 READ_ON = """
@@ -201,7 +209,7 @@ print(hashlib.sha256(open("large/5", "rb").read()).hexdigest())
 """
 
 
-def test_prefetch_completes_by_itself(service, service_kit, built):
+def test_prefetch_completes_by_itself(service, built):
     target = service.mount(built.bootstrap, prefetch=True)
     service.complete(target)
     status = service.status(target)
@@ -209,45 +217,45 @@ def test_prefetch_completes_by_itself(service, service_kit, built):
     # From now on the blob is not needed, nor is anybody asked: not one event that waits.
     built.blob.rename(built.blob.with_suffix(".away"))
     try:
-        service_kit.compare(built.tree, target)
+        compare(built.tree, target)
     finally:
         built.blob.with_suffix(".away").rename(built.blob)
     assert service.status(target)["events_waited"] == status["events_waited"]
 
 
-def test_after_a_restart_nothing_is_fetched_twice(service, service_kit, built):
+def test_after_a_restart_nothing_is_fetched_twice(service, built):
     target = service.mount(built.bootstrap, prefetch=True)
     service.complete(target)
     assert service.stop() == 0
-    assert not service_kit.mounted(service.work)
+    assert not mounted(service.work)
     service.start()
     service.mount(built.bootstrap, target=target)
     allowed = service.engine.metadata_fetched(built.bootstrap)
-    service_kit.compare(built.tree, target)
+    compare(built.tree, target)
     status = service.status(target)
     assert service.fetched(target) <= allowed
     assert status["bytes_fetched_compressed"] <= allowed
     assert status["bytes_cached_before"] >= status["bytes_total"] - allowed
 
 
-def test_half_of_it_cached(service, service_kit, built):
+def test_half_of_it_cached(service, built):
     """What was fetched before the restart stays, the rest is fetched."""
     target = service.mount(built.bootstrap)
     for name in ("large/0", "large/7"):
-        service_kit.read(target / name)
+        read(target / name)
     had = service.fetched(target)
     assert 0 < had < service.status(target)["bytes_total"]
     assert service.stop() == 0
     service.start()
     service.mount(built.bootstrap, target=target)
-    service_kit.compare(built.tree, target)
+    compare(built.tree, target)
     status = service.status(target)
     allowed = service.engine.metadata_fetched(built.bootstrap)
     assert status["bytes_total"] - service.fetched(target) >= had - (1 << 20) - allowed
 
 
 @pytest.mark.parametrize("how", ["flipped", "truncated", "emptied"])
-def test_a_damaged_blob_gives_eio_and_heals(how, service, service_kit, built):
+def test_a_damaged_blob_gives_eio_and_heals(how, service, built):
     """Flipped bits, a file too short: EIO, and the log names blob and chunk. Once it is repaired all is well."""
     folder = service.work / "image"
     shutil.copytree(built.bootstrap.parent, folder)
@@ -262,8 +270,8 @@ def test_a_damaged_blob_gives_eio_and_heals(how, service, service_kit, built):
     else:
         os.truncate(blob, 1 if how == "truncated" else 0)
     file = target / "large/4"
-    assert service_kit.read(file) == {"error": "EIO"}
-    assert service_kit.read(file) == {"error": "EIO"}
+    assert read(file) == {"error": "EIO"}
+    assert read(file) == {"error": "EIO"}
     record = service.events("segment not filled")[0]
     assert built.blob.name in record["error"]
     if how == "flipped":
@@ -274,10 +282,10 @@ def test_a_damaged_blob_gives_eio_and_heals(how, service, service_kit, built):
     assert status["events_denied"] > 0
     assert built.blob.name in status["last_error"]
     blob.write_bytes(right)
-    service_kit.compare(built.tree, target)
+    compare(built.tree, target)
 
 
-def test_a_blob_replaced_by_an_intact_copy(service, service_kit, built):
+def test_a_blob_replaced_by_an_intact_copy(service, built):
     """As rsync and most people repair files: a new file under the old name."""
     folder = service.work / "image"
     shutil.copytree(built.bootstrap.parent, folder)
@@ -287,42 +295,42 @@ def test_a_blob_replaced_by_an_intact_copy(service, service_kit, built):
     target = service.mount(bootstrap)
     with open(blob, "r+b") as file:
         file.truncate(10)
-    assert service_kit.read(target / "large/2") == {"error": "EIO"}
+    assert read(target / "large/2") == {"error": "EIO"}
     intact.rename(blob)
     # The next failure makes the service look again; the read after it finds the copy.
-    service_kit.wait_for("it is read", lambda: "error" not in service_kit.read(target / "large/2"))
-    service_kit.compare(built.tree, target)
+    wait_for("it is read", lambda: "error" not in read(target / "large/2"))
+    compare(built.tree, target)
     service.kill_worker()
-    service_kit.compare(built.tree, target)
+    compare(built.tree, target)
 
 
-def test_a_blob_removed_while_it_is_mounted(service, service_kit, built):
+def test_a_blob_removed_while_it_is_mounted(service, built):
     """The service has it open."""
     folder = service.work / "image"
     shutil.copytree(built.bootstrap.parent, folder)
     target = service.mount(folder / built.bootstrap.name)
     (folder / built.blob.name).unlink()
     service.kill_worker()
-    service_kit.compare(built.tree, target)
+    compare(built.tree, target)
 
 
-def test_the_worker_killed_before_it_was_asked(service, service_kit, built):
+def test_the_worker_killed_before_it_was_asked(service, built):
     target = service.mount(built.bootstrap)
     service.kill_worker()
-    service_kit.compare(built.tree, target)
-    service_kit.wait_for("one restart", lambda: service.status()["worker"]["restarts"] == 1)
+    compare(built.tree, target)
+    wait_for("one restart", lambda: service.status()["worker"]["restarts"] == 1)
     assert service.status(target)["failures"] == 0
 
 
-def test_memory_after_a_full_read(service, service_kit, built):
+def test_memory_after_a_full_read(service, built):
     """Keeper and worker together; the image's own bytes are the page cache's."""
     target = service.mount(built.bootstrap)
-    service_kit.compare(built.tree, target)
-    memory = service_kit.pss(service.keeper.pid) + service_kit.pss(service.worker)
+    compare(built.tree, target)
+    memory = pss(service.keeper.pid) + pss(service.worker)
     assert memory <= 150 << 20, f"{memory >> 20} MiB"
 
 
-def test_mount_and_unmount_again_and_again(service, service_kit, built):
+def test_mount_and_unmount_again_and_again(service, built):
     """With a prefetch under way each time; neither descriptors nor mounts are left."""
     target = service.target()
     service.mount(built.bootstrap, target=target)
@@ -332,35 +340,35 @@ def test_mount_and_unmount_again_and_again(service, service_kit, built):
     def descriptors():
         return [len(os.listdir(f"/proc/{pid}/fd")) for pid in (service.keeper.pid, worker)]
 
-    before, mounts = descriptors(), service_kit.mounted(service.work)
+    before, mounts = descriptors(), mounted(service.work)
     for _ in range(15):
         service.mount(built.bootstrap, target=target, prefetch=True)
         service.umount(target)
-    service_kit.wait_for("the worker lets go", lambda: sum(descriptors()) <= sum(before) + 8)
-    assert service_kit.mounted(service.work) == mounts
+    wait_for("the worker lets go", lambda: sum(descriptors()) <= sum(before) + 8)
+    assert mounted(service.work) == mounts
     assert service.worker == worker, "it was not killed by a message about a store that was closed"
     service.mount(built.bootstrap, target=target)
-    service_kit.compare(built.tree, target)
+    compare(built.tree, target)
 
 
-def test_an_image_without_files(service, service_kit, tmp_path):
+def test_an_image_without_files(service, tmp_path):
     tree = tmp_path / "tree"
     (tree / "folder").mkdir(parents=True)
     (tree / "empty").touch()
     (tmp_path / "image").mkdir()
-    service_kit.cli("build", tree, "-o", tmp_path / "image", check=True)
+    cli("build", tree, "-o", tmp_path / "image", check=True)
     target = service.mount(tmp_path / "image" / "tree.meta")
-    service_kit.compare(tree, target)
+    compare(tree, target)
     assert service.status(target)["complete"]
     service.umount(target)
     assert service.stop() == 0
 
 
-def test_stops_cleanly_with_images_mounted(service, service_kit, nydus_images, built):
+def test_stops_cleanly_with_images_mounted(service, nydus_images, built):
     service.mount(built.bootstrap, prefetch=True)
     service.mount(nydus_images / "plain" / "boot", nydus_images / "plain" / "blobs")
     assert service.stop() == 0
-    assert not service_kit.mounted(service.work)
+    assert not mounted(service.work)
     assert not service.socket.exists()
 
 

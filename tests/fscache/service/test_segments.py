@@ -8,14 +8,20 @@ from pathlib import Path
 
 import pytest
 
+from kit.engines import FANOTIFY
+from kit.mounts import mounted
+from kit.reading import compare, compare_expected, read
+from kit.service import RefusedError
+from kit.waiting import wait_for
+
 pytestmark = [pytest.mark.root, pytest.mark.timeout(180)]
 
 FOREIGN = "00000000-1111-2222-3333-444444444444"
 
 
 @pytest.fixture
-def service(make_service, service_kit):
-    return make_service(service_kit.ENGINES["fanotify"])
+def service(make_service):
+    return make_service(FANOTIFY)
 
 
 def cut_power(service):
@@ -25,17 +31,17 @@ def cut_power(service):
 
 
 @pytest.mark.parametrize(("fetched", "prefetch"), [("all", False), ("half", True)])
-def test_power_cut(fetched, prefetch, service, service_kit, built):
+def test_power_cut(fetched, prefetch, service, built):
     """Damage of every kind in what was fetched: found, fetched again, and never served."""
     target = service.mount(built.bootstrap, prefetch=fetched == "all")
     if fetched == "all":
         service.complete(target)
     else:
         for number in range(0, 8, 2):
-            service_kit.read(target / f"large/{number}")
+            read(target / f"large/{number}")
     assert service.stop() == 0
     rng, damaged = random.Random(3), []
-    for path in service.engine.cache(service):
+    for path in service.cache():
         size = path.stat().st_size
         if not size or rng.random() < 0.3:
             continue
@@ -62,19 +68,19 @@ def test_power_cut(fetched, prefetch, service, service_kit, built):
     cut_power(service)
     service.start()
     service.mount(built.bootstrap, target=target, prefetch=prefetch)
-    service_kit.compare(built.tree, target)
+    compare(built.tree, target)
     status = service.status(target)
     assert 0 < status["bytes_fetched_compressed"] <= built.blob.stat().st_size
     if fetched == "all":
         assert status["bytes_fetched_compressed"] < built.blob.stat().st_size, "what was intact was fetched again"
     assert status["failures"] == 0
-    service_kit.wait_for("it counts for good", lambda: service.status(target)["complete"] and not noted(service))
+    wait_for("it counts for good", lambda: service.status(target)["complete"] and not noted(service))
     # And now it is trusted: a restart fetches nothing and verifies nothing.
     assert service.stop() == 0
     service.start()
     service.mount(built.bootstrap, target=target)
     assert service.status(target)["complete"]
-    service_kit.compare(built.tree, target)
+    compare(built.tree, target)
     assert service.fetched(target) == 0
 
 
@@ -82,7 +88,7 @@ def noted(service):
     return list((service.state / "store").glob("*/epoch"))
 
 
-def test_verifying_goes_on_after_a_worker_was_killed(service, service_kit, built):
+def test_verifying_goes_on_after_a_worker_was_killed(service, built):
     """While nothing is trusted, a reader that comes after the kill is not forgotten."""
     target = service.mount(built.bootstrap, prefetch=True)
     service.complete(target)
@@ -92,13 +98,13 @@ def test_verifying_goes_on_after_a_worker_was_killed(service, service_kit, built
     service.mount(built.bootstrap, target=target)
     for number in range(8):
         service.kill_worker()
-        assert "error" not in service_kit.read(target / f"large/{number}", 0, 4096)
-    service_kit.compare(built.tree, target)
+        assert "error" not in read(target / f"large/{number}", 0, 4096)
+    compare(built.tree, target)
     assert service.fetched(target) > 0
     assert service.status(target)["bytes_fetched_compressed"] == 0, "verified, not fetched"
 
 
-def test_a_power_cut_while_an_image_was_prepared(service, service_kit, built):
+def test_a_power_cut_while_an_image_was_prepared(service, built):
     """The localized bootstrap may be anything: it is made anew."""
     target = service.mount(built.bootstrap)
     assert service.stop() == 0
@@ -111,14 +117,14 @@ def test_a_power_cut_while_an_image_was_prepared(service, service_kit, built):
     service.start()
     assert not (service.state / "images" / ".new-0123").exists()
     service.mount(built.bootstrap, target=target)
-    service_kit.compare(built.tree, target)
+    compare(built.tree, target)
 
 
 @pytest.mark.parametrize("what", ["boot cut off", "record gone", "record noise", "plan gone", "store gone"])
-def test_a_damaged_state_folder_is_prepared_again(what, service, service_kit, built):
+def test_a_damaged_state_folder_is_prepared_again(what, service, built):
     """By somebody's hand: no power cut tells of it."""
     target = service.mount(built.bootstrap)
-    service_kit.read(target / "large/1")
+    read(target / "large/1")
     assert service.stop() == 0
     (folder,) = (service.state / "images").iterdir()
     (store,) = (service.state / "store").iterdir()
@@ -135,10 +141,10 @@ def test_a_damaged_state_folder_is_prepared_again(what, service, service_kit, bu
             shutil.rmtree(store)
     service.start()
     service.mount(built.bootstrap, target=target)
-    service_kit.compare(built.tree, target)
+    compare(built.tree, target)
 
 
-def test_files_missing_from_a_store(service, service_kit, built):
+def test_files_missing_from_a_store(service, built):
     """Refused in one line that names the store, or made again; never an image with a hole."""
     target = service.mount(built.bootstrap)
     assert service.stop() == 0
@@ -147,26 +153,26 @@ def test_files_missing_from_a_store(service, service_kit, built):
     service.start()
     try:
         service.mount(built.bootstrap, target=target)
-    except service_kit.RefusedError as error:
+    except RefusedError as error:
         assert store.name in error.error
-        assert not service_kit.mounted(target)
+        assert not mounted(target)
     else:
-        service_kit.compare(built.tree, target)
+        compare(built.tree, target)
 
 
-def test_a_complete_image_costs_no_events(service, service_kit, built):
+def test_a_complete_image_costs_no_events(service, built):
     target = service.mount(built.bootstrap)
-    service_kit.compare(built.tree, target)
-    service_kit.compare(built.tree, target)  # each segment is ignored from its next event on
+    compare(built.tree, target)
+    compare(built.tree, target)  # each segment is ignored from its next event on
     for name in ("large/0", "large/5"):
-        service_kit.read(target / name)
+        read(target / name)
     events = service.status(target)["events"]
     for number in range(8):
-        service_kit.read(target / f"large/{number}")
+        read(target / f"large/{number}")
     assert service.status(target)["events"] == events
 
 
-def test_segments_never_hold_more_than_was_verified(service, service_kit, built):
+def test_segments_never_hold_more_than_was_verified(service, built):
     """With a blob that is damaged in the middle: each file is a prefix of what is right."""
     folder = service.work / "image"
     shutil.copytree(built.bootstrap.parent, folder)
@@ -177,12 +183,12 @@ def test_segments_never_hold_more_than_was_verified(service, service_kit, built)
         data[at] ^= 1
     blob.write_bytes(data)
     for number in range(8):
-        service_kit.read(target / f"large/{number}")
-    partial = {path.name: path.read_bytes() for path in service.engine.cache(service)}
+        read(target / f"large/{number}")
+    partial = {path.name: path.read_bytes() for path in service.cache()}
     assert any(0 < len(have) < 1 << 20 for have in partial.values())
     blob.write_bytes(built.blob.read_bytes())
-    service_kit.compare(built.tree, target)
-    for path in service.engine.cache(service):
+    compare(built.tree, target)
+    for path in service.cache():
         assert path.read_bytes()[: len(partial[path.name])] == partial[path.name]
 
 
@@ -200,9 +206,9 @@ def test_modes_and_owners(service, built):
             assert path.stat().st_uid == (uid if path.name.isdecimal() else 0), path
 
 
-def test_the_worker_has_no_privilege(service, service_kit, built):
+def test_the_worker_has_no_privilege(service, built):
     target = service.mount(built.bootstrap)
-    service_kit.read(target / "small/1")  # it is past its start
+    read(target / "small/1")  # it is past its start
     status = Path(f"/proc/{service.worker}/status").read_text()
     fields = dict(line.split(":\t", 1) for line in status.splitlines() if ":\t" in line)
     assert fields["Uid"].split() == fields["Gid"].split() == ["64587"] * 4
@@ -216,30 +222,30 @@ def test_the_worker_has_no_privilege(service, service_kit, built):
 
 
 @pytest.mark.parametrize("which", ["run", "state"])
-def test_folders_reached_through_a_symlink(which, make_service, service_kit, built, tmp_path_factory):
+def test_folders_reached_through_a_symlink(which, make_service, built, tmp_path_factory):
     """As /var/run is: a live mount is still found after a restart."""
     work = tmp_path_factory.mktemp("links")
     (work / "real").mkdir()
     (work / "link").symlink_to("real")
-    service = make_service(service_kit.ENGINES["fanotify"], start=False, work=work)
+    service = make_service(FANOTIFY, start=False, work=work)
     if which != "state":
         service.run = work / "link" / "run"
     if which != "run":
         service.state = work / "link" / "state"
     service.start()
     target = service.mount(built.bootstrap)
-    before = service_kit.mounted(work)
+    before = mounted(work)
     service.kill_all()
     service.start()
     assert len(service.events("serving again")) == 1
-    assert service_kit.mounted(work) == before
-    service_kit.compare(built.tree, target)
+    assert mounted(work) == before
+    compare(built.tree, target)
     service.umount(target)
     assert service.stop() == 0
-    assert not service_kit.mounted(work)
+    assert not mounted(work)
 
 
-def test_rubbish_in_the_run_folder(service, service_kit, built):
+def test_rubbish_in_the_run_folder(service, built):
     """Folders of mounts that cannot be understood: cleaned up, and said in the log; the good one is served."""
     target = service.mount(built.bootstrap)
     service.kill_all()
@@ -256,55 +262,55 @@ def test_rubbish_in_the_run_folder(service, service_kit, built):
     assert len(service.events("serving again")) == 1
     assert len(service.events("a mount of the service before cannot be served")) == 7
     assert [path.name for path in mounts.iterdir()] == ["0"]
-    service_kit.compare(built.tree, target)
+    compare(built.tree, target)
 
 
-def test_a_live_mount_whose_blob_is_gone(service, service_kit, built):
+def test_a_live_mount_whose_blob_is_gone(service, built):
     """What is cached is served; what is not is EIO, and the log names the blob."""
     folder = service.work / "image"
     shutil.copytree(built.bootstrap.parent, folder)
     target = service.mount(folder / built.bootstrap.name)
-    right = service_kit.read(target / "large/0")
+    right = read(target / "large/0")
     service.kill_all()
     (folder / built.blob.name).unlink()
     service.start()
-    assert service_kit.read(target / "large/0") == right
-    assert service_kit.read(target / "large/7") == {"error": "EIO"}
+    assert read(target / "large/0") == right
+    assert read(target / "large/7") == {"error": "EIO"}
     assert built.blob.name in service.log_text()
 
 
-def test_a_mount_that_the_kernel_refuses_harms_nothing(service, service_kit, built):
+def test_a_mount_that_the_kernel_refuses_harms_nothing(service, built):
     """Mountpoints that vanish in the middle: an error each, the cache of others stays whole."""
     target = service.mount(built.bootstrap, prefetch=True)
     service.complete(target)
-    before = {path: path.stat().st_size for path in service.engine.cache(service)}
+    before = {path: path.stat().st_size for path in service.cache()}
     for number in range(5):
         gone = service.work / f"gone{number}"
         gone.mkdir()
         fd = os.open(gone, os.O_RDONLY)
         gone.rmdir()
-        with pytest.raises(service_kit.RefusedError):
+        with pytest.raises(RefusedError):
             service.mount(built.bootstrap, target=f"/proc/{os.getpid()}/fd/{fd}")
         os.close(fd)
-    assert {path: path.stat().st_size for path in service.engine.cache(service)} == before
-    service_kit.wait_for("nothing is left of them", lambda: len(list((service.run / "mounts").iterdir())) == 1)
-    service_kit.compare(built.tree, target)
+    assert {path: path.stat().st_size for path in service.cache()} == before
+    wait_for("nothing is left of them", lambda: len(list((service.run / "mounts").iterdir())) == 1)
+    compare(built.tree, target)
 
 
-def test_a_store_removed_under_a_live_mount(service, service_kit, built, nydus_images):
+def test_a_store_removed_under_a_live_mount(service, built, nydus_images):
     """By somebody who wanted room: EIO for what was not fetched, the service and other images live on."""
     other = service.mount(nydus_images / "plain" / "boot", nydus_images / "plain" / "blobs")
     target = service.mount(built.bootstrap)
-    right = service_kit.read(target / "large/0")
+    right = read(target / "large/0")
     for store in (service.state / "store").iterdir():
         if len(list(store.iterdir())) > 15:
             shutil.rmtree(store)
     for _ in range(2):
-        assert service_kit.read(target / "large/0") == right  # the kernel has it open
-        assert service_kit.read(target / "large/7") == {"error": "EIO"}
+        assert read(target / "large/0") == right  # the kernel has it open
+        assert read(target / "large/7") == {"error": "EIO"}
         service.kill_worker()
-    service_kit.compare_expected(nydus_images / "expected.json", other)
+    compare_expected(nydus_images / "expected.json", other)
     assert service.status()["worker"]["restarts"] == 2
     service.umount(target)
     service.mount(built.bootstrap, target=target)
-    service_kit.compare(built.tree, target)
+    compare(built.tree, target)

@@ -1,10 +1,9 @@
-"""What only the cachefiles engine has: names, domains, the kernel's own cache. Run by ``vm/contract.py`` in a guest
-(its name keeps pytest from collecting it on a host, where no kernel is likely to have it).
+"""What only the cachefiles engine has: names, domains, the kernel's own cache.
 
-The first line of a test's docstring is its line in docs/support-matrix.md.
+Skipped where /dev/cachefiles does not go on demand, which is nearly everywhere; tests/vm runs it in guests, through
+``vm/contract.py``. The first line of a test's docstring is its line in docs/support-matrix.md.
 """
 
-import importlib.util
 import json
 import os
 import re
@@ -16,7 +15,16 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.root
+from kit.command import cli
+from kit.engines import CACHEFILES
+from kit.images import build
+from kit.mounts import mounted, mounted_disk
+from kit.reading import compare, compare_expected, read
+from kit.servers.files import FileServer
+from kit.service import RefusedError, Service
+from kit.waiting import wait_for
+
+pytestmark = [pytest.mark.root, pytest.mark.usefixtures("cachefiles")]
 RUNNING = []  # services
 AT_ONCE = 20  # seconds; an emulated machine takes a few to start a program
 
@@ -48,15 +56,15 @@ def images(cache_disk, nydus_images, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def named(service_kit, images, tmp_path_factory):
+def named(images, tmp_path_factory):
     """One service that finds images by name, for all tests that leave it as it is."""
     work = tmp_path_factory.mktemp("named")
-    service = service_kit.Service(work, service_kit.ENGINES["cachefiles"], blob_dirs=[str(images)], prefetch=False)
+    service = Service(work, CACHEFILES, blob_dirs=[str(images)], prefetch=False)
     RUNNING.append(service.start())
     yield service
     service.close()
     assert "Traceback" not in service.log_text()
-    assert not service_kit.mounted(work)
+    assert not mounted(work)
 
 
 @pytest.fixture
@@ -70,11 +78,8 @@ def refusals(service):
     return [record["error"] for record in service.events("not served")]
 
 
-def test_a_published_bootstrap_is_read_in_pieces(build, service_kit, tmp_path, request):
+def test_a_published_bootstrap_is_read_in_pieces(tmp_path, request):
     """metadata from a server as it is read, each piece verified; mounting does not wait for the rest"""
-    spec = importlib.util.spec_from_file_location("files", service_kit.ROOT / "tests/servers/files.py")
-    files = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(files)
     tree = tmp_path / "tree"
     for number in range(4000):
         (tree / f"{number % 40}").mkdir(parents=True, exist_ok=True)
@@ -84,12 +89,12 @@ def test_a_published_bootstrap_is_read_in_pieces(build, service_kit, tmp_path, r
     published.mkdir()
     config = tmp_path / "localfs.json"
     config.write_text(json.dumps({"type": "localfs", "dir": str(published)}))
-    service_kit.cli("push", built.bootstrap, "--backend-config-file", config, "--name", "many", check=True)
-    server = files.FileServer(published)
+    cli("push", built.bootstrap, "--backend-config-file", config, "--name", "many", check=True)
+    server = FileServer(published)
     request.addfinalizer(server.close)
     work = tmp_path / "service"
     work.mkdir()
-    service = service_kit.Service(work, service_kit.ENGINES["cachefiles"], prefetch=False)
+    service = Service(work, CACHEFILES, prefetch=False)
     service.backend = {"type": "http-proxy", "addr": f"http://127.0.0.1:{server.port}", "timeout": 120}
     RUNNING.append(service.start())
     request.addfinalizer(service.close)
@@ -102,36 +107,36 @@ def test_a_published_bootstrap_is_read_in_pieces(build, service_kit, tmp_path, r
     assert len(os.listdir(target)) == 40
     assert len(os.listdir(target / "7")) == 100
     server.gate.set()
-    service_kit.compare(tree, target)
+    compare(tree, target)
     (backend,) = service.status()["backends"]
     blob = built.blob.stat().st_size
     assert backend["bytes"] < 2 * size + blob + 200_000
     umount(target)
 
 
-def test_names_and_domains(named, service_kit, nydus_images):
+def test_names_and_domains(named, nydus_images):
     """mount(8) by name; images of a domain share a blob, others do not"""
     first, twin, alone = (named.target() for _ in range(3))
     assert mount(first, "fsid=plain", "domain_id=d")[0] == 0
-    service_kit.compare_expected(nydus_images / "expected.json", first)
+    compare_expected(nydus_images / "expected.json", first)
     blob = next((nydus_images / "plain/blobs").iterdir()).stat().st_size
     fetched = named.status(first)["bytes_fetched_compressed"]
     assert fetched > blob / 2
     assert mount(twin, "fsid=twin", "domain_id=d")[0] == 0
-    service_kit.compare_expected(nydus_images / "expected.json", twin)
+    compare_expected(nydus_images / "expected.json", twin)
     meta = (nydus_images / "plain/boot").stat().st_size
     assert named.status(first)["bytes_fetched_compressed"] <= fetched + meta, "the blob was fetched once more"
     assert mount(alone, "fsid=twin")[0] == 0
-    service_kit.compare_expected(nydus_images / "expected.json", alone)
+    compare_expected(nydus_images / "expected.json", alone)
     assert named.status(alone)["bytes_fetched_compressed"] >= blob / 2
     # Each knows its domain; what the first lets go of, the twin keeps.
     assert [one["domain"] for one in named.status()["mounts"]] == ["d", "d", None]
     umount(first)
-    service_kit.compare_expected(nydus_images / "expected.json", twin)
+    compare_expected(nydus_images / "expected.json", twin)
     umount(twin, alone)
 
 
-def test_the_mount_helper(named, service_kit, nydus_images, images):
+def test_the_mount_helper(named, nydus_images, images):
     """mount -t nydus-erofs, with mount options"""
     helper = Path("/sbin/mount.nydus-erofs")
     helper.unlink(missing_ok=True)
@@ -146,7 +151,7 @@ def test_the_mount_helper(named, service_kit, nydus_images, images):
         assert done.returncode == 0, done.stderr
         flags = next(line for line in Path("/proc/mounts").read_text().splitlines() if str(place) in line).split()[3]
         assert {"ro", "nosuid", "noexec"} <= set(flags.split(",")), flags
-    service_kit.compare_expected(nydus_images / "expected.json", again)
+    compare_expected(nydus_images / "expected.json", again)
     umount(target, again)
 
 
@@ -173,7 +178,7 @@ def test_names_that_mean_nothing(named, images):
 
 
 @pytest.mark.parametrize("name", ["tarfs", "encrypt", "zran"])
-def test_kinds_of_images_that_are_not_served(name, named, service_kit, nydus_images, images):
+def test_kinds_of_images_that_are_not_served(name, named, nydus_images, images):
     """tarfs, encrypted and zran images: refused in one line, at once"""
     shutil.copy(nydus_images / name / "boot", images / f"{name}.meta")
     before = len(refusals(named))
@@ -182,7 +187,7 @@ def test_kinds_of_images_that_are_not_served(name, named, service_kit, nydus_ima
     assert seconds < AT_ONCE
     (line,) = set(refusals(named)[before:])
     assert re.search("tar|encrypt|zran|block", line, re.I), line
-    with pytest.raises(service_kit.RefusedError) as caught:
+    with pytest.raises(RefusedError) as caught:
         named.mount(images / f"{name}.meta")
     assert re.search("tar|encrypt|zran|block", caught.value.error, re.I), caught.value.error
 
@@ -203,7 +208,7 @@ def test_a_name_with_other_content(named, images):
             umount(target)
 
 
-def test_images_that_disagree_about_a_blob(named, service_kit, nydus_images, images):
+def test_images_that_disagree_about_a_blob(named, nydus_images, images):
     """one blob with two digests: refused in a domain, and no wrong byte outside it"""
     data = bytearray((images / "plain.meta").read_bytes())
     at = chunk_table(data)
@@ -212,7 +217,7 @@ def test_images_that_disagree_about_a_blob(named, service_kit, nydus_images, ima
     (images / "contrary.meta").write_bytes(data)
     first, second = named.target(), named.target()
     assert mount(first, "fsid=plain", "domain_id=e")[0] == 0
-    service_kit.compare_expected(nydus_images / "expected.json", first)
+    compare_expected(nydus_images / "expected.json", first)
     for _ in range(2):
         code, seconds = mount(second, "fsid=contrary", "domain_id=e")
         assert code != 0
@@ -236,7 +241,7 @@ def chunk_table(bootstrap):
     return localize.read_head(BufferSource(bytes(bootstrap))).extended.chunk_table_offset
 
 
-def test_images_that_use_different_parts_of_a_blob(named, service_kit, nydus_images, images):
+def test_images_that_use_different_parts_of_a_blob(named, nydus_images, images):
     """images of a domain that use different parts of a blob get theirs"""
     folder = nydus_images / "merge"
     for blob in (folder / "pb").iterdir():
@@ -248,7 +253,7 @@ def test_images_that_use_different_parts_of_a_blob(named, service_kit, nydus_ima
         assert mount(target, f"fsid={name}", "domain_id=layers")[0] == 0, refusals(named)
         read_all(target)
         assert mount(alone, f"fsid={name}")[0] == 0
-        service_kit.compare(alone, target)
+        compare(alone, target)
         umount(alone)
         targets.append(target)
     umount(*targets)
@@ -260,72 +265,72 @@ def read_all(target):
     assert done.returncode == 0, done.stderr
 
 
-def test_a_second_service(named, service_kit, tmp_path_factory):
+def test_a_second_service(named, tmp_path_factory):
     """the device in use: the holder is named, by serve and by doctor"""
     work = tmp_path_factory.mktemp("second")
     (work / "c.toml").write_text('engine = "cachefiles"\n')
-    done = service_kit.cli("serve", "--config", work / "c.toml", "--state-dir", work / "s", "--run-dir", work / "r")
+    done = cli("serve", "--config", work / "c.toml", "--state-dir", work / "s", "--run-dir", work / "r")
     assert done.returncode == 10, done
     assert f"(pid {named.keeper.pid})" in done.stderr
     assert "/dev/cachefiles is in use by" in done.stderr
     assert len(done.stderr.strip().splitlines()) <= 2, done.stderr
-    doctor = service_kit.cli("doctor", "--json", "--state-dir", work)
+    doctor = cli("doctor", "--json", "--state-dir", work)
     checks = json.loads(doctor.stdout)["engines"]["cachefiles"]["checks"]
     assert any(f"(pid {named.keeper.pid})" in check["detail"] for check in checks)
 
 
-def test_the_service_killed_and_its_mounts_revived(device, make_service, service_kit, nydus_images):
+def test_the_service_killed_and_its_mounts_revived(device, make_service, nydus_images):
     """service killed: reads fail, none is wrong; the next one mounts again what nobody uses"""
-    service = make_service(service_kit.ENGINES["cachefiles"], prefetch=False)
+    service = make_service(CACHEFILES, prefetch=False)
     folder = nydus_images / "plain"
     target, busy = service.mount(folder / "boot", folder / "blobs"), None
-    data = service_kit.read(target / "sizes/f1M")
+    data = read(target / "sizes/f1M")
     service.kill_all()
     # Cached pages are read on; what has to be asked for fails.
     subprocess.run("echo 3 > /proc/sys/vm/drop_caches", shell=True, check=True, timeout=60)
-    after = service_kit.read(target / "sizes/f1M")
+    after = read(target / "sizes/f1M")
     assert after == data or after["error"] in ("EIO", "ENOBUFS"), after
     service.start()
-    service_kit.wait_for("it is mounted again", lambda: service.events("mounted again"))
-    service_kit.compare_expected(nydus_images / "expected.json", target)
+    wait_for("it is mounted again", lambda: service.events("mounted again"))
+    compare_expected(nydus_images / "expected.json", target)
     assert busy is None
     assert service.stop() == 0
 
 
-def test_idle_images_make_room(device, make_service, service_kit, nydus_images, tmp_path_factory):
+def test_idle_images_make_room(device, make_service, nydus_images, tmp_path_factory):
     """little free space: idle images are culled, and read right when they come back"""
     work = tmp_path_factory.mktemp("room")
     folder = nydus_images / "plain"
-    with service_kit.mounted_disk(work, 64) as disk:
-        service = make_service(service_kit.ENGINES["cachefiles"], start=False, work=work, prefetch=False)
+    with mounted_disk(work, 64) as disk:
+        service = make_service(CACHEFILES, start=False, work=work, prefetch=False)
         service.state = disk / "state"
         service.config |= {"cache_run": 40, "cache_cull": 30, "cache_stop": 5}
         service.start()
         target = service.mount(folder / "boot", folder / "blobs")
-        service_kit.compare_expected(nydus_images / "expected.json", target)
+        compare_expected(nydus_images / "expected.json", target)
         service.umount(target)
-        cached = lambda: [path for path in service.engine.cache(service) if path.name.startswith("D")]  # noqa: E731
-        service_kit.wait_for("it is cached", cached)
+        cached = lambda: [path for path in service.cache() if path.name.startswith("D")]  # noqa: E731
+        wait_for("it is cached", cached)
         with open(disk / "ballast", "wb") as file:
             os.posix_fallocate(file.fileno(), 0, int(shutil.disk_usage(disk).free * 0.8))
-        service_kit.wait_for("idle files are culled", lambda: not cached())
+        wait_for("idle files are culled", lambda: not cached())
         assert service.events("made room")
         (disk / "ballast").unlink()
-        service_kit.wait_for("it mounts again", lambda: mounts(service, service_kit, folder, target))
-        service_kit.compare_expected(nydus_images / "expected.json", target)
+        wait_for("it mounts again", lambda: mounts(service, folder, target))
+        compare_expected(nydus_images / "expected.json", target)
         service.umount(target)
         assert service.stop() == 0
 
 
-def mounts(service, service_kit, folder, target):
+def mounts(service, folder, target):
     try:
         service.mount(folder / "boot", folder / "blobs", target=target)
-    except service_kit.RefusedError:
+    except RefusedError:
         return False
     return True
 
 
-def test_places_that_cannot_hold_a_cache(device, service_kit, tmp_path):
+def test_places_that_cannot_hold_a_cache(device, tmp_path):
     """no device, or a folder that cannot hold the cache: one line, nothing started"""
     (tmp_path / "c.toml").write_text('engine = "cachefiles"\n')
     serve = ["serve", "--config", tmp_path / "c.toml", "--run-dir", tmp_path / "r", "--state-dir"]
@@ -333,14 +338,14 @@ def test_places_that_cannot_hold_a_cache(device, service_kit, tmp_path):
     other.mkdir()
     subprocess.run(["mount", "-t", "ramfs", "none", other], check=True, timeout=60)
     try:
-        done = service_kit.cli(*serve, other / "state")
+        done = cli(*serve, other / "state")
         assert done.returncode == 8, done
         assert "extended attributes, such as ext4 or xfs" in done.stderr
     finally:
         umount(other)
     os.rename("/dev/cachefiles", "/dev/cachefiles.away")
     try:
-        done = service_kit.cli(*serve, tmp_path / "state")
+        done = cli(*serve, tmp_path / "state")
     finally:
         os.rename("/dev/cachefiles.away", "/dev/cachefiles")
     assert done.returncode == 8, done

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from kit.reading import compare_expected
 from nydus_erofs.erofs import localize
 from nydus_erofs.erofs.errors import FormatError, NydusErofsError, UnsupportedError
 from nydus_erofs.erofs.source import BufferSource
@@ -23,7 +24,7 @@ from nydus_erofs.fscache.worker.fill import Filler
 FIXTURES = ("plain", "lz4", "none-sha256", "toc", "batch")
 MORE = int(os.environ.get("NYDUS_EROFS_FUZZ", "0"))
 HERE = Path(__file__).parent
-BREAKER = HERE.parent / "erofs" / "fuzz_child.py"
+BREAKER = HERE.parents[1] / "erofs" / "fuzz_child.py"
 
 
 def localized(image):
@@ -69,7 +70,7 @@ def filled(image, make_store):
 @pytest.mark.root
 @pytest.mark.parametrize("name", FIXTURES)
 @pytest.mark.parametrize("segment_size", [256 << 10, 1 << 20])
-def test_the_kernel_accepts_it(name, segment_size, open_image, make_store, service_kit, nydus_images, tmp_path):
+def test_the_kernel_accepts_it(name, segment_size, open_image, make_store, nydus_images, tmp_path):
     """Mounted complete and with nobody serving; every name, attribute and byte is as expected."""
     image = open_image(name, segment_size)
     made = filled(image, make_store)
@@ -80,7 +81,7 @@ def test_the_kernel_accepts_it(name, segment_size, open_image, make_store, servi
     command = [sys.executable, "-c", MOUNT, str(boot), str(made.folder), str(target), *names]
     subprocess.run(command, check=True, timeout=60)
     try:
-        service_kit.compare_expected(nydus_images / "expected.json", target)
+        compare_expected(nydus_images / "expected.json", target)
     finally:
         subprocess.run(["umount", "-l", str(target)], check=True, timeout=20)
 

@@ -1,0 +1,102 @@
+"""Taking over what ``prepare`` left: run in a child of the keeper, as root, on a folder that a stranger filled."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import stat
+from collections.abc import Sequence
+
+from ...erofs.errors import FormatError
+from ..state import image
+from ..state.layout import BOOT, PLAN, RECORD, STORES, segment_name
+from . import durable, epoch
+from .paths import StatePaths
+
+_FAILED = "preparing the image failed: "
+
+
+def adopt(work: str, paths: StatePaths, image_id: str, uid: int, *, localized: bool) -> None:
+    """Move the stores in ``work`` to ``store/<key>``, and the image itself to ``images/<id>``.
+
+    Args:
+        uid: the worker's, to whom segment files belong.
+        localized: the image has a localized bootstrap, and its stores have segment files.
+    """
+    stores = os.path.join(work, STORES)
+    _claim(work, files=[RECORD, *([BOOT] if localized else [])], folders=[STORES])
+    record = image.load(work)
+    _claim(stores, folders=sorted({ref.key for ref in record.stores}))
+    for key, segments in {ref.key: ref.segments for ref in record.stores}.items():
+        _adopt_store(os.path.join(stores, key), paths, key, segments if localized else 0, uid)
+    os.rename(stores, paths.away(work))  # some may be left in it, which were there already
+    epoch.begin(work)
+    final = paths.image(image_id)
+    with contextlib.suppress(FileNotFoundError):
+        os.rename(final, paths.away(final))
+    os.rename(work, final)
+
+
+def _claim(folder: str, *, files: Sequence[str] = (), folders: Sequence[str] = ()) -> None:
+    """Make a folder that an unprivileged process has filled root's own.
+
+    It must hold plain files and folders of these names, and nothing else: what root then writes or the kernel opens
+    there must not be led elsewhere by a link.
+    """
+    os.chown(folder, 0, 0, follow_symlinks=False)
+    if not stat.S_ISDIR(os.lstat(folder).st_mode):
+        raise FormatError(f"{_FAILED}{os.path.basename(folder)} is not a folder")
+    os.chmod(folder, 0o755)  # noqa: S103 - the worker looks for its segments here
+    expected = {*files, *folders}
+    found: set[str] = set()
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            status = entry.stat(follow_symlinks=False)
+            if entry.name in folders:
+                plain = stat.S_ISDIR(status.st_mode)
+            else:
+                plain = stat.S_ISREG(status.st_mode) and status.st_nlink == 1
+            if not plain or entry.name not in expected:
+                raise FormatError(f"{_FAILED}it left {ascii(entry.name)[:80]} in {os.path.basename(folder)}")
+            found.add(entry.name)
+    if found != expected:
+        raise FormatError(f"{_FAILED}it left {len(found)} names in {os.path.basename(folder)}, not {len(expected)}")
+    for name in files:
+        os.chown(os.path.join(folder, name), 0, 0, follow_symlinks=False)
+
+
+def _adopt_store(new: str, paths: StatePaths, key: str, segments: int, uid: int) -> None:
+    """Move a fresh store to its place, or keep the one that is there with what it has fetched.
+
+    The folder and its plan become root's, so that a worker gone wrong can only spoil segments; and the key is looked
+    at, so that a ``prepare`` gone wrong cannot give another image's store another plan. Segment files are made here,
+    empty: nobody else can have put anything into them.
+    """
+    final = paths.store_of(key)
+    _claim(new, files=[PLAN])
+    if _digest(os.path.join(new, PLAN)) != key:
+        raise FormatError(f"{_FAILED}the plan of store {key[:12]} is another")
+    if os.path.isdir(final):
+        there = sum(name.isdecimal() for name in os.listdir(final))
+        if there == segments or not segments:
+            if _digest(os.path.join(final, PLAN)) != key:  # damaged, by a power cut perhaps
+                durable.replace(os.path.join(new, PLAN), os.path.join(final, PLAN))
+            return
+        os.rename(final, paths.away(final))
+    for number in range(segments):
+        fd = os.open(
+            os.path.join(new, segment_name(number)), os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600
+        )
+        os.fchown(fd, uid, uid)
+        os.close(fd)
+    epoch.begin(new)
+    os.rename(new, final)
+
+
+def _digest(path: str) -> str:
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except FileNotFoundError:
+        return ""

@@ -1,0 +1,184 @@
+"""Children of the keeper, for whatever may wait: files of others, fsync, hashing, mounting, removing.
+
+The keeper has one thread, in which every reader of every image would wait. A child is a fork of it that does one
+errand, holds none of its descriptors (so that it keeps nothing of the kernel's alive), and may hang for ever: the
+keeper does not.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import os
+import signal
+import socket
+import traceback
+from collections.abc import AsyncGenerator, Callable, Sequence
+from typing import NamedTuple, NoReturn
+
+import msgspec
+
+from ...erofs.errors import KernelError, NydusErofsError
+from ..kernel import channel
+from ..kernel.fd import Fd
+from ..kernel.process import close_all_but, die_with_parent
+from ..proto.fault import Fault
+from .log import logger
+from .tasks import background
+
+PATIENCE = 30.0  # seconds for what should take a moment
+_MAX_PACKET = 128 << 10  # bytes
+_SAID, _FAILED = b".", b"!"
+_FAULT = msgspec.json.Decoder(Fault)
+
+Say = Callable[[bytes, Sequence[Fd]], None]
+
+
+class Packet(NamedTuple):
+    """One thing that a child said, with descriptors that it opened."""
+
+    data: bytes
+    fds: list[Fd]
+
+
+async def errand(call: Callable[[Say], None], what: str, patience: float = PATIENCE) -> AsyncGenerator[Packet, None]:
+    """Run ``call`` in a child, and give what it says as it comes. Close the iterator in any case (``aclosing``).
+
+    Args:
+        what: it does, for messages.
+        patience: seconds that it may take, for each thing it says; then it is killed, and not waited for.
+
+    Raises:
+        NydusErofsError: what ``call`` raised; KernelError with its errno for an OSError, and when it took too long.
+    """
+    pid, sock = _fork(call)
+    loop = asyncio.get_running_loop()
+    readable = asyncio.Event()
+    with sock:
+        loop.add_reader(sock.fileno(), readable.set)
+        try:
+            while True:
+                try:
+                    packet, fds = channel.receive(sock, _MAX_PACKET, channel.MOST_FDS)
+                except BlockingIOError:
+                    readable.clear()
+                    async with asyncio.timeout(patience):
+                        await readable.wait()
+                    continue
+                if packet[:1] == _SAID:
+                    yield Packet(packet[1:], fds)
+                elif packet[:1] == _FAILED:
+                    raise _FAULT.decode(packet[1:]).error()
+                elif not await _exited_well(pid):
+                    raise KernelError(f"{what}: the process for it died", hint="see the log")
+                else:
+                    return
+        except TimeoutError:
+            raise KernelError(f"{what}: not done within {patience:.0f} s", hint="is a file server away?") from None
+        finally:
+            loop.remove_reader(sock.fileno())
+            _end(pid)
+
+
+async def _exited_well(pid: int) -> bool:
+    return await exited(pid) == 0
+
+
+def _end(pid: int) -> None:
+    """Kill a child that may be gone, and reap it whenever it is; it may hang where no signal reaches it."""
+    with contextlib.suppress(ChildProcessError):
+        if os.waitpid(pid, os.WNOHANG) == (0, 0):
+            os.kill(pid, signal.SIGKILL)
+            background(exited(pid))
+
+
+async def in_child(call: Callable[[], None], what: str, patience: float = PATIENCE) -> None:
+    """Run ``call`` in a child that has nothing to say; errors as of ``errand``."""
+    await said_by(lambda _: call(), what, patience)
+
+
+async def said_by(call: Callable[[Say], None], what: str, patience: float = PATIENCE) -> list[Packet]:
+    """All that ``call`` says in a child; errors as of ``errand``."""
+    packets: list[Packet] = []
+    try:
+        async with contextlib.aclosing(errand(call, what, patience)) as said:
+            async for packet in said:
+                packets.append(packet)  # noqa: PERF401 - what came before an error is closed
+    except BaseException:
+        for packet in packets:
+            channel.close(packet.fds)
+        raise
+    return packets
+
+
+def _fork(call: Callable[[Say], None]) -> tuple[int, socket.socket]:
+    ours, theirs = channel.pair()
+    parent = os.getpid()
+    pid = os.fork()
+    if not pid:
+        _run_and_exit(call, theirs, parent)
+    theirs.close()
+    ours.setblocking(False)
+    return pid, ours
+
+
+def _run_and_exit(call: Callable[[Say], None], sock: socket.socket, parent: int) -> NoReturn:
+    status = 1
+    try:
+        gc.disable()  # objects of the keeper's would close descriptors that are others' here
+        signal.set_wakeup_fd(-1)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, signal.SIG_DFL)
+        die_with_parent(parent)
+        close_all_but(0, 1, 2, sock.fileno())
+        try:
+            call(lambda data, fds: channel.send(sock, _SAID + data, fds))
+        except NydusErofsError as error:
+            channel.send(sock, _FAILED + msgspec.json.encode(Fault.of(error)))
+        except OSError as error:
+            where = f": {os.fsdecode(error.filename)}" if error.filename else ""
+            fault = Fault("KernelError", f"{error.strerror or error}{where}", number=error.errno or 0)
+            channel.send(sock, _FAILED + msgspec.json.encode(fault))
+        status = 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(status)
+
+
+async def remove(folders: Sequence[str]) -> None:
+    """Remove folders and all in them, whatever that is (rm(1) does it); a failure is logged."""
+    if folders:
+        await _tool("rm", "-rf", "--one-file-system", "--", *folders)
+
+
+async def write_out(paths: Sequence[str]) -> bool:
+    """Write files and folders to the disk, however long that takes (sync(1) does it); whether it was done."""
+    return await _tool("sync", "--", *paths) == 0
+
+
+async def _tool(*command: str) -> int:
+    """Run a program of the system's; its exit code."""
+    try:
+        pid = os.posix_spawnp(command[0], command, {"PATH": os.environ.get("PATH", os.defpath)})
+    except OSError as error:
+        logger().warning("a program cannot be run", program=command[0], error=error.strerror)
+        return -1
+    code = await exited(pid)
+    if code:
+        logger().warning("a program failed", program=command[0], code=code)
+    return code
+
+
+async def exited(pid: int) -> int:
+    """Wait for a child without blocking; its exit code, negative for a signal."""
+    loop = asyncio.get_running_loop()
+    with Fd(os.pidfd_open(pid)) as pidfd:
+        done = asyncio.Event()
+        loop.add_reader(pidfd.fd, done.set)
+        try:
+            await done.wait()
+        finally:
+            loop.remove_reader(pidfd.fd)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])

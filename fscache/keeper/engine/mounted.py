@@ -1,0 +1,94 @@
+"""One mounted image of the fanotify engine: what it holds, and what is on disk to serve it after a restart."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+import msgspec
+
+from ....erofs.errors import FormatError
+from ....erofs.ids import BlobId
+from ...proto.packets import decoded
+from ...state.layout import BOOT, MOUNT_RECORD
+from ..kept_store import KeptStore
+from ..origin import Given, Origin
+from ..paths import StatePaths
+from ..stores import StoreTable
+from .watch import WatchedImage
+
+_MAX_RECORD = 1 << 20  # bytes
+
+
+class MountRecord(msgspec.Struct):
+    """What must be known to serve a live mount after a restart (``mounts/<n>/mount.json``)."""
+
+    image: str  # id of the prepared image
+    given: Given
+    target: str
+    prefetch: bool
+
+
+_RECORD = msgspec.json.Decoder(MountRecord)
+
+
+def boot_of(state: StatePaths, record: MountRecord) -> str:
+    """The localized bootstrap that is mounted: EROFS has its path for a source."""
+    return os.path.join(state.image(record.image), BOOT)
+
+
+def load_record(folder: str) -> MountRecord:
+    """The record in a mount's folder; FormatError when it is damaged."""
+    try:
+        with open(os.path.join(folder, MOUNT_RECORD), "rb") as file:
+            record = decoded(_RECORD, file.read(_MAX_RECORD))
+    except (OSError, msgspec.MsgspecError) as error:
+        raise FormatError(f"{MOUNT_RECORD}: {error}") from None
+    if not record.image.isalnum():
+        raise FormatError(f"{MOUNT_RECORD}: image {record.image[:80]!r}")
+    return record
+
+
+class MountedImage:
+    """One mounted image and what it holds: stores, and the engine's kernel side."""
+
+    def __init__(
+        self,
+        folder: str,
+        record: MountRecord,
+        origin: Origin,
+        blobs: Sequence[BlobId],
+        stores: Sequence[KeptStore],
+        watched: WatchedImage,
+        table: StoreTable,
+    ) -> None:
+        self.folder, self.record, self.origin = folder, record, origin
+        self.blobs, self.stores, self.watched = blobs, stores, watched  # stores[n] caches blobs[n]
+        self._table = table
+        self.mount_id = 0  # of the mount on its target
+        self.detached = False  # not mounted on its target any more, but still in use somewhere
+
+    @property
+    def through(self) -> str:
+        return self.watched.through
+
+    def prefetch(self, on: bool) -> None:
+        """Have everything fetched, if that is wanted, or no longer."""
+        if self.record.prefetch:
+            for store in self.stores:
+                self._table.prefetch(store, on)
+
+    def save(self) -> None:
+        path = os.path.join(self.folder, MOUNT_RECORD)
+        with open(f"{path}.new", "wb") as file:
+            file.write(msgspec.json.encode(self.record))
+        os.replace(f"{path}.new", path)
+
+    def finished(self) -> bool:
+        """Let go of everything if nothing uses the filesystem any more. The bind mount tells: EROFS holds it."""
+        if not self.watched.try_unbind():
+            return False
+        self.prefetch(False)
+        for store in self.stores:
+            self._table.close(store)
+        return True

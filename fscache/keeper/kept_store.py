@@ -1,0 +1,139 @@
+"""One store as the keeper sees it: how much is there, who waits, where its bytes come from."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from operator import gt
+
+from ..config.backend import Remote
+from ..kernel.fd import Fd
+from .store_spec import FolderSpec, StoreSpec
+from .waits import Waits
+
+_MAX_SOURCES = 8  # files that one blob is read from; all their descriptors must fit into one message
+
+
+@dataclass(slots=True)
+class Counters:
+    """Bytes of segments by how they came, since the store was opened."""
+
+    cached: int = 0
+    demand: int = 0
+    ahead: int = 0
+    prefetch: int = 0
+    fetched: int = 0
+    failures: int = 0
+    last_error: str = ""
+    waiting_for: str = ""  # why readers have to wait longer than usual
+
+
+class Waiter:
+    """Someone with an unanswered event (one engine's kind of it)."""
+
+    __slots__ = ()
+
+    def answer(self, allow: bool, waited: float) -> None:
+        """Let the reader go on, or give it EIO."""
+        raise NotImplementedError
+
+    def completed(self, store: KeptStore, segment: int) -> None:
+        """The segment is complete for good."""
+        raise NotImplementedError
+
+
+@dataclass(slots=True)
+class Sources:
+    """Where a blob's bytes come from: open files, and what lies behind a network."""
+
+    files: list[Fd] = field(default_factory=list)
+    remotes: list[Remote] = field(default_factory=list)
+
+    def add(self, source: Fd | Remote) -> bool:
+        """One more place, unless it is known, as where images share a blob, or there are enough. Takes the Fd."""
+        if not isinstance(source, Fd):
+            new = source not in self.remotes and len(self.remotes) < _MAX_SOURCES
+            if new:
+                self.remotes.append(source)
+            return new
+        known = [_file(fd) for fd in self.files]
+        if _file(source) in known or len(known) >= _MAX_SOURCES:
+            source.close()
+            return False
+        self.files.append(source)
+        return True
+
+    def __bool__(self) -> bool:
+        return bool(self.files or self.remotes)
+
+    def close(self) -> None:
+        for fd in self.files:
+            fd.close()
+
+
+def _file(fd: Fd) -> tuple[int, int]:
+    status = os.fstat(fd.fd)
+    return status.st_dev, status.st_ino
+
+
+@dataclass(eq=False, slots=True)
+class KeptStore:
+    """One open store. The keeper never opens a segment for its bytes: a segment's fill state is its file size, which
+    comes with every event for free; only stores that may have lost data in a crash are tracked by what the worker
+    verified."""
+
+    number: int
+    key: str
+    spec: StoreSpec
+    sources: Sources = field(default_factory=Sources)
+    have: list[int] = field(default_factory=list)  # bytes from each segment's start that are known to be there
+    left: int = 0  # segments that are not complete
+    users: int = 0
+    prefetching: int = 0  # mounts that want it prefetched
+    pending: bool = False  # where its blob is, is being looked up: the worker cannot fill anything yet
+    synced: bool = False  # complete, and known to be on disk
+    reopen: Callable[[], None] | None = None  # look for its blob anew, which may be another file by now
+    counters: Counters = field(default_factory=Counters)
+    waits: Waits[Waiter] = field(default_factory=Waits)
+
+    def __post_init__(self) -> None:
+        self.have = self.spec.have if isinstance(self.spec, FolderSpec) else [0] * len(self.spec.sizes)
+        self.left = sum(map(gt, self.spec.sizes, self.have))
+        self.counters.cached = sum(self.have)
+        self.synced = isinstance(self.spec, FolderSpec) and not self.left and not self.spec.begun
+
+    @property
+    def label(self) -> str:
+        """Enough of the key for a log line."""
+        return self.key.rpartition("/")[2][:12]
+
+    @property
+    def total(self) -> int:
+        return sum(self.spec.sizes)
+
+    @property
+    def complete(self) -> bool:
+        return self.left == 0
+
+    @property
+    def folder(self) -> FolderSpec | None:
+        """Its folder of segment files, if that is its kind."""
+        return self.spec if isinstance(self.spec, FolderSpec) else None
+
+    def size(self, segment: int) -> int:
+        return self.spec.sizes[segment]
+
+    def present(self, segment: int, size: int) -> int:
+        """Bytes of a segment that count, given its file's size."""
+        folder = self.folder
+        return size if folder is not None and folder.trusted else self.have[segment]
+
+    def grow(self, segment: int, have: int) -> int:
+        """Note that the first ``have`` bytes of a segment are there; how many are new."""
+        new = have - self.have[segment]
+        if new <= 0:
+            return 0
+        self.have[segment] = have
+        self.left -= have == self.size(segment)
+        return new

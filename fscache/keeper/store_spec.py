@@ -1,0 +1,128 @@
+"""What a store is made of, and what a worker must be told and given to serve it: one type for each kind of store."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from ...erofs.errors import FormatError
+from ..config.backend import Remote
+from ..kernel.fd import Fd
+from ..proto import worker as proto
+from ..state.layout import PLAN
+from ..state.plan import Plan
+from . import epoch
+
+
+class StoreSpec(Protocol):
+    """Owns its descriptors."""
+
+    @property
+    def sizes(self) -> Sequence[int]:
+        """Bytes of each segment."""
+        ...
+
+    def message(self, number: int, remotes: list[Remote]) -> proto.OpenStore | proto.OpenObject:
+        """What a worker is told. ``number``: of the store; ``remotes``: where else its blob is."""
+        ...
+
+    def descriptors(self) -> list[Fd]:
+        """What goes with the message, before the blob's sources. They stay the spec's."""
+        ...
+
+    def close(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class FolderSpec:
+    """A folder of segment files (fanotify engine)."""
+
+    directory: str
+    sizes: Sequence[int]
+    have: list[int]  # bytes of each segment that count
+    inodes: dict[int, int]  # inode number of a segment file -> segment
+    trusted: bool
+    begun: bool  # its epoch is noted: not all of it may be on disk
+    plan: Fd  # held open, as the folder: somebody may remove it, and a new worker must still be told of it
+    folder: Fd
+
+    def message(self, number: int, remotes: list[Remote]) -> proto.OpenStore:
+        return proto.OpenStore(number, self.trusted, remotes)
+
+    def descriptors(self) -> list[Fd]:
+        return [self.plan, self.folder]
+
+    def close(self) -> None:
+        self.plan.close()
+        self.folder.close()
+
+
+@dataclass(frozen=True, slots=True)
+class BlobSpec:
+    """A blob's object in the kernel's cache, and one plan that fills it (cachefiles engine)."""
+
+    sizes: Sequence[int]
+    cache_object: Fd
+    plan: Fd
+
+    def message(self, number: int, remotes: list[Remote]) -> proto.OpenObject:
+        return proto.OpenObject(number, remotes=remotes)
+
+    def descriptors(self) -> list[Fd]:
+        return [self.cache_object, self.plan]
+
+    def close(self) -> None:
+        self.cache_object.close()
+        self.plan.close()
+
+
+@dataclass(frozen=True, slots=True)
+class BootstrapSpec:
+    """A bootstrap's object in the kernel's cache: ``raw_size`` bytes served as they are, ``segment_size`` at a time;
+    from a file (among the sources), or from where it is ``published``."""
+
+    sizes: Sequence[int]
+    cache_object: Fd
+    raw_size: int
+    segment_size: int
+    published: proto.Published | None
+
+    def message(self, number: int, remotes: list[Remote]) -> proto.OpenObject:
+        return proto.OpenObject(number, self.raw_size, self.segment_size, remotes, self.published)
+
+    def descriptors(self) -> list[Fd]:
+        return [self.cache_object]
+
+    def close(self) -> None:
+        self.cache_object.close()
+
+
+def load_folder(directory: str) -> FolderSpec:
+    """Read a store's folder; FormatError when it is damaged."""
+    try:
+        return _load_folder(directory)
+    except OSError as error:
+        raise FormatError(f"store {directory} is damaged: {error.strerror}") from None
+
+
+def _load_folder(directory: str) -> FolderSpec:
+    folder = Fd(os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
+    plan = Fd(os.open(PLAN, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW, dir_fd=folder.fd))
+    sizes = [segment.size for segment in Plan(plan.dup()).segments]
+    trusted, begun = epoch.trusted(directory), epoch.begun(directory)
+    inodes: dict[int, int] = {}
+    have = [0] * len(sizes)
+    with os.scandir(folder.fd) as entries:
+        for entry in entries:
+            if not (entry.name.isdecimal() and entry.is_file(follow_symlinks=False)):
+                continue
+            segment = int(entry.name)
+            if segment < len(sizes):
+                inodes[entry.inode()] = segment
+                if trusted:
+                    have[segment] = min(entry.stat(follow_symlinks=False).st_size, sizes[segment])
+    if len(inodes) != len(sizes):
+        raise FormatError(f"store {directory} is damaged: {len(inodes)} of {len(sizes)} segment files")
+    return FolderSpec(directory, sizes, have, inodes, trusted, begun, plan, folder)

@@ -1,0 +1,17 @@
+"""What tests are written with.
+
+    command    ``nydus-erofs``, run to its end
+    waiting    for what becomes true in time
+    processes  whether they live, what they cost
+    mounts     what is mounted, disks of their own, unmounting whatever happens
+    reading    reads and comparisons in children with a time limit (``reader`` is the child)
+    engines    what only tests need to know of each engine
+    service    a real service: started, asked, killed, cleaned up after
+    images     images of Nydus and of the builder
+    stores     a worker's stores over real files
+    oracles    independent programs that judge ours
+    servers/   servers to read from and push to
+
+Nothing in a test's own process touches a mount that a service serves: a read that nobody answers can only be killed.
+Importable as ``kit``: pytest has this folder's parent on its path (pyproject.toml).
+"""

@@ -1,0 +1,203 @@
+"""A real service: started, asked, killed, and cleaned up after, whatever happens."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+from pathlib import Path
+from typing import Any, Protocol
+
+from kit.command import CLI
+from kit.engines import Engine
+from kit.mounts import mounted, unmount_all
+from kit.processes import alive, children
+from kit.reading import reader
+from kit.waiting import PATIENCE, wait_for
+
+
+class RefusedError(Exception):
+    """The service said no."""
+
+    def __init__(self, answer: dict[str, Any]) -> None:
+        super().__init__(answer["error"])
+        self.error, self.hint, self.exit_code = answer["error"], answer["hint"], answer["exit_code"]
+
+
+class Service:
+    """``nydus-erofs serve`` in folders of its own below ``work``."""
+
+    def __init__(self, work: Path, engine: Engine, **config: Any) -> None:
+        self.work, self.engine = work, engine
+        self.state, self.run, self.log = work / "state", work / "run", work / "log"
+        self.config = {"engine": engine.name, "segment_size": 1 << 20, **config}
+        self.backend: dict[str, Any] = {}  # fields of its table [backend]
+        self.keeper: subprocess.Popen[bytes] | None = None
+        self.readers: list[subprocess.Popen[str]] = []
+        self._targets = 0
+
+    @property
+    def socket(self) -> Path:
+        return self.run / "control.sock"
+
+    def start(self) -> Service:
+        """Start it, and wait until it answers."""
+        self.spawn()
+        wait_for("the service answers", self.answers)
+        return self
+
+    def spawn(self, *arguments: object, **environment: str) -> None:
+        path = self.work / "config.toml"
+        config = {"state_dir": str(self.state), "run_dir": str(self.run), **self.config}
+        lines = [f"{key} = {json.dumps(value)}\n" for key, value in config.items()]
+        if self.backend:
+            lines += ["[backend]\n", *(f"{key} = {json.dumps(value)}\n" for key, value in self.backend.items())]
+        path.write_text("".join(lines))
+        with open(self.log, "ab") as log:
+            self.keeper = subprocess.Popen(
+                [*CLI, "serve", "--config", str(path), *map(str, arguments)],
+                stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=os.environ | environment,
+            )  # fmt: skip
+
+    def answers(self) -> bool:
+        assert self.keeper is not None
+        assert self.keeper.poll() is None, f"the service ended: {self.log_text()}"
+        with contextlib.suppress(OSError):
+            self.status()
+            return True
+        return False
+
+    def request(self, verb: str, **fields: Any) -> dict[str, Any]:
+        """Ask it directly, without the command line."""
+        with socket.socket(socket.AF_UNIX) as sock:
+            sock.settimeout(PATIENCE)
+            sock.connect(str(self.socket))
+            sock.sendall(json.dumps({"verb": verb, **fields}).encode() + b"\n")
+            with sock.makefile("rb") as file:
+                line = file.readline()
+        if not line:
+            raise ConnectionResetError("no answer")
+        answer: dict[str, Any] = json.loads(line)
+        if not answer["ok"]:
+            raise RefusedError(answer)
+        return answer
+
+    def target(self) -> Path:
+        """A new mountpoint."""
+        self._targets += 1
+        path = self.work / f"mnt{self._targets}"
+        path.mkdir()
+        return path
+
+    def mount(self, bootstrap: Path, *blob_dirs: Path, target: Path | None = None, prefetch: bool = False) -> Path:
+        """Mount an image; the mountpoint."""
+        dirs = [str(path) for path in blob_dirs]
+        return self.mount_image(str(bootstrap), target=target, blob_dirs=dirs, prefetch=prefetch)
+
+    def mount_image(self, image: str, *, target: Path | None = None, prefetch: bool = False, **fields: Any) -> Path:
+        """Mount what has this name somewhere; the mountpoint."""
+        target = target or self.target()
+        self.request("mount", image=image, target=str(target), prefetch=prefetch, **fields)
+        return target
+
+    def umount(self, target: Path) -> None:
+        self.request("umount", target=str(target))
+
+    def status(self, target: Path | None = None) -> dict[str, Any]:
+        """All of it, or what it says of one mount."""
+        whole = self.request("status")
+        if target is None:
+            return whole
+        (one,) = (mount for mount in whole["mounts"] if mount["target"] == str(target))
+        return dict(one)
+
+    def fetched(self, target: Path) -> int:
+        """Bytes of an image that came from its blobs since its stores were opened, uncompressed."""
+        status = self.status(target)
+        return sum(status[f"bytes_{how}"] for how in ("on_demand", "ahead", "prefetched"))
+
+    def complete(self, target: Path) -> None:
+        """Wait until everything of an image is fetched."""
+        wait_for("everything is fetched", lambda: self.status(target)["complete"])
+
+    def cache(self) -> list[Path]:
+        """The files that hold fetched bytes."""
+        return self.engine.cache(self.state)
+
+    # --- how it ends ---
+
+    @property
+    def worker(self) -> int:
+        """Process id of its worker, as soon as there is one."""
+        return int(wait_for("a worker", lambda: self.status()["worker"]["pid"]))
+
+    def kill_worker(self) -> None:
+        os.kill(self.worker, signal.SIGKILL)
+
+    def kill_all(self) -> None:
+        """Keeper and worker at once, as when memory runs out."""
+        assert self.keeper is not None
+        worker = self.worker
+        os.kill(self.keeper.pid, signal.SIGSTOP)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(worker, signal.SIGKILL)
+        self.keeper.kill()
+        self.keeper.wait(PATIENCE)
+
+    def stop(self) -> int:
+        """SIGTERM; the exit code."""
+        assert self.keeper is not None
+        self.keeper.terminate()
+        try:
+            return self.keeper.wait(PATIENCE)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"the service does not stop: {self.log_text()}") from None
+
+    def log_text(self) -> str:
+        return self.log.read_text(errors="replace") if self.log.exists() else ""
+
+    def events(self, name: str) -> list[dict[str, Any]]:
+        """Log records of one kind."""
+        lines = [line for line in self.log_text().splitlines() if line.startswith("{")]
+        return [record for record in map(json.loads, lines) if record["event"] == name]
+
+    def reader(self, *arguments: object) -> subprocess.Popen[str]:
+        """A reader that ends with the service at the latest."""
+        process = reader(*arguments)
+        self.readers.append(process)
+        return process
+
+    def close(self) -> None:
+        """Whatever state it is in: no process, no mount stays."""
+        for process in self.readers:
+            process.kill()
+        for process in self.readers:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.communicate(timeout=20)
+        helpers: list[int] = []
+        if self.keeper is not None and self.keeper.poll() is None:
+            helpers = children(self.keeper.pid)
+            # Not through the service: it may be what is broken.
+            for target, kind, _ in reversed(mounted(self.work)):
+                if kind == "erofs":
+                    subprocess.run(["umount", "-l", target], check=False, timeout=20, capture_output=True)
+            self.keeper.terminate()
+            try:
+                self.keeper.wait(10)
+            except subprocess.TimeoutExpired:
+                self.keeper.kill()
+                self.keeper.wait(10)
+        unmount_all(self.work)
+        for pid in helpers:
+            wait_for("the worker ends with its keeper", lambda pid=pid: not alive(pid), 20)
+
+
+class MakeService(Protocol):
+    """``make_service(engine, **config)``: a running service in folders of its own; it ends with the test."""
+
+    def __call__(
+        self, engine: Engine = ..., *, start: bool = ..., work: Path | None = ..., **config: Any
+    ) -> Service: ...

@@ -1,0 +1,75 @@
+"""A worker's stores over real files."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from nydus_erofs.erofs import localize
+from nydus_erofs.erofs.image import Bootstrap, Image
+from nydus_erofs.erofs.source import BufferSource, FileSource
+from nydus_erofs.fscache.prepare.plan_writer import pack_plan
+from nydus_erofs.fscache.state.layout import segment_name
+from nydus_erofs.fscache.state.plan import Plan
+from nydus_erofs.fscache.worker.segment_files import SegmentFiles
+from nydus_erofs.fscache.worker.store import Store
+
+
+class OpenImage:
+    """An image of ``nydus_images``, cut into segments, with its blob in memory."""
+
+    def __init__(self, folder: Path, segment_size: int) -> None:
+        self.boot = (folder / "boot").read_bytes()
+        (path,) = (folder / "blobs").iterdir()
+        self.name, self.blob = path.name, path.read_bytes()
+        self.head = localize.read_head(BufferSource(self.boot))
+        (self.map,) = localize.read_blob_maps(self.boot, self.head, lambda _: BufferSource(self.blob), segment_size)
+        self.plan = pack_plan(self.map)
+
+    def image(self) -> Image:
+        """The reader, which knows nothing of segments."""
+        return Image(Bootstrap(BufferSource(self.boot)), lambda _: BufferSource(self.blob))
+
+
+@dataclass
+class MadeStore:
+    """A worker's store, and the folder with its segments."""
+
+    store: Store
+    folder: Path
+
+    def path(self, number: int) -> Path:
+        return self.folder / segment_name(number)
+
+
+def make_store(folder: Path, image: OpenImage, *blobs: bytes, trusted: bool = True) -> MadeStore:
+    """A store in a folder, which may hold one already, with a source for each blob; without any, the image's own."""
+    folder.mkdir(exist_ok=True)
+    if not (folder / "plan").exists():
+        (folder / "plan").write_bytes(image.plan)
+        for number in range(len(image.map.segments)):
+            (folder / segment_name(number)).touch()
+    sources = []
+    for blob in blobs or [image.blob]:
+        fd = os.memfd_create("blob")
+        os.write(fd, blob)
+        sources.append(FileSource(fd))
+    plan = Plan(os.open(folder / "plan", os.O_RDONLY))
+    target = SegmentFiles(os.open(folder, os.O_RDONLY | os.O_DIRECTORY), trusted=trusted)
+    return MadeStore(Store(plan, target, sources), folder)
+
+
+class OpenImages(Protocol):
+    """``open_image(name, segment_size)``: one of ``nydus_images``."""
+
+    def __call__(self, name: str = ..., segment_size: int = ...) -> OpenImage: ...
+
+
+class MakeStore(Protocol):
+    """``make_store(image, *blobs, trusted=, where=)``: a store in ``where``, or in a folder of its own."""
+
+    def __call__(
+        self, image: OpenImage, *blobs: bytes, trusted: bool = ..., where: Path | None = ...
+    ) -> MadeStore: ...
