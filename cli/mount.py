@@ -22,6 +22,8 @@ from . import ask, options
 @click.option(
     "--prefetch/--no-prefetch", default=None, help="Fetch everything in the background, or only what is read."
 )
+@click.option("--plain-http", is_flag=True, help="Speak http to the image's server, not https.")
+@click.option("--insecure", is_flag=True, help="Take any TLS certificate of it.")
 @options.run_dir_option
 @options.state_dir_option
 def command(
@@ -31,6 +33,8 @@ def command(
     backend_file: str,
     digest: str,
     prefetch: bool | None,
+    plain_http: bool,
+    insecure: bool,
     run_dir: str,
     state_dir: str,
 ) -> None:
@@ -46,6 +50,8 @@ def command(
         backend_file=backend_file,
         digest=digest,
         prefetch=prefetch,
+        plain_http=plain_http,
+        insecure=insecure,
         run_dir=run_dir,
         state_dir=state_dir,
     )

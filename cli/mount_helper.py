@@ -52,6 +52,8 @@ class Wanted:
     blob_dirs: list[str] = field(default_factory=list)
     backend_file: str = ""
     digest: str = ""
+    plain_http: bool = False
+    insecure: bool = False
     prefetch: bool | None = None
     options: list[str] = field(default_factory=list)
     run_dir: str = DEFAULT_RUN
@@ -71,12 +73,15 @@ def interpret(options: list[str]) -> Wanted:
             setattr(wanted, name, value)
         elif option in ("nosuid", "nodev", "noexec"):
             wanted.options.append(option)
+        elif option in ("plain_http", "insecure"):
+            setattr(wanted, option, True)
         elif option in ("prefetch", "noprefetch"):
             wanted.prefetch = option == "prefetch"
         elif option not in _GENERIC and not option.startswith(("x-", "comment=")):
             raise ConfigError(
                 f"unknown mount option {option!r}",
-                hint="known: blob_dir=, backend_config=, digest=, prefetch, noprefetch, run_dir=, state_dir=",
+                hint="known: blob_dir=, backend_config=, digest=, plain_http, insecure, prefetch, noprefetch,"
+                " run_dir=, state_dir=",
             )
     return wanted
 

@@ -14,7 +14,10 @@ if TYPE_CHECKING:
     from typing import Any
 
 _RUN, _STATE = {"--run-dir": "run_dir"}, {"--state-dir": "state_dir"}
-_PREFETCH = {"--prefetch": ("prefetch", True), "--no-prefetch": ("prefetch", False)}
+_MOUNT_FLAGS = {
+    "--prefetch": ("prefetch", True), "--no-prefetch": ("prefetch", False), "--plain-http": ("plain_http", True),
+    "--insecure": ("insecure", True),
+}  # fmt: skip
 _MANY = "blob_dirs"  # the one option that may be given several times
 
 # verb -> (arguments, options with a value, flags), with the names that they have in ``ask.py``
@@ -22,7 +25,7 @@ _VERBS: dict[str, tuple[tuple[str, ...], dict[str, str], dict[str, tuple[str, bo
     "mount": (
         ("image", "mountpoint"),
         {"--blob-dir": _MANY, "--backend-config-file": "backend_file", "--digest": "digest", **_RUN, **_STATE},
-        _PREFETCH,
+        _MOUNT_FLAGS,
     ),
     "umount": (("mountpoint",), _RUN, {}),
     "status": ((), _RUN, {"--json": ("as_json", True)}),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import threading
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -21,6 +22,7 @@ from ...config.reference import registry_host
 from ...credentials.basic import decode
 from ..base import ObjectInfo
 from ..http.client import Answer, Http, Request, Span
+from ..http.errors import speaks_no_tls
 from ..http.location import location_of, origin
 from .tokens import Tokens
 
@@ -66,12 +68,35 @@ class RegistryClient:
         if len(backend.repo) > 255 or not _REPO.fullmatch(backend.repo):
             raise ConfigError(f"repo: {backend.repo!r} is not the name of a repository")
         self.label = config.describe(backend)
+        if backend.finds_scheme:
+            backend = replace_fields(backend, skip_verify=True)
         self._config, self._connections, self._mirror = backend, connections, mirror
-        self._base = mirror.host.rstrip("/") if mirror else f"{backend.scheme}://{registry_host(backend.host)}"
+        self._known_base = mirror.host.rstrip("/") if mirror else ""
+        self._lock = threading.Lock()
         password = decode(backend.auth)[1] if backend.auth else ""
         self._http = Http(backend, connections, [backend.auth, password, backend.registry_token])
-        self._tokens = tokens or Tokens(backend, self._http.send)
+        self._tokens = tokens or Tokens(backend, self._http.send, lambda: self._base.startswith("https:"))
         self._redirects: dict[str, str] = {}  # by blob; single operations on it need no lock
+
+    @property
+    def _base(self) -> str:
+        """Scheme and host of the server."""
+        with self._lock:
+            if not self._known_base:
+                host = registry_host(self._config.host)
+                scheme = self._found_scheme(host) if self._config.finds_scheme else self._config.scheme or "https"
+                self._known_base = f"{scheme}://{host}"
+            return self._known_base
+
+    def _found_scheme(self, host: str) -> str:
+        """As docker and containerd find it: TLS first, and none where the server has none."""
+        try:
+            self._http.send(Request("HEAD", f"https://{host}/v2/", self.label))
+        except BackendError as error:
+            if not speaks_no_tls(error):
+                raise
+            return "http"
+        return "https"
 
     def stat(self, name: str) -> ObjectInfo:
         request = Request("HEAD", "", self.what("blob", name))
@@ -182,7 +207,7 @@ class RegistryClient:
 
     def _dressed(self, request: Request, authorization: str) -> Request:
         headers = {**request.headers, **(self._mirror.headers if self._mirror else {})}
-        clear = self._config.scheme == "https" and self._base.startswith("http:")
+        clear = self._mirror and self._config.scheme != "http" and self._base.startswith("http:")
         if authorization and not (clear and authorization.startswith("Basic ")):
             headers.setdefault("Authorization", authorization)  # a mirror without TLS gets tokens, but no password
         return replace(request, headers=headers)

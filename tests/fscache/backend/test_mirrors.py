@@ -11,7 +11,7 @@ import trustme
 
 from nydus_erofs.erofs.errors import BackendError
 from nydus_erofs.fscache.backend.assemble import Backends
-from nydus_erofs.fscache.config import backend as config
+from nydus_erofs.fscache.config.backend_file import convert
 from nydus_erofs.fscache.credentials.basic import encode
 
 DATA = os.urandom(50_000)
@@ -30,7 +30,7 @@ def backend(kind, origin, s3_kit, **fields):
         "registry": {"host": origin, "repo": "team/app", "scheme": "http"},
         "http-proxy": {"addr": f"http://{origin}", "path": "/blobs"},
     }[kind]  # fmt: skip
-    remote = config.convert(kind, {**own, **PATIENCE, **fields})
+    remote = convert(kind, {**own, **PATIENCE, **fields})
     return Backends(4, lambda: None).blob(remote, BLOB)
 
 

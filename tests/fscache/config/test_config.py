@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nydus_erofs.erofs.errors import ConfigError, UnsupportedError
-from nydus_erofs.fscache.config.backend import convert, describe
+from nydus_erofs.fscache.config.backend import describe
+from nydus_erofs.fscache.config.backend_file import convert
 from nydus_erofs.fscache.config.load import load
 from nydus_erofs.fscache.config.service import Config, check
 
@@ -129,7 +130,10 @@ def test_s3_as_a_table_of_our_own(tmp_path):
     ("fields", "named"),
     [
         ({"endpoint": "http://127.0.0.1:9000"}, "$.device.backend.config.endpoint"),
-        ({"endpoint": "a/b"}, "$.device.backend.config.endpoint"),
+        ({"endpoint": "a/../b"}, "$.device.backend.config.endpoint"),
+        ({"endpoint": "a/b?c"}, "$.device.backend.config.endpoint"),
+        ({"endpoint": "u:p@a/b"}, "$.device.backend.config.endpoint"),
+        ({"endpoint": "/"}, "$.device.backend.config.endpoint"),
         ({"bucket_name": ""}, "$.device.backend.config.bucket_name"),
         ({"bucket": "x"}, "$.device.backend.config: Object contains unknown field `bucket`"),
         ({"access_key_secret": ""}, "access_key_id and access_key_secret go together"),
