@@ -24,14 +24,21 @@ def mount_image(
     blob_dirs: Sequence[str] = (),
     backend_file: str = "",
     digest: str = "",
+    prefetch: bool | None = None,
+    suid: bool = False,
+    dev: bool = False,
     plain_http: bool = False,
     insecure: bool = False,
-    prefetch: bool | None = None,
     run_dir: str = DEFAULT_RUN,
-    state_dir: str = DEFAULT_STATE,
+    state_dir: str = "",
     options: Sequence[str] = (),
 ) -> None:
-    """Ask the service to mount an image, starting one if there is none."""
+    """Ask the service to mount an image, starting one if there is none.
+
+    Args:
+        state_dir: of a service that is started; it is said when the one that runs has another.
+        options: of mount(8), besides what ``suid`` and ``dev`` say.
+    """
     require_root("mounting")
     name, auth = _named(image)
     fields = {
@@ -41,18 +48,20 @@ def mount_image(
         "backend_file": backend_file and os.path.realpath(backend_file),
         "digest": digest,
         "auth": auth,
+        "prefetch": prefetch,
         "plain_http": plain_http,
         "insecure": insecure,
-        "prefetch": prefetch,
-        "options": list(options),
+        "options": [*options, *(["suid"] if suid else []), *(["dev"] if dev else [])],
     }
     try:
-        request(control_socket(run_dir), "mount", **fields)
+        answer = request(control_socket(run_dir), "mount", **fields)
     except NoServiceError:
         from .launch import start_service
 
-        start_service(run_dir, state_dir)
-        request(control_socket(run_dir), "mount", **fields)
+        start_service(run_dir, state_dir or DEFAULT_STATE)
+        answer = request(control_socket(run_dir), "mount", **fields)
+    if state_dir and answer["state_dir"] != os.path.realpath(state_dir):
+        sys.stderr.write(f"nydus-erofs: the service that runs keeps its state in {answer['state_dir']}\n")
 
 
 def _named(image: str) -> tuple[str, str]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from ..fscache.config.defaults import DEFAULT_STATE
 from . import options
 from .exits import require_root
 
@@ -29,7 +30,7 @@ def command(state_dir: str, as_json: bool) -> None:
     require_root("doctor")
     from ..fscache.doctor import cachefiles, fanotify
 
-    existing = os.path.abspath(state_dir)
+    existing = os.path.abspath(state_dir or DEFAULT_STATE)
     while not os.path.isdir(existing):
         existing = os.path.dirname(existing)
     uname = os.uname()

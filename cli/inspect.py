@@ -73,7 +73,7 @@ def command(bootstrap: str, section: str, paths: tuple[str, ...], as_json: bool)
 
 
 def _superblock(image: Bootstrap) -> dict[str, Any]:
-    sb, ext = image.tables.superblock, image.tables.ext
+    sb, ext = image.head.superblock, image.head.ext
     return {
         "bytes": len(image.data),
         "inodes": sb.inodes,
@@ -94,7 +94,7 @@ def _superblock(image: Bootstrap) -> dict[str, Any]:
 
 def _blobs(image: Bootstrap) -> list[dict[str, Any]]:
     out = []
-    for blob, device in zip(image.blobs, image.tables.devices, strict=True):
+    for blob, device in zip(image.blobs, image.head.devices, strict=True):
         fields = asdict(blob.entry)
         for name in ("raw_id", "blob_index", "cipher_iv"):
             del fields[name]

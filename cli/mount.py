@@ -22,8 +22,10 @@ from . import ask, options
 @click.option(
     "--prefetch/--no-prefetch", default=None, help="Fetch everything in the background, or only what is read."
 )
-@click.option("--plain-http", is_flag=True, help="Speak http to the image's server, not https.")
-@click.option("--insecure", is_flag=True, help="Take any TLS certificate of it.")
+@click.option("--suid", is_flag=True, help="Let set-user-ID programs of the image work (lower layers of containers).")
+@click.option("--dev", is_flag=True, help="Let device files of the image work.")
+@click.option("--plain-http", is_flag=True, help="Speak HTTP without TLS to the registry.")
+@click.option("--insecure", is_flag=True, help="Take any certificate of the registry.")
 @options.run_dir_option
 @options.state_dir_option
 def command(
@@ -33,6 +35,8 @@ def command(
     backend_file: str,
     digest: str,
     prefetch: bool | None,
+    suid: bool,
+    dev: bool,
     plain_http: bool,
     insecure: bool,
     run_dir: str,
@@ -50,6 +54,8 @@ def command(
         backend_file=backend_file,
         digest=digest,
         prefetch=prefetch,
+        suid=suid,
+        dev=dev,
         plain_http=plain_http,
         insecure=insecure,
         run_dir=run_dir,

@@ -9,14 +9,14 @@ import sys
 from dataclasses import asdict, dataclass, field
 
 from ..erofs.errors import ConfigError, NydusErofsError
-from ..fscache.config.defaults import DEFAULT_RUN, DEFAULT_STATE
+from ..fscache.config.defaults import DEFAULT_RUN
 from .exits import fail
 
 # Generic options of mount(8) and fstab(5) that mean nothing here: images are always mounted read-only. mount(8)
 # passes rw unless it was told ro, also when nobody said either.
 _GENERIC = {
     "ro", "rw", "defaults", "auto", "noauto", "user", "nouser", "users", "owner", "group", "nofail", "_netdev",
-    "suid", "dev", "exec", "atime", "noatime", "relatime", "norelatime",
+    "exec", "atime", "noatime", "relatime", "norelatime",
     "diratime", "nodiratime",
 }  # fmt: skip
 
@@ -52,12 +52,12 @@ class Wanted:
     blob_dirs: list[str] = field(default_factory=list)
     backend_file: str = ""
     digest: str = ""
+    prefetch: bool | None = None
     plain_http: bool = False
     insecure: bool = False
-    prefetch: bool | None = None
     options: list[str] = field(default_factory=list)
     run_dir: str = DEFAULT_RUN
-    state_dir: str = DEFAULT_STATE
+    state_dir: str = ""
 
 
 def interpret(options: list[str]) -> Wanted:
@@ -71,17 +71,17 @@ def interpret(options: list[str]) -> Wanted:
             wanted.backend_file = value
         elif name in ("digest", "run_dir", "state_dir") and value:
             setattr(wanted, name, value)
-        elif option in ("nosuid", "nodev", "noexec"):
-            wanted.options.append(option)
         elif option in ("plain_http", "insecure"):
             setattr(wanted, option, True)
+        elif option in ("suid", "nosuid", "dev", "nodev", "noexec"):
+            wanted.options.append(option)
         elif option in ("prefetch", "noprefetch"):
             wanted.prefetch = option == "prefetch"
         elif option not in _GENERIC and not option.startswith(("x-", "comment=")):
             raise ConfigError(
                 f"unknown mount option {option!r}",
-                hint="known: blob_dir=, backend_config=, digest=, plain_http, insecure, prefetch, noprefetch,"
-                " run_dir=, state_dir=",
+                hint="known: blob_dir=, backend_config=, digest=, prefetch, noprefetch, suid, dev, plain_http, insecure, "
+                "run_dir=, state_dir=",
             )
     return wanted
 

@@ -11,8 +11,8 @@ run_dir_option = click.option(
 )
 state_dir_option = click.option(
     "--state-dir",
-    default=DEFAULT_STATE,
-    show_default=True,
+    default="",
+    show_default=DEFAULT_STATE,
     type=click.Path(),
     help="State folder (cache) of the service.",
 )

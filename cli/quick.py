@@ -15,9 +15,13 @@ if TYPE_CHECKING:
 
 _RUN, _STATE = {"--run-dir": "run_dir"}, {"--state-dir": "state_dir"}
 _MOUNT_FLAGS = {
-    "--prefetch": ("prefetch", True), "--no-prefetch": ("prefetch", False), "--plain-http": ("plain_http", True),
+    "--prefetch": ("prefetch", True),
+    "--no-prefetch": ("prefetch", False),
+    "--suid": ("suid", True),
+    "--dev": ("dev", True),
+    "--plain-http": ("plain_http", True),
     "--insecure": ("insecure", True),
-}  # fmt: skip
+}
 _MANY = "blob_dirs"  # the one option that may be given several times
 
 # verb -> (arguments, options with a value, flags), with the names that they have in ``ask.py``

@@ -1,124 +1,84 @@
-"""One blob: its chunk-info array and its chunks, decoded. Nothing here compares digests."""
+"""One blob: its chunk-info array and its chunks, decoded."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from typing import NamedTuple
 
-from . import blobmeta
-from .blobmeta import ChunkInfo, ChunkInfoFlags, MetaHeader
+from .blob_table import check_supported
+from .blobmeta import BatchContext, ChunkColumns, MetaHeader, batch_contexts, check_dense, check_header, chunk_columns
 from .codec import codec
-from .errors import FormatError, UnsupportedError
-from .rafs import BlobEntry, BlobFeatures, Compression
+from .digest import digest_function
+from .errors import FormatError
+from .rafs import BlobEntry, BlobFeatures, Compression, DigestAlgo
 from .record import Buffer
 from .rules import Rule
 from .source import Source
-
-# Features of blobs that this version cannot read, and what people call such blobs.
-_UNSUPPORTED = {
-    BlobFeatures.ENCRYPTED: "encrypted blobs",
-    BlobFeatures.ZRAN: "gzip layers with random access points (zran)",
-    BlobFeatures.SEPARATE: "OCI layers used in place (tar-ref)",
-    BlobFeatures.TARFS: "raw tars (tarfs)",
-    BlobFeatures.EXTERNAL: "external blobs",
-    BlobFeatures.CHUNKDICT_GENERATED: "chunk dictionaries",
-}
+from .unit import COMPRESSED, Decoder, Unit, UnitColumns, find_units
 
 
-def check_supported(entry: BlobEntry) -> None:
-    """UnsupportedError when a blob is of a kind whose chunks cannot be read yet."""
-    for feature, name in _UNSUPPORTED.items():
-        if entry.features & feature:
-            raise UnsupportedError(f"blob {entry.blob_index}: reading {name} is not supported yet")
+class ChunkInfoArray(NamedTuple):
+    """What a blob says of its chunks: the uncompressed bytes of the array, and what they say."""
+
+    raw: Buffer
+    chunks: ChunkColumns
+    batches: list[BatchContext]
+
+
+def read_chunk_info(entry: BlobEntry, blob: Source) -> ChunkInfoArray:
+    """The chunk-info array of a blob that ``check_supported`` lets pass, in one read.
+
+    FormatError (ci-header, ci-array) or what ``blob`` raises when it cannot be had; what must hold between the
+    chunks is not looked at.
+    """
+    stored = entry.ci_compressed_size
+    raw = memoryview(blob.read_at(entry.ci_offset, stored + MetaHeader.size()))
+    header = MetaHeader.unpack(raw, stored)
+    check_header(header, entry)
+    try:
+        array = codec(Compression(entry.ci_compression)).decompress(raw[:stored], entry.ci_uncompressed_size)
+    except FormatError as error:
+        raise FormatError(f"blob {entry.blob_index}: chunk info: {error.message}", rule=Rule.CI_ARRAY) from None
+    batches = batch_contexts(array, header) if entry.features & BlobFeatures.BATCH else []
+    return ChunkInfoArray(array, chunk_columns(array, entry.chunk_count, entry.features), batches)
 
 
 class BlobReader:
     """Chunks of one blob. Not for several threads.
 
     Args:
-        entry: the blob table's entry, as ``tables.read_tables`` has checked it.
+        entry: the blob table's entry, as ``head.read_head`` has checked it.
         blob: the blob's bytes.
 
-    FormatError (blob-size, ci-header, ci-array) when the chunk-info array cannot be had; that it is dense
-    is for ``check_dense``.
+    FormatError (blob-size, ci-header, ci-array) when the chunk-info array cannot be had; what must hold between
+    the chunks is for ``check_dense`` and ``find_units``.
     """
 
     def __init__(self, entry: BlobEntry, blob: Source) -> None:
         check_supported(entry)
-        self.entry = entry
-        self._blob = blob
-        stored = entry.ci_compressed_size
-        end = entry.ci_offset + stored + MetaHeader.size()
+        end = entry.ci_offset + entry.ci_compressed_size + MetaHeader.size()
         if blob.size() < end:
             raise FormatError(
                 f"blob {entry.blob_index}: it has {blob.size()} bytes, at least {end} belong to it",
                 rule=Rule.BLOB_SIZE,
             )
-        raw = memoryview(blob.read_at(entry.ci_offset, stored + MetaHeader.size()))
-        header = MetaHeader.unpack(raw, stored)
-        blobmeta.check_header(header, entry)
-        try:
-            array = codec(Compression(entry.ci_compression)).decompress(raw[:stored], entry.ci_uncompressed_size)
-        except FormatError as error:
-            raise FormatError(f"blob {entry.blob_index}: chunk info: {error.message}", rule=Rule.CI_ARRAY) from None
-        self._array = array
-        self._batches = blobmeta.batch_contexts(array, header) if entry.features & BlobFeatures.BATCH else []
-        self._codec = codec(Compression(entry.compression))
-        self._data_end = blobmeta.compressed_data_size(entry)
-        self._batch: tuple[int, Buffer] = (-1, b"")  # the batch decoded last: members are read in a row
-
-    @property
-    def chunk_info_bytes(self) -> Buffer:
-        """The whole chunk-info array, contexts included, uncompressed."""
-        return self._array
-
-    def info(self, index: int) -> ChunkInfo:
-        """Chunk-info entry ``index``, which must be below the blob's number of chunks."""
-        return blobmeta.chunk_info(self._array, index, self.entry.features)
-
-    def infos(self) -> Iterator[ChunkInfo]:
-        """All entries."""
-        return self._columns().rows()
-
-    def _columns(self) -> blobmeta.ChunkColumns:
-        return blobmeta.chunk_columns(self._array, self.entry.chunk_count, self.entry.features)
+        self.entry, self._blob = entry, blob
+        self.chunk_info_bytes, self.chunks, self._batches = read_chunk_info(entry, blob)
+        self._units: UnitColumns | None = None
+        digest = digest_function(DigestAlgo(entry.digest_algo))
+        self._decoder = Decoder(Compression(entry.compression), digest)
 
     def check_dense(self) -> None:
         """FormatError (ci-dense) unless the chunks tile the blob's uncompressed space."""
-        blobmeta.check_dense(self._columns(), self.entry)
+        check_dense(self.chunks, self.entry)
 
-    def read(self, index: int) -> Buffer:
-        """The uncompressed bytes of a chunk; FormatError when they cannot be decoded to the right size."""
-        info = self.info(index)
-        if info.flags & ChunkInfoFlags.BATCH:
-            return self._member(info)
-        return self._unit(
-            info.compressed_offset,
-            info.compressed_size,
-            info.uncompressed_size,
-            plain=not info.flags & ChunkInfoFlags.COMPRESSED,
-        )
+    def find_units(self) -> UnitColumns:
+        """Where the chunks are stored; FormatError (chunk-unit) unless all lie inside the blob's data."""
+        if self._units is None:
+            self._units = find_units(self.chunks, self._batches, self.entry)
+        return self._units
 
-    def _member(self, info: ChunkInfo) -> Buffer:
-        number, offset = info.data >> 32, info.data & 0xFFFF_FFFF
-        if number >= len(self._batches):
-            raise FormatError(f"there is no batch {number}", rule=Rule.CHUNK_INFO)
-        stored, size = self._batches[number]
-        if offset + info.uncompressed_size > size:
-            raise FormatError(f"the chunk reaches behind batch {number}", rule=Rule.CHUNK_INFO)
-        if self._batch[0] != number:
-            data = self._unit(info.compressed_offset, stored, size, plain=stored == size)
-            self._batch = (number, data)
-        return memoryview(self._batch[1])[offset : offset + info.uncompressed_size]
-
-    def _unit(self, offset: int, stored: int, size: int, *, plain: bool) -> Buffer:
-        """One stored unit: a chunk or a batch."""
-        if size > self.entry.chunk_size or stored > size:
-            raise FormatError(f"a unit of {size} bytes, {stored} stored", rule=Rule.CHUNK_INFO)
-        if offset + stored > self._data_end or offset + stored > self._blob.size():
-            raise FormatError(f"{stored} bytes at byte {offset} lie behind the blob's data", rule=Rule.CHUNK_INFO)
-        data = self._blob.read_at(offset, stored)
-        if plain:
-            if stored != size:
-                raise FormatError(f"{stored} stored bytes for {size}", rule=Rule.CHUNK_INFO)
-            return data
-        return self._codec.decompress(data, size)
+    def read(self, index: int, digest: bytes | None = None) -> Buffer:
+        """The uncompressed bytes of a chunk; CorruptError when they cannot be decoded or have not this digest."""
+        stored, size, start, flags = (column[index] for column in self.find_units())
+        unit = Unit(self.chunks.compressed_offset[index], stored, size, bool(flags & COMPRESSED))
+        return self._decoder.chunk(unit, start, self.chunks.uncompressed_size[index], digest, self._blob.read_at)

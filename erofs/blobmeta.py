@@ -11,14 +11,12 @@ from array import array
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from enum import IntFlag
-from itertools import repeat
-from operator import add, ne
 from typing import ClassVar, NamedTuple
 
 from .errors import FormatError
-from .ondisk import BLOCK_SIZE
+from .ondisk import BLOCK_BITS, BLOCK_SIZE
 from .rafs import BlobEntry, BlobFeatures
-from .record import Buffer, Record, integers, round_up
+from .record import Buffer, Lanes, Record, integers, round_up
 from .rules import Rule
 
 MAGIC = 0xB10BB10B
@@ -27,7 +25,7 @@ CONTEXT_SIZE = 40
 _V1 = struct.Struct("<QQ")
 _V2 = struct.Struct("<QQQ")
 _BATCH_CONTEXT = struct.Struct("<II32x")
-_U1_OFFSET = 0xFFF_FFFF_F000
+_COLUMNS = "QIQIBQ"  # typecodes of the fields of ChunkColumns
 
 
 class ChunkInfoFlags(IntFlag):
@@ -64,10 +62,14 @@ class ChunkColumns(NamedTuple):
     flags: array[int]
     data: array[int]
 
+    def row(self, index: int) -> ChunkInfo:
+        """One chunk."""
+        return ChunkInfo(*[column[index] for column in self])
+
     @classmethod
     def of(cls, columns: Iterable[Iterable[int]]) -> ChunkColumns:
         """From columns of any kind, in the order of the fields."""
-        return cls(*[array(kind, column) for kind, column in zip("QIQIBQ", columns, strict=True)])
+        return cls(*[array(kind, column) for kind, column in zip(_COLUMNS, columns, strict=True)])
 
     def rows(self) -> Iterator[ChunkInfo]:
         """Chunk by chunk."""
@@ -166,55 +168,35 @@ def pack_chunk_info_v2(chunks: Iterable[ChunkInfo]) -> bytes:
     )
 
 
-def _chunk_info_v1(u: int, c: int) -> ChunkInfo:
-    csize = (c >> 44 | (c >> 20) & 0xF00000) + 1
-    usize = (u >> 44 | (u & 0xF00) << 12) + 1
-    flags = _COMPRESSED if csize != usize else 0
-    return ChunkInfo(c & 0xFF_FFFF_FFFF, csize, u & _U1_OFFSET, usize, flags, 0)
-
-
-def _chunk_info_v2(u: int, c: int, data: int) -> ChunkInfo:
-    usize = ((u >> 32) & 0xFF_FFFF) + 1
-    return ChunkInfo(c & 0xFF_FFFF_FFFF, c >> 40, (u & 0xFFFF_FFFF) << 12, usize, u >> 56, data)
-
-
-def chunk_info(raw: Buffer, index: int, features: int) -> ChunkInfo:
-    """Entry ``index`` of an uncompressed CI array, unchecked; the array must hold it."""
-    if features & BlobFeatures.CHUNK_INFO_V2:
-        return _chunk_info_v2(*_V2.unpack_from(raw, index * _V2.size))
-    return _chunk_info_v1(*_V1.unpack_from(raw, index * _V1.size))
-
-
 def chunk_columns(raw: Buffer, count: int, features: int) -> ChunkColumns:
     """The entries of an uncompressed CI array, unchecked; use ``check_dense`` for what must hold between them."""
     size = entry_size(features) * count
     if size > len(raw):
         raise FormatError(f"chunk-info array of {len(raw)} bytes cannot hold {count} entries", rule=Rule.CI_ARRAY)
-    entries = integers("Q", memoryview(raw)[:size])
+    entries, words = integers("Q", memoryview(raw)[:size]), entry_size(features) // 8
+    lanes = Lanes(count)
+    each = lanes.each
+    u, c = lanes.load(entries[0::words]), lanes.load(entries[1::words])
+    coffs = c & each(0xFF_FFFF_FFFF)
     if features & BlobFeatures.CHUNK_INFO_V2:
-        us, cs, data = entries[0::3], entries[1::3], entries[2::3]
-        return ChunkColumns.of(
-            [
-                [c & 0xFF_FFFF_FFFF for c in cs],
-                [c >> 40 for c in cs],
-                [(u & 0xFFFF_FFFF) << 12 for u in us],
-                [(u >> 32 & 0xFF_FFFF) + 1 for u in us],
-                [u >> 56 for u in us],
-                data,
-            ]
-        )
-    us, cs = entries[0::2], entries[1::2]
-    csizes = [(c >> 44 | c >> 20 & 0xF00000) + 1 for c in cs]
-    usizes = [(u >> 44 | (u & 0xF00) << 12) + 1 for u in us]
-    return ChunkColumns.of(
-        [
-            [c & 0xFF_FFFF_FFFF for c in cs],
-            csizes,
-            [u & _U1_OFFSET for u in us],
-            usizes,
-            map(ne, csizes, usizes),  # _COMPRESSED is 1
-            repeat(0, count),
-        ]
+        csizes = c >> 40 & each(0xFF_FFFF)
+        usizes = (u >> 32 & each(0xFF_FFFF)) + each(1)
+        uoffs = (u & each(0xFFFF_FFFF)) << BLOCK_BITS
+        flags = u >> 56 & each(0xFF)
+        data = array("Q", entries[2::words].tobytes())
+    else:
+        csizes = (c >> 44 & each(0xF_FFFF) | c >> 20 & each(0xF0_0000)) + each(1)
+        usizes = (u >> 44 & each(0xF_FFFF) | u << 12 & each(0xF0_0000)) + each(1)
+        uoffs = u & each(0xFFF_FFFF_F000)
+        flags = (csizes ^ usizes) + each(0x1FF_FFFF) >> 25 & each(_COMPRESSED)  # where the sizes differ
+        data = array("Q", bytes(8 * count))
+    return ChunkColumns(
+        lanes.store("Q", coffs),
+        lanes.store("I", csizes),
+        lanes.store("Q", uoffs),
+        lanes.store("I", usizes),
+        lanes.store("B", flags),
+        data,
     )
 
 
@@ -241,34 +223,24 @@ def compressed_data_size(entry: BlobEntry) -> int:
 
 
 def check_dense(chunks: ChunkColumns, entry: BlobEntry) -> None:
-    """FormatError (ci-dense) unless the chunks tile the uncompressed space in order and stay inside the blob's data.
+    """FormatError (ci-dense) unless the chunks tile the uncompressed space in order, up to its last block.
 
-    Each chunk starts at the block behind the one before it (zran images may leave gaps), none is larger
-    than the image's chunk size, and all lie inside ``entry``'s compressed data and uncompressed size.
+    Each chunk starts at the block behind the one before it, and none is larger than the image's chunk size.
     """
-    coffs, csizes, uoffs, usizes, flags, _ = chunks
+    starts, sizes = chunks.uncompressed_offset, chunks.uncompressed_size
     # A whole column is checked at once, and looked through again only when something in it is wrong.
-    ends = [offset + size + BLOCK_SIZE - 1 & -BLOCK_SIZE for offset, size in zip(uoffs, usizes, strict=True)]
-    starts = array("Q", [0, *ends[:-1]][: len(uoffs)])
-    if uoffs != starts:
-        gaps = entry.features & (BlobFeatures.ZRAN | BlobFeatures.SEPARATE)
-        for index, (here, wanted) in enumerate(zip(uoffs, starts, strict=True)):
-            if here < wanted or (here > wanted and not gaps):
-                raise _not_dense(entry, index, f"lies at {here}, not at {wanted}")
-    if max(usizes, default=0) > entry.chunk_size:
-        index = next(i for i, size in enumerate(usizes) if size > entry.chunk_size)
-        raise _not_dense(entry, index, f"has {usizes[index]} bytes, more than a chunk may have")
-    if max(map(add, coffs, csizes), default=0) > (limit := compressed_data_size(entry)):
-        index = next(i for i, end in enumerate(map(add, coffs, csizes)) if end > limit)
-        raise _not_dense(entry, index, "ends behind the blob's data")
-    if max(ends, default=0) > (limit := round_up(entry.uncompressed_size, BLOCK_SIZE)):
-        index = next(i for i, end in enumerate(ends) if end > limit)
-        raise _not_dense(entry, index, "ends behind the blob's uncompressed size")
-    if entry.features & BlobFeatures.CHUNK_INFO_V2:  # in version 1 the sizes say whether it is compressed
-        decoded = int(ChunkInfoFlags.COMPRESSED | ChunkInfoFlags.ENCRYPTED | ChunkInfoFlags.ZRAN)
-        for index, flag in enumerate(flags):
-            if not flag & decoded and csizes[index] != usizes[index]:
-                raise _not_dense(entry, index, "is stored plain, with two sizes")
+    lanes = Lanes(len(sizes))
+    ends = lanes.load(starts) + lanes.load(sizes) + lanes.each(BLOCK_SIZE - 1) & lanes.each(-BLOCK_SIZE % (1 << 64))
+    wanted = array("Q", [0]) + lanes.store("Q", ends)[:-1]
+    if starts != wanted:
+        index = next(i for i, start in enumerate(starts) if start != wanted[i])
+        raise _not_dense(entry, index, f"lies at {starts[index]}, not at {wanted[index]}")
+    if max(sizes) > entry.chunk_size:
+        index = next(i for i, size in enumerate(sizes) if size > entry.chunk_size)
+        raise _not_dense(entry, index, f"has {sizes[index]} bytes, more than a chunk may have")
+    end, whole = starts[-1] + sizes[-1], entry.uncompressed_size
+    if round_up(end, BLOCK_SIZE) != round_up(whole, BLOCK_SIZE):
+        raise _not_dense(entry, len(sizes) - 1, f"is the last and ends at {end} of {whole} bytes")
 
 
 def _not_dense(entry: BlobEntry, index: int, what: str) -> FormatError:

@@ -12,7 +12,6 @@ from .check_tree import TreeCheck
 from .errors import FormatError
 from .findings import MAX_FINDINGS, Finding, Report, TooManyFindingsError
 from .image import Bootstrap
-from .ondisk import BLOCK_BITS
 from .rules import Rule
 from .source import Source
 
@@ -33,7 +32,7 @@ def examine(source: Source, find_blob: FindBlob | None = None, progress: Progres
     try:
         bootstrap = Bootstrap(source, report.add_error)
         report.blobs = len(bootstrap.blobs)
-        _check_devices(bootstrap, report)
+        _check_total(bootstrap, report)
         TreeCheck(bootstrap, report).run()
         if find_blob is not None:
             BlobCheck(bootstrap, report, progress).run(find_blob)
@@ -52,22 +51,10 @@ def check(source: Source, find_blob: FindBlob | None = None, progress: Progress 
     return examine(source, find_blob, progress).findings
 
 
-def _check_devices(bootstrap: Bootstrap, report: Report) -> None:
-    """Places in the flat image, and the superblock's count of blocks."""
-    tables = bootstrap.tables
-    free = len(bootstrap.data) >> BLOCK_BITS
-    for number, device in sorted(enumerate(tables.devices), key=lambda item: item[1].mapped_block):
-        if not device.mapped_block:
-            continue  # no place: Nydus 2.2 gave none
-        if device.mapped_block < free:
-            report.add(
-                Rule.DEVICE_TABLE,
-                f"device {number}",
-                f"its place in the flat image is block {device.mapped_block}, below {free} all are taken",
-            )
-        free = max(free, device.mapped_block + device.blocks)
-    blocks = sum(device.blocks for device in tables.devices)
-    if tables.devices and tables.superblock.blocks != blocks:
-        report.add(
-            Rule.TOTALS, "superblock", f"it counts {tables.superblock.blocks} blocks, the devices have {blocks}"
-        )
+def _check_total(bootstrap: Bootstrap, report: Report) -> None:
+    """The superblock's count of blocks."""
+    head = bootstrap.head
+    blocks = sum(device.blocks for device in head.devices)
+    if head.devices and head.superblock.blocks != blocks:
+        detail = f"it counts {head.superblock.blocks} blocks, the devices have {blocks}"
+        report.add(Rule.TOTALS, "superblock", detail)

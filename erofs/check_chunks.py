@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from .chunk_table import row_faults
 from .errors import FormatError
 from .findings import Report
 from .image import Bootstrap
 from .inode import ChunkIndex, Inode
-from .ondisk import BLOCK_BITS, BLOCK_SIZE
-from .rafs import ChunkFlags
+from .ondisk import BLOCK_BITS
 from .rules import Rule
-
-_KNOWN_FLAGS = sum(ChunkFlags)
 
 
 class ChunkCheck:
@@ -55,22 +53,5 @@ class ChunkCheck:
 
     def check_rows(self) -> None:
         """Look at every row of the chunk table; findings go to the report."""
-        blobs = self._bootstrap.blobs
-        for number, (_, blob, flags, _, size, _, offset, _, index, _) in enumerate(self._bootstrap.chunk_rows()):
-            fault = ""
-            if blob >= len(blobs):
-                fault = f"there is no blob {blob}"
-            elif not blobs[blob].sound:
-                continue
-            elif index >= blobs[blob].entry.chunk_count:
-                fault = f"there is no chunk {index} in blob {blob}"
-            elif not 0 < size <= self._bootstrap.chunk_size:
-                fault = f"a chunk of {size} bytes"
-            elif offset % BLOCK_SIZE or offset + size > blobs[blob].entry.uncompressed_size:
-                fault = f"{size} bytes at byte {offset} of the uncompressed space"
-            elif flags & ~_KNOWN_FLAGS:
-                fault = f"unknown flags {flags:#x}"
-            elif self._bootstrap.row_number(ChunkIndex(blob, index, offset >> BLOCK_BITS)) != number:
-                fault = "another row is for the same chunk"
-            if fault:
-                self._report.add(Rule.CHUNK_TABLE, f"row {number}", fault)
+        for number, fault in row_faults(self._bootstrap.chunk_table, self._bootstrap.blobs):
+            self._report.add(Rule.CHUNK_TABLE, f"row {number}", fault)

@@ -193,7 +193,7 @@ class TreeCheck:
         for nid, missing in enumerate(self._missing_names):
             if missing > 0:
                 self._report.add(Rule.NLINK, f"nid {nid}", f"{missing} names fewer than links")
-        counted = self._bootstrap.tables.superblock.inodes
+        counted = self._bootstrap.head.superblock.inodes
         if counted != self._report.names:
             detail = f"it counts {counted} names, there are {self._report.names}"
             self._report.add(Rule.TOTALS, "superblock", detail)

@@ -10,18 +10,18 @@ import struct
 from collections.abc import Callable, Iterator
 from itertools import islice
 
-from .blob import BlobReader, check_supported
-from .digest import digest_function
+from .blob import BlobReader
+from .blob_table import Blob, Report, check_supported
 from .dirent import Dirent, parse_blocks
 from .errors import CorruptError, FormatError, NoSuchPathError
+from .head import Head, raise_it, read_head
 from .ids import BlobId, printable
 from .inode import NO_BLOCK, ChunkIndex, Inode, chunk_count, parse_chunk_indexes, parse_inode
-from .ondisk import BLOCK_BITS, BLOCK_SIZE, CHUNK_INDEX, FileType, Layout
-from .rafs import ChunkRow, DigestAlgo
+from .ondisk import BLOCK_BITS, CHUNK_INDEX, FileType, Layout
+from .rafs import ChunkRow
 from .record import Buffer
 from .rules import Rule
 from .source import Source
-from .tables import Blob, Report, Tables, check_magic, raise_it, read_tables
 from .xattr import parse as parse_xattrs
 
 MAX_PATH = 64 << 10  # bytes; far beyond what a tar or a path given to the kernel can hold
@@ -40,25 +40,23 @@ class Bootstrap:
     """
 
     def __init__(self, source: Source, report: Report = raise_it) -> None:
-        size = source.size()
-        check_magic(source.read_at(0, min(size, BLOCK_SIZE)), size)
-        self.data = memoryview(source.read_at(0, size))
-        self.tables: Tables = read_tables(self.data, report)
-        self.area = self.tables.area
+        self.head: Head = read_head(source, report)
+        self.data = memoryview(source.read_at(0, source.size()))
+        self.area = self.head.area
         self._rows: dict[int, int] | None = None
 
     @property
     def root_nid(self) -> int:
-        return self.tables.superblock.root_nid
+        return self.head.superblock.root_nid
 
     @property
     def chunk_size(self) -> int:
         """Bytes of a chunk of this image, but for the last of each file."""
-        return self.tables.ext.chunk_size
+        return self.head.ext.chunk_size
 
     @property
     def blobs(self) -> list[Blob]:
-        return self.tables.blobs
+        return self.head.blobs
 
     # --- tree ---
 
@@ -176,7 +174,7 @@ class Bootstrap:
 
     def prefetch_nids(self) -> Iterator[int]:
         """The nids of the prefetch table, up to the first 0."""
-        start, count = self.tables.prefetch
+        start, count = self.head.prefetch
         for (nid,) in struct.iter_unpack("<I", self.data[start : start + count * 4]):
             if not nid:
                 return
@@ -212,7 +210,7 @@ class Bootstrap:
         number = self.row_number(chunk)
         if number is None:
             return None
-        row = ChunkRow.unpack(self.data, self.tables.chunk_rows[0] + number * ChunkRow.size())
+        row = ChunkRow.unpack(self.data, self.head.chunk_rows[0] + number * ChunkRow.size())
         exact = (row.blob_index, row.index, row.uncompressed_offset) == (
             chunk.blob_index,
             chunk.ci_index,
@@ -230,8 +228,12 @@ class Bootstrap:
 
     def chunk_rows(self) -> Iterator[tuple[bytes, int, int, int, int, int, int, int, int, int]]:
         """The rows of the chunk table, as tuples in the order of ``ChunkRow``'s fields."""
-        start, count = self.tables.chunk_rows
-        return ChunkRow.LAYOUT.iter_unpack(self.data[start : start + count * ChunkRow.size()])
+        return ChunkRow.LAYOUT.iter_unpack(self.chunk_table)
+
+    @property
+    def chunk_table(self) -> Buffer:
+        """The bytes of the chunk table."""
+        return self.head.chunk_table(self.data)
 
 
 def _row_key(blob_index: int, ci_index: int, block: int) -> int:
@@ -279,13 +281,14 @@ class Image:
             yield self._chunk(chunk, min(step, inode.size - number * step))
 
     def reader(self, blob_index: int) -> BlobReader:
-        """The reader of a blob, whose chunk info was found to be dense."""
+        """The reader of a blob, whose chunk info was found to be right."""
         reader = self._readers.get(blob_index)
         if reader is None:
             blob = self.bootstrap.blobs[blob_index]
             check_supported(blob.entry)
             reader = BlobReader(blob.entry, self._open_blob(blob.id))
             reader.check_dense()
+            reader.find_units()
             self._readers[blob_index] = reader
         return reader
 
@@ -299,14 +302,12 @@ class Image:
         if row is None:
             raise FormatError(f"{name} has no row in the chunk table", rule=Rule.CHUNK_ROW)
         reader = self.reader(chunk.blob_index)
-        info = reader.info(chunk.ci_index)
+        info = reader.chunks.row(chunk.ci_index)
         if (info.uncompressed_offset, info.uncompressed_size) != (chunk.start_block << BLOCK_BITS, size):
             raise FormatError(f"{name} lies or ends elsewhere in the blob's chunk info", rule=Rule.CHUNK_INFO)
         try:
-            data = reader.read(chunk.ci_index)
-        except FormatError as error:
-            raise CorruptError(f"{name} cannot be decoded: {error.message}") from None
-        if digest_function(DigestAlgo(reader.entry.digest_algo))(data) != row.digest:
-            raise CorruptError(f"{name} has a wrong digest")
+            data = reader.read(chunk.ci_index, row.digest)
+        except CorruptError as error:
+            raise CorruptError(f"{name} is corrupt: {error.message}") from None
         self._last = (chunk, size, data)
         return data

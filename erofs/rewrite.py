@@ -16,11 +16,14 @@ from collections.abc import Iterable, Iterator, Mapping
 from itertools import compress
 
 from .errors import FormatError
+from .inode import MAX_SYMLINK
 from .ondisk import (
     BLOCK_BITS,
     BLOCK_SIZE,
+    CHUNK_FORMAT_BITS_MASK,
     CHUNK_FORMAT_INDEXES,
     DIRENT,
+    FILE_TYPE_OF_MODE,
     SLOT_SIZE,
     XATTR_HEADER_SIZE,
     FileType,
@@ -33,19 +36,23 @@ Targets = Mapping[int, tuple[int, int]]
 # The head of an inode as 64-bit words. First: bit 0 says extended, 1-3 are the layout, 16-31 the xattrs, 44-47 the
 # file type; second: the size (32 bits of a compact one); third: 32 bits of block address, or chunk format.
 _EXTENDED = 1
-_LAYOUT, _TYPE = 7 << 1, 0xF << 44
-_HEAD = _TYPE | 0xFFFF << 16 | _LAYOUT | _EXTENDED
+_FORM = 0xF << 44 | 0xFFFE  # file type and layout, and bits that must be 0
+_HEAD = _FORM | 0xFFFF << 16 | _EXTENDED
 _DIRECTORY, _SYMLINK, _REGULAR = 0x4 << 44, 0xA << 44, 0x8 << 44 | Layout.CHUNK_BASED << 1
 _INLINE = Layout.FLAT_INLINE << 1
-# What nearly all inodes are: extended, without xattrs; directories with all names in the tail.
-_USUAL_DIRECTORY, _USUAL_FILE = _DIRECTORY | _INLINE | _EXTENDED, _REGULAR | _EXTENDED
+# What nearly all inodes are: extended, without xattrs; directories and symlinks with everything in the tail.
+_USUAL_DIRECTORY, _USUAL_SYMLINK = _DIRECTORY | _INLINE | _EXTENDED, _SYMLINK | _INLINE | _EXTENDED
+_USUAL_FILE = _REGULAR | _EXTENDED
 _ADDRESS = 0xFFFFFFFF
+_PLACE = _ADDRESS << 32 | 0xFF << 16  # of a chunk index: start block and device
 
 # For bytes.translate: 1 for one type of directory entry, 0 for the others.
 _IS_FILE, _IS_DIRECTORY, _IS_SYMLINK = (
     bytes(kind == wanted for kind in range(256)) for wanted in (FileType.REG, FileType.DIR, FileType.SYMLINK)
 )
-_TYPES = bytes(range(FileType.REG, FileType.SYMLINK + 1))
+_WITH_DATA = bytes((FileType.REG, FileType.DIR, FileType.SYMLINK))
+# The others, and the _FORM of their inodes.
+_WITHOUT: dict[int, int] = {kind: mode << 32 for mode, kind in FILE_TYPE_OF_MODE.items() if kind not in _WITH_DATA}
 
 
 def rewrite(
@@ -66,7 +73,7 @@ def rewrite(
     except IndexError:
         raise FormatError("an inode or directory entry points outside the bootstrap") from None
     except KeyError:
-        raise FormatError("a chunk index does not fit the blob's chunk-info array") from None
+        raise FormatError("a file has a chunk that the blob's chunk info or the chunk table has not") from None
     return little_endian(area.new)
 
 
@@ -79,7 +86,10 @@ class _Area:
     def __init__(self, bootstrap: Buffer, meta: int, end: int, chunk_size: int, shift: int) -> None:
         self.image = memoryview(bootstrap)
         self.meta, self.chunk_size, self.shift = meta, chunk_size, shift
+        self.chunk_format = CHUNK_FORMAT_INDEXES | chunk_size.bit_length() - 1 - BLOCK_BITS
+        self.end = end
         self.old = integers("Q", self.image[meta:end])
+        self.formats = integers("I", self.image[meta:end])[4:]  # number nid * 8 is the chunk format of a file
         self.new = array("Q")
         self.new.frombytes(self.old.cast("B"))
         # Bounds on all work: no image has more directory bytes or chunk indexes than bytes of metadata.
@@ -97,12 +107,12 @@ class _Area:
         while level:
             entries = b"".join(self._move_level(level))
             types = entries[10 :: DIRENT.size]
-            if types.translate(None, _TYPES):
-                raise FormatError("a directory entry of an unknown type")
             halves = integers("I", entries)
             if any(halves[1::3]):
                 raise FormatError("a directory entry points outside the bootstrap")
             nids = halves[0::3].tolist()
+            if types.translate(None, _WITH_DATA):
+                self._check_without_data(nids, types)
             files += compress(nids, types.translate(_IS_FILE))
             symlinks += compress(nids, types.translate(_IS_SYMLINK))
             level = []
@@ -112,10 +122,20 @@ class _Area:
                     level.append(nid)
         return files, symlinks
 
+    def _check_without_data(self, nids: Iterable[int], types: bytes) -> None:
+        """Entries of other types are what they say: anything else would keep addresses that mean nothing here."""
+        for nid, kind in zip(nids, types, strict=True):
+            if kind not in _WITH_DATA:
+                if kind not in _WITHOUT:
+                    raise FormatError(f"a directory entry of the unknown type {kind}")
+                word, size = self.old[nid * 4 : nid * 4 + 2]
+                if word & _FORM != _WITHOUT[kind] or _tail(word, size)[1]:
+                    raise FormatError(f"nid {nid} is listed as a file of type {kind} and is none")
+
     def _move_level(self, nids: Iterable[int]) -> list[memoryview]:
         """Move some directories; the entries of all their blocks, without the names."""
         image, old, new, shift = self.image, self.old, self.new, self.shift
-        tails, size_of_image, size_of_entry = self.meta + 64, len(image), DIRENT.size
+        tails, end, size_of_entry = self.meta + 64, self.end, DIRENT.size
         highest, used = _ADDRESS - shift, 0
         entries: list[memoryview] = []
         for nid in nids:
@@ -124,7 +144,7 @@ class _Area:
             if old[at] & _HEAD == _USUAL_DIRECTORY and 0 < size < BLOCK_SIZE:
                 start = tails + nid * SLOT_SIZE
                 names = old[at + 9] & 0xFFFF  # the first entry says where its name is: behind all entries
-                if not 0 < names <= size or names % size_of_entry or start + size > size_of_image:
+                if not 0 < names <= size or names % size_of_entry or start + size > end:
                     raise _bad_block(nid, names)
                 used += size
                 entries.append(image[start : start + names])
@@ -138,51 +158,77 @@ class _Area:
 
     def _entries(self, nid: int) -> Iterator[memoryview]:
         """The entries in each block of a directory of any kind."""
-        word, size, third = self.old[nid * 4 : nid * 4 + 3]
-        if word & _TYPE != _DIRECTORY:
-            raise FormatError(f"nid {nid} is listed as a directory and is none")
-        tail, size = _tail(word, size)
-        self.dirent_budget -= size
-        if self.dirent_budget < 0:
-            raise FormatError("directories larger than the whole bootstrap")
-        inline = size % BLOCK_SIZE if word & _LAYOUT == _INLINE else 0
-        start = (third & _ADDRESS) << BLOCK_BITS
-        end = start + size - inline
-        blocks = [(block, min(BLOCK_SIZE, end - block)) for block in range(start, end, BLOCK_SIZE)]
-        if inline:
-            blocks.append((self.meta + nid * SLOT_SIZE + tail, inline))
-        for block, length in blocks:
+        for block, length in self._data(nid, _DIRECTORY):
+            self.dirent_budget -= length
+            if self.dirent_budget < 0:
+                raise FormatError("directories larger than the whole bootstrap")
             names = self.image[block + 8] | self.image[block + 9] << 8
-            if not 0 < names <= length or names % DIRENT.size or block + length > len(self.image):
+            if not 0 < names <= length or names % DIRENT.size:
                 raise _bad_block(nid, names)
             yield self.image[block : block + names]
+
+    def _data(self, nid: int, kind: int) -> Iterator[tuple[int, int]]:
+        """(byte of the bootstrap, bytes) of what a directory or symlink holds, block by block and the tail."""
+        word, size, third = self.old[nid * 4 : nid * 4 + 3]
+        if word & _FORM not in (kind, kind | _INLINE):
+            raise FormatError(f"nid {nid} is listed as a {_NAMES[kind]} and is none")
+        tail, size = _tail(word, size)
+        inline = size % BLOCK_SIZE if word & _FORM == kind | _INLINE else 0
+        start, tail = (third & _ADDRESS) << BLOCK_BITS, self.meta + nid * SLOT_SIZE + tail
+        end = start + size - inline
+        outside = start != end and (start < self.meta or end > self.end)
+        if not size or outside or tail + inline > self.end:
+            raise FormatError(f"nid {nid}: its {size} bytes lie outside the metadata")
+        for block in range(start, end, BLOCK_SIZE):
+            yield block, min(BLOCK_SIZE, end - block)
+        if inline:
+            yield tail, inline
 
     def move_symlinks(self, nids: Iterable[int]) -> None:
         for nid in nids:
             at = nid * 4
-            if self.old[at] & _TYPE != _SYMLINK:
-                raise FormatError(f"nid {nid} is listed as a symlink and is none")
+            usual = self.old[at] & _HEAD == _USUAL_SYMLINK and 0 < self.old[at + 1] < BLOCK_SIZE
+            if not usual and sum(length for _, length in self._data(nid, _SYMLINK)) > MAX_SYMLINK:
+                raise FormatError(f"nid {nid}: a symlink of more than {MAX_SYMLINK} bytes")
             self.new[at + 2] = _moved(self.old[at + 2], self.shift)
 
     def point_files(self, nids: Iterable[int], targets: Targets) -> None:
         """Point every chunk index of these regular files at its segment."""
         old, new, chunk_size = self.old, self.new, self.chunk_size
+        formats, usual = self.formats, self.chunk_format
         for nid in nids:
             at = nid * 4
             word, size = old[at], old[at + 1]
             if word & _HEAD == _USUAL_FILE:
                 place = at + 8
-            elif word & (_TYPE | _LAYOUT) == _REGULAR:
+            elif word & _FORM == _REGULAR:
                 tail, size = _tail(word, size)
                 place = at + (tail + 7 >> 3)
             else:
                 raise FormatError(f"nid {nid} is listed as a regular file and is none")
             if size > chunk_size:
                 self._point_large(nid, place, size, targets)
-            elif size:
+                continue
+            if formats[nid * 8] != usual:
+                self._check_format(nid, place, size)
+            if size:
                 new[place], length = targets[old[place]]
                 if length != size:
                     raise _wrong_size(nid)
+
+    def _check_format(self, nid: int, place: int, size: int) -> None:
+        """A file with another chunk size for the kernel than the image's is one extent for it, and must be one."""
+        found = self.formats[nid * 8]
+        if found == self.chunk_format:
+            return
+        bits = found ^ CHUNK_FORMAT_INDEXES
+        if bits > CHUNK_FORMAT_BITS_MASK or size > BLOCK_SIZE << bits:
+            raise FormatError(f"nid {nid}: the kernel would read it by other chunk indexes than the image has")
+        first = self.old[place] & _PLACE if size else 0
+        for number in range(1, -(-size // self.chunk_size)):
+            follows = first + (number * self.chunk_size >> BLOCK_BITS << 32)
+            if self.old[place + number] & _PLACE != follows:
+                raise FormatError(f"nid {nid}: chunk {number} does not follow the one before, as its format says")
 
     def _point_large(self, nid: int, place: int, size: int, targets: Targets) -> None:
         """Point the chunk indexes of a file of several chunks, from word ``place`` on."""
@@ -194,15 +240,18 @@ class _Area:
         self.index_budget -= count
         if self.index_budget < 0:
             raise FormatError(f"nid {nid}: more chunk indexes than the bootstrap has room for")
+        self._check_format(nid, place, size)
         # A file of consecutive chunks may carry a larger chunk size for the kernel; its pieces are in several
         # segments now.
-        chunk_format = CHUNK_FORMAT_INDEXES | chunk_size.bit_length() - 1 - BLOCK_BITS
-        self.new[nid * 4 + 2] = self.old[nid * 4 + 2] & ~_ADDRESS | chunk_format
+        self.new[nid * 4 + 2] = self.old[nid * 4 + 2] & ~_ADDRESS | self.chunk_format
         for position in range(place, place + count):
             self.new[position], length = targets[self.old[position]]
             if length != min(size, chunk_size):
                 raise _wrong_size(nid)
             size -= chunk_size
+
+
+_NAMES = {_DIRECTORY: "directory", _SYMLINK: "symlink"}
 
 
 def _tail(word: int, size: int) -> tuple[int, int]:

@@ -51,7 +51,8 @@ class Rule(StrEnum):
     BLOB_SIZE = "blob-size"  # the blob file holds what the blob table says
     CI_HEADER = "ci-header"  # the chunk-info header agrees with the blob table
     CI_ARRAY = "ci-array"  # the chunk-info array can be decoded
-    CI_DENSE = "ci-dense"  # chunks tile the uncompressed space and stay inside the data
+    CI_DENSE = "ci-dense"  # chunks tile the uncompressed space
+    CHUNK_UNIT = "chunk-unit"  # what is stored of a chunk or batch lies inside the data and has sizes it can have
     CHUNK_INFO = "chunk-info"  # chunk-info entry and chunk table row agree
     CHUNK_DIGEST = "chunk-digest"  # a chunk's bytes have its digest
     TOC = "toc"  # the table of contents is well-formed and has its digest

@@ -198,7 +198,7 @@ class Keeper:
         match request:
             case control.Mount():
                 await self._mount(request)
-                return {"target": request.target}
+                return {"target": request.target, "state_dir": self.state.root}
             case control.Umount():
                 await self.engine.umount(request.target)
                 return {}

@@ -21,6 +21,7 @@ import msgspec
 
 from ...erofs import localize
 from ...erofs.errors import BackendError, FormatError, NydusErofsError
+from ...erofs.head import read_head
 from ...erofs.ids import BlobId
 from ...erofs.record import Buffer
 from ...erofs.segments import segment_size_for
@@ -44,8 +45,8 @@ def prepare(sock: socket.socket, bootstrap: Fd, request: proto.Prepare) -> None:
         raise FormatError("the bootstrap is empty")
     # Left open: views of it may live on in an error's traceback, and closing it would then hide that error.
     data = memoryview(mmap.mmap(bootstrap.fd, size, prot=mmap.PROT_READ))
-    head = localize.read_head(BufferSource(data))
-    total = sum(entry.uncompressed_size for entry in head.entries)
+    head = read_head(BufferSource(data))
+    total = sum(blob.entry.uncompressed_size for blob in head.blobs)
     segment_size = segment_size_for(total, request.segment_size)
     maps = localize.read_blob_maps(data, head, lambda name: _AskedBlob(sock, name), segment_size)
     boot_size = 0

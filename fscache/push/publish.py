@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import BinaryIO, Protocol
 
-from ...erofs import localize, verity
+from ...erofs import verity
 from ...erofs.errors import BlobNotFoundError, FormatError
+from ...erofs.head import read_head
 from ...erofs.ids import BlobId
 from ...erofs.source import BufferSource
 from ..backend.registry import oci
@@ -124,10 +125,8 @@ def _meta_object(backend: BackendConfig, name: str) -> str:
 
 def _blobs(bootstrap: bytes, folders: Sequence[str], there: Mapping[str, int]) -> list[tuple[BlobId, str | None]]:
     """(id, path) of each blob that a bootstrap names; no path for one that is in the backend."""
-    head = localize.read_head(BufferSource(bootstrap))
     found: list[tuple[BlobId, str | None]] = []
-    for entry in head.entries:
-        blob = localize.name_of(entry)
+    for blob in [entry.stored_id() for entry in read_head(BufferSource(bootstrap)).blobs]:
         if blob in there:
             found.append((blob, None))
             continue

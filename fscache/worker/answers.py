@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ...erofs import localize
+from ...erofs.blob_table import check_supported
 from ...erofs.errors import NydusErofsError
+from ...erofs.head import read_head
 from ...erofs.ids import blob_id
 from ...erofs.ondisk import BLOCK_SIZE
 from ...erofs.record import round_up
@@ -61,11 +62,10 @@ def _peek(question: proto.Peek, backend: Resilient) -> proto.Peeked:
 
 def _inspect(bootstrap: Source) -> list[tuple[str, int]]:
     """The blobs of a bootstrap, read no further than its blob table."""
-    head = localize.read_head(bootstrap)
     blobs = []
-    for index, entry in enumerate(head.entries):
-        localize.check_entry(index, entry, head.extended.chunk_size)
-        blobs.append((str(localize.name_of(entry)), round_up(entry.uncompressed_size, BLOCK_SIZE)))
+    for blob in read_head(bootstrap).blobs:
+        check_supported(blob.entry)
+        blobs.append((str(blob.stored_id()), round_up(blob.entry.uncompressed_size, BLOCK_SIZE)))
     return blobs
 
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable, Iterator
 
-from ...erofs.codec import Codec, codec
-from ...erofs.errors import BackendError, CacheFullError, CorruptError, FormatError
-from ...erofs.rafs import Compression
+from ...erofs.errors import BackendError, CacheFullError, CorruptError
 from ...erofs.record import Buffer
+from ...erofs.unit import Decoder, ReadAt, Unit
 from ..state.plan import PlanChunk, PlanFlags
 from .store import ZEROS, Store
 
@@ -16,123 +15,96 @@ RUN_GAP = 128 << 10  # bytes of the blob between two chunks that are cheaper to 
 RUN_MAX = 16 << 20  # bytes of the blob in one backend read, unless a single chunk is larger
 _TRIES = 2  # times each source is asked again for a chunk whose digest is wrong
 
-_BATCH, _UNUSED, _COMPRESSED = PlanFlags.BATCH.value, PlanFlags.UNUSED.value, PlanFlags.COMPRESSED.value
-_UNVERIFIED = PlanFlags.UNVERIFIED.value
+_UNUSED, _COMPRESSED, _UNVERIFIED = (
+    flag.value for flag in (PlanFlags.UNUSED, PlanFlags.COMPRESSED, PlanFlags.UNVERIFIED)
+)
 
 
-class Filler:
-    """Fills segments, one at a time; each thread has its own."""
+def fill(store: Store, segment: int, on_piece: Callable[[int], None], upto: int | None = None) -> int:
+    """Make a segment complete, or its first ``upto`` bytes; the bytes fetched from the backend.
 
-    def __init__(self) -> None:
-        self._codecs: dict[Compression, Codec] = {}
-        # The batch decoded last, because its chunks come one after the other: (store, blob offset), bytes.
-        self._batch: tuple[tuple[Store, int] | None, Buffer] = (None, b"")
+    Args:
+        on_piece: called with the number of verified bytes from the segment's start as it grows.
 
-    def fill(self, store: Store, segment: int, on_piece: Callable[[int], None], upto: int | None = None) -> int:
-        """Make a segment complete, or its first ``upto`` bytes; the bytes fetched from the backend.
-
-        Args:
-            on_piece: called with the number of verified bytes from the segment's start as it grows.
-
-        Raises:
-            CorruptError, BackendError: a chunk cannot be had; what was written before it stays.
-            CacheFullError: no room; likewise.
-        """
-        fetched = 0
+    Raises:
+        CorruptError, BackendError: a chunk cannot be had; what was written before it stays.
+        CacheFullError: no room; likewise.
+    """
+    fetched = 0
+    decoder = Decoder(store.plan.compression, store.digest)
+    try:
+        writer = store.sink.open(segment, store.plan.segments[segment], on_piece)
         try:
-            writer = store.sink.open(segment, store.plan.segments[segment], on_piece)
-            try:
-                missing = writer.missing(list(store.plan.chunks(segment)), store.digest)
-                if upto is not None:
-                    end = store.plan.segments[segment].start + upto
-                    missing = [chunk for chunk in missing if chunk.uncompressed_offset < end]
-                for run in _runs(missing):
-                    data, base = self._fetch(store, run)
-                    fetched += len(data)
-                    for chunk in run:
-                        writer.put(chunk, self._chunk(store, chunk, data, base))
-                writer.flush()
-            finally:
-                writer.close()
-                self._batch = (None, b"")
-        except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise CacheFullError("no room left for fetched data", hint="free space where the cache is") from None
-            raise BackendError(f"writing the cache: {error.strerror}", retryable=False) from None
-        return fetched
+            missing = writer.missing(list(store.plan.chunks(segment)), store.digest)
+            if upto is not None:
+                end = store.plan.segments[segment].start + upto
+                missing = [chunk for chunk in missing if chunk.uncompressed_offset < end]
+            for run in _runs(missing):
+                data, base = _fetch(store, run)
+                fetched += len(data)
+                for chunk in run:
+                    writer.put(chunk, _chunk(store, decoder, chunk, data, base))
+            writer.flush()
+        finally:
+            writer.close()
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise CacheFullError("no room left for fetched data", hint="free space where the cache is") from None
+        raise BackendError(f"writing the cache: {error.strerror}", retryable=False) from None
+    return fetched
 
-    def _fetch(self, store: Store, run: list[PlanChunk]) -> tuple[memoryview, int]:
-        """The compressed bytes of a run and the blob offset they start at; sources are tried in turn."""
-        used = [c for c in run if not c.flags & _UNUSED]
-        if not used:
-            return memoryview(b""), 0
-        base = used[0].compressed_offset
-        length = max(c.compressed_offset + c.compressed_size for c in used) - base
-        failures = []
-        for source in store.sources:
-            try:
-                return memoryview(source.read_at(base, length)), base
-            except BackendError as error:
-                failures.append(error)
-        if not failures:
-            raise BackendError(f"blob {store.plan.blob_id}: nothing to read it from", retryable=False)
-        # The one that may pass speaks for all: another try is worth while.
-        failure = next((error for error in failures if error.retryable), failures[0])
-        failure.message = f"blob {store.plan.blob_id}: {failure.message}"
-        raise failure
 
-    def _chunk(self, store: Store, chunk: PlanChunk, data: memoryview, base: int) -> Buffer:
-        """One chunk, decoded and verified; one that is wrong is asked for again before giving up."""
-        if chunk.flags & _UNUSED:
-            return ZEROS[: chunk.uncompressed_size]
-        at = chunk.compressed_offset - base
-        failure: Exception
+def _fetch(store: Store, run: list[PlanChunk]) -> tuple[memoryview, int]:
+    """The compressed bytes of a run and the blob offset they start at; sources are tried in turn."""
+    used = [c for c in run if not c.flags & _UNUSED]
+    if not used:
+        return memoryview(b""), 0
+    base = used[0].compressed_offset
+    length = max(c.compressed_offset + c.compressed_size for c in used) - base
+    failures = []
+    for source in store.sources:
         try:
-            return self._decode(store, chunk, data[at : at + chunk.compressed_size])
-        except (FormatError, CorruptError) as error:
+            return memoryview(source.read_at(base, length)), base
+        except BackendError as error:
+            failures.append(error)
+    if not failures:
+        raise BackendError(f"blob {store.plan.blob_id}: nothing to read it from", retryable=False)
+    # The one that may pass speaks for all: another try is worth while.
+    failure = next((error for error in failures if error.retryable), failures[0])
+    failure.message = f"blob {store.plan.blob_id}: {failure.message}"
+    raise failure
+
+
+def _chunk(store: Store, decoder: Decoder, chunk: PlanChunk, data: memoryview, base: int) -> Buffer:
+    """One chunk, decoded and verified; one that is wrong is asked for again before giving up."""
+    if chunk.flags & _UNUSED:
+        return ZEROS[: chunk.uncompressed_size]
+    unit = Unit(chunk.compressed_offset, chunk.compressed_size, chunk.unit_size, bool(chunk.flags & _COMPRESSED))
+    digest = None if chunk.flags & _UNVERIFIED else chunk.digest
+
+    def decode(read_at: ReadAt) -> Buffer:
+        return decoder.chunk(unit, chunk.unit_offset, chunk.uncompressed_size, digest, read_at)
+
+    failure: BackendError
+    try:
+        return decode(lambda offset, length: data[offset - base : offset - base + length])
+    except CorruptError as error:
+        failure = error
+    server = ""
+    for source in store.sources * _TRIES:
+        try:
+            return decode(source.read_at)
+        except CorruptError as error:
+            failure, server = error, source.label
+        except BackendError as error:
             failure = error
-        server = ""
-        for source in store.sources * _TRIES:
-            self._batch = (None, b"")
-            try:
-                again = source.read_at(chunk.compressed_offset, chunk.compressed_size)
-                return self._decode(store, chunk, memoryview(again))
-            except (FormatError, CorruptError) as error:
-                failure, server = error, source.label
-            except BackendError as error:
-                failure = error
-        if isinstance(failure, BackendError) and failure.retryable:
-            raise failure
-        raise CorruptError(
-            f"blob {store.plan.blob_id}: chunk at byte {chunk.compressed_offset} ({chunk.compressed_size} bytes) "
-            f"from {server or 'its backend'} is corrupt: {failure}",
-            hint="replace the blob with an intact copy; readers get EIO until then",
-        )
-
-    def _decode(self, store: Store, chunk: PlanChunk, data: memoryview) -> Buffer:
-        raw = self._unit(store, chunk, data)
-        if chunk.flags & _BATCH:
-            raw = memoryview(raw)[chunk.unit_offset : chunk.unit_offset + chunk.uncompressed_size]
-        right = chunk.flags & _UNVERIFIED or store.digest(raw) == chunk.digest
-        if len(raw) != chunk.uncompressed_size or not right:
-            raise CorruptError("its digest is not the bootstrap's")
-        return raw
-
-    def _unit(self, store: Store, chunk: PlanChunk, data: memoryview) -> Buffer:
-        """The decoded bytes of what is compressed as a whole: the chunk, or the batch it is part of."""
-        if not chunk.flags & _COMPRESSED:
-            return data
-        unit = (store, chunk.compressed_offset)
-        if chunk.flags & _BATCH and self._batch[0] == unit:
-            return self._batch[1]
-        compression = store.plan.compression
-        decoder = self._codecs.get(compression)
-        if decoder is None:
-            decoder = self._codecs[compression] = codec(compression)
-        raw = decoder.decompress(data, chunk.unit_size)
-        if chunk.flags & _BATCH:
-            self._batch = (unit, raw)
-        return raw
+    if failure.retryable:
+        raise failure
+    raise CorruptError(
+        f"blob {store.plan.blob_id}: chunk at byte {chunk.compressed_offset} ({chunk.compressed_size} bytes) "
+        f"from {server or 'its backend'} is corrupt: {failure}",
+        hint="replace the blob with an intact copy; readers get EIO until then",
+    )
 
 
 def _runs(chunks: list[PlanChunk]) -> Iterator[list[PlanChunk]]:

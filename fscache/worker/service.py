@@ -28,7 +28,7 @@ from ..proto.worker import Limits, Why
 from ..state.plan import AnyPlan, Plan, RawPlan
 from .answers import answer
 from .cache_object import ObjectSink
-from .fill import Filler
+from .fill import fill
 from .scheduler import Job, Scheduler
 from .segment_files import SegmentFiles
 from .store import BlobSource, Sink, Store
@@ -175,10 +175,9 @@ class Worker:
         self._tell(proto.Synced(number))
 
     def _pool(self) -> None:
-        filler = Filler()
         while True:
             # Nothing here may hold a store while there is no work: its descriptors keep the kernel's object.
-            self._run(filler, *self._take())
+            self._run(*self._take())
 
     def _take(self) -> tuple[Store, Job]:
         with self._work:
@@ -189,7 +188,7 @@ class Worker:
             self._work.notify()  # one after the other: waking all of them for one job takes longer than the job
             return self._stores[job.store], job
 
-    def _run(self, filler: Filler, store: Store, job: Job) -> None:
+    def _run(self, store: Store, job: Job) -> None:
         size = store.plan.segments[job.segment].size
 
         def on_piece(have: int) -> None:
@@ -199,7 +198,7 @@ class Worker:
                 self._tell(proto.Progress(job.store, job.segment, have, False, job.why))
 
         try:
-            fetched = filler.fill(store, job.segment, on_piece, job.upto)
+            fetched = fill(store, job.segment, on_piece, job.upto)
         except NydusErofsError as error:
             self._unfilled(job, error)
             return

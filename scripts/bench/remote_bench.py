@@ -30,6 +30,7 @@ import servers
 import zstandard
 
 from nydus_erofs.erofs import localize
+from nydus_erofs.erofs.head import read_head
 from nydus_erofs.erofs.source import FdSource
 from nydus_erofs.fscache.backend.s3.client import S3Client
 from nydus_erofs.fscache.config.backend import S3
@@ -81,8 +82,8 @@ def plain_gets(site: Site, bootstrap: Path) -> float:
     client = S3Client(S3(**fields), THREADS)
     with bootstrap.open("rb") as file:
         data = file.read()
-        head = localize.read_head(FdSource(file.fileno()))
-    blob = localize.name_of(head.entries[0])
+        head = read_head(FdSource(file.fileno()))
+    blob = head.blobs[0].id
     with (bootstrap.parent / blob).open("rb") as blob_file:
         (plan,) = localize.read_blob_maps(data, head, lambda _: FdSource(blob_file.fileno()), 2 << 20)
         size = os.fstat(blob_file.fileno()).st_size

@@ -137,7 +137,7 @@ def write_device() -> Callable[[BuildResult, Path], None]:
         reader = _open_image(result).reader(0)
         with path.open("wb") as file:
             file.truncate(reader.entry.uncompressed_size)
-            for index, info in enumerate(reader.infos()):
+            for index, info in enumerate(reader.chunks.rows()):
                 file.seek(info.uncompressed_offset)
                 file.write(reader.read(index))
 

@@ -274,10 +274,10 @@ class Editor:
         self.record(ondisk.DeviceSlot, rafs.DEVICE_TABLE_OFFSET, **fields)
 
     def blob_entry(self, **fields: Any) -> None:
-        self.record(rafs.BlobEntry, self.original.tables.ext.blob_table_offset, **fields)
+        self.record(rafs.BlobEntry, self.original.head.ext.blob_table_offset, **fields)
 
     def row(self, number: int, **fields: Any) -> None:
-        self.record(rafs.ChunkRow, self.original.tables.chunk_rows[0] + number * rafs.ChunkRow.size(), **fields)
+        self.record(rafs.ChunkRow, self.original.head.chunk_rows[0] + number * rafs.ChunkRow.size(), **fields)
 
     def row_of(self, path: bytes) -> int:
         """Number of the row of a file's first chunk."""

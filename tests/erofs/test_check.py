@@ -236,7 +236,7 @@ def _(e: Any) -> None:
     """Move the last chunk up by one block, everywhere: all agrees, but for the hole before it."""
     entry = e.original.blobs[0].entry
     at = entry.ci_offset + 16 * (entry.chunk_count - 1)
-    info = blobmeta.chunk_info(e.blob[at : at + 16], 0, 0)
+    (info,) = blobmeta.chunk_columns(e.blob[at : at + 16], 1, 0).rows()
     moved = (info.compressed_offset, info.compressed_size, info.uncompressed_offset + 4096, info.uncompressed_size)
     e.blob[at : at + 16] = blobmeta.pack_chunk_info_v1([moved])
     path = next(
@@ -251,6 +251,17 @@ def _(e: Any) -> None:
     e.blob_entry(uncompressed_size=entry.uncompressed_size + 4096)
     e.device(blocks=lambda n: n + 1)
     e.superblock(blocks=lambda n: n + 1)
+
+
+@breaks(Rule.CHUNK_UNIT)
+def _(e: Any) -> None:
+    """The first chunk has more bytes stored than it has uncompressed, and its row says so."""
+    at = e.original.blobs[0].entry.ci_offset
+    (info,) = blobmeta.chunk_columns(e.blob[at : at + 16], 1, 0).rows()
+    longer = (info.compressed_offset, info.uncompressed_size + 1, info.uncompressed_offset, info.uncompressed_size)
+    e.blob[at : at + 16] = blobmeta.pack_chunk_info_v1([longer])
+    number = next(number for number, row in enumerate(e.original.chunk_rows()) if row[8] == 0)
+    e.row(number, compressed_size=info.uncompressed_size + 1, flags=1)
 
 
 @breaks(Rule.CHUNK_INFO)

@@ -74,7 +74,7 @@ def test_the_made_image_is_one(compact: bool, tree: Any, make: Any, oracles: Any
     image = made.image()
     reader = image.reader(0)
     with (tmp_path / "device").open("wb") as device:
-        for number, info in enumerate(reader.infos()):
+        for number, info in enumerate(reader.chunks.rows()):
             device.seek(info.uncompressed_offset)
             device.write(reader.read(number))
         device.truncate(reader.entry.uncompressed_size)
@@ -117,7 +117,9 @@ def test_every_chunk_is_verified(load: Any, edit: Any) -> None:
     editor.blob[100] ^= 1
     image = editor.made.image()
     reader = image.reader(0)
-    hit = next(n for n, info in enumerate(reader.infos()) if 0 <= 100 - info.compressed_offset < info.compressed_size)
+    hit = next(
+        n for n, info in enumerate(reader.chunks.rows()) if 0 <= 100 - info.compressed_offset < info.compressed_size
+    )
     wrong = []
     for path, inode in image.bootstrap.walk():
         if inode.is_regular:

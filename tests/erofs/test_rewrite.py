@@ -61,6 +61,8 @@ class Area:
 
 
 TARGETS = {OLD + i: (NEW + i, CHUNK if i < 4 else 100) for i in range(5)}
+EXTENT = [OLD + 5 + i + (i << 32) for i in range(3)]  # chunks that follow each other
+TARGETS |= {old: (NEW + 5 + i, CHUNK if i < 2 else 100) for i, old in enumerate(EXTENT)}
 
 
 def index(*numbers):
@@ -74,11 +76,12 @@ def test_every_form(compact, xattrs):
     area, form = Area(), {"compact": compact, "xattrs": xattrs}
     small = area.put(REG, 100, 0x20, index(4), **form)
     whole = area.put(REG, CHUNK, 0x25, index(1), **form)
-    large = area.put(REG, 2 * CHUNK + 100, 0x25, index(0, 3, 4), **form)
+    large = area.put(REG, 2 * CHUNK + 100, 0x20, index(0, 3, 4), **form)
+    extent = area.put(REG, 2 * CHUNK + 100, 0x25, struct.pack("<3Q", *EXTENT), **form)
     empty = area.put(REG, 0, 0x20, **form)
     link = area.put(LINK, 3, 0, b"abc", **form)
     device = area.put(0o20644, 0, 0x0103, layout=Layout.FLAT_PLAIN, **form)
-    listed = [(b"l", large, 1), (b"m", large, 1), (b"s", small, 1), (b"w", whole, 1)]
+    listed = [(b"l", large, 1), (b"m", large, 1), (b"s", small, 1), (b"w", whole, 1), (b"x", extent, 1)]
     inline = entries(*listed)
     sub = area.put(DIR, len(inline), 0, inline, **form)
     tail = entries((b"e", empty, FileType.REG))
@@ -96,7 +99,8 @@ def test_every_form(compact, xattrs):
     expected = {nid * 4 + 2: area.word(nid, 2) + SHIFT for nid in (sub, mixed, plain, root, link)}
     expected |= {small * 4 + place: NEW + 4, whole * 4 + place: NEW + 1}
     expected |= {large * 4 + place + i: NEW + number for i, number in enumerate((0, 3, 4))}
-    expected[large * 4 + 2] = area.word(large, 2) & ~0xFFFF_FFFF | 0x20
+    expected |= {extent * 4 + place + i: NEW + 5 + i for i in range(3)}
+    expected[extent * 4 + 2] = area.word(extent, 2) & ~0xFFFF_FFFF | 0x20
     assert changed == expected
 
 
@@ -120,10 +124,17 @@ def test_an_address_that_would_not_fit():
         (FileType.SYMLINK, REG, 0, None, "listed as a symlink"),
         (FileType.UNKNOWN, REG, 0, None, "unknown type"),
         (8, REG, 0, None, "unknown type"),
-        (FileType.REG, REG, 100, None, "chunk index"),
+        (FileType.REG, REG, 100, None, "the kernel would read it"),
         (FileType.REG, REG, 1 << 62, None, "more chunk indexes"),
-        (FileType.DIR, DIR, 1 << 62, Layout.FLAT_PLAIN, "directories larger"),
-        (FileType.DIR, DIR, 5000, Layout.FLAT_PLAIN, "directory block"),
+        (FileType.REG, 0o020644, 0, Layout.FLAT_PLAIN, "listed as a regular file"),
+        (FileType.CHR, REG, 0, None, "type 3 and is none"),
+        (FileType.FIFO, 0o020644, 0, Layout.FLAT_PLAIN, "type 5 and is none"),
+        (FileType.SOCK, 0o140644, 5, Layout.FLAT_PLAIN, "type 6 and is none"),
+        (FileType.DIR, DIR, 0, None, "outside the metadata"),
+        (FileType.DIR, DIR, 1 << 62, Layout.FLAT_PLAIN, "outside the metadata"),
+        (FileType.DIR, DIR, 5000, Layout.FLAT_PLAIN, "outside the metadata"),
+        (FileType.SYMLINK, LINK, 0, None, "outside the metadata"),
+        (FileType.SYMLINK, LINK, 5000, Layout.FLAT_PLAIN, "outside the metadata"),
         (FileType.DIR, DIR, 200, None, "directory block"),
     ],
 )
@@ -135,6 +146,24 @@ def test_not_what_it_should_be(kind, mode, size, layout, what, compact):
     names = entries((b"x", nid, kind))
     root = area.put(DIR, len(names), 0, names)
     with pytest.raises(FormatError, match=what):
+        area.run(root)
+
+
+@pytest.mark.parametrize(
+    ("size", "chunk_format", "chunks"),
+    [
+        (100, 0x00, index(4)),  # 4 bytes for each chunk
+        (100, 0x60, index(4)),
+        (2 * CHUNK + 100, 0x21, struct.pack("<3Q", *EXTENT)),
+        (2 * CHUNK + 100, 0x22, index(0, 3, 4)),
+    ],
+    ids=["no indexes", "unknown", "too small for the file", "not one extent"],
+)
+def test_a_chunk_format_that_means_other_bytes(size, chunk_format, chunks):
+    area = Area()
+    names = entries((b"x", area.put(REG, size, chunk_format, chunks), FileType.REG))
+    root = area.put(DIR, len(names), 0, names)
+    with pytest.raises(FormatError, match=r"the kernel would read it|does not follow"):
         area.run(root)
 
 

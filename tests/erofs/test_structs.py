@@ -234,8 +234,8 @@ def test_places() -> None:
 def test_superblock_of_an_image(load: Any) -> None:
     made = load("plain")
     theirs = C.super_block(made.boot[1024 : 1024 + 128])
-    tables = made.bootstrap().tables
+    head = made.bootstrap().head
     assert (theirs.magic, theirs.root_nid, theirs.inos) == (0xE0F5E1E2, 128, 1620)
-    assert theirs.blocks_lo == tables.superblock.blocks
+    assert theirs.blocks_lo == head.superblock.blocks
     root = C.inode_extended(made.boot[theirs.meta_blkaddr * 4096 + theirs.root_nid * 32 :][:64])
     assert (root.i_mode, root.i_nlink, root.i_ino) == (0o040755, 11, 1)

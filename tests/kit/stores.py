@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Protocol
 
 from nydus_erofs.erofs import localize
+from nydus_erofs.erofs.head import read_head
 from nydus_erofs.erofs.image import Bootstrap, Image
 from nydus_erofs.erofs.source import BufferSource, FileSource
+from nydus_erofs.fscache.kernel.fd import Fd
 from nydus_erofs.fscache.prepare.plan_writer import pack_plan
 from nydus_erofs.fscache.state.layout import segment_name
 from nydus_erofs.fscache.state.plan import Plan
@@ -24,7 +26,7 @@ class OpenImage:
         self.boot = (folder / "boot").read_bytes()
         (path,) = (folder / "blobs").iterdir()
         self.name, self.blob = path.name, path.read_bytes()
-        self.head = localize.read_head(BufferSource(self.boot))
+        self.head = read_head(BufferSource(self.boot))
         (self.map,) = localize.read_blob_maps(self.boot, self.head, lambda _: BufferSource(self.blob), segment_size)
         self.plan = pack_plan(self.map)
 
@@ -56,8 +58,8 @@ def make_store(folder: Path, image: OpenImage, *blobs: bytes, trusted: bool = Tr
         fd = os.memfd_create("blob")
         os.write(fd, blob)
         sources.append(FileSource(fd))
-    plan = Plan(os.open(folder / "plan", os.O_RDONLY))
-    target = SegmentFiles(os.open(folder, os.O_RDONLY | os.O_DIRECTORY), trusted=trusted)
+    plan = Plan(Fd(os.open(folder / "plan", os.O_RDONLY)))
+    target = SegmentFiles(Fd(os.open(folder, os.O_RDONLY | os.O_DIRECTORY)), trusted=trusted)
     return MadeStore(Store(plan, target, sources), folder)
 
 

@@ -7,15 +7,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import os
 from functools import partial
 
-from ....erofs.errors import BackendError, BusyError, FormatError, KernelError, NydusErofsError, ServiceError
+from ....erofs.errors import BackendError, BusyError, FormatError, NydusErofsError, ServiceError
 from ....erofs.ids import BlobId, blob_id
 from ...config.service import Config
 from ...kernel import mount as kernel
-from ...kernel import statx
 from ...kernel.fd import Fd
 from ...proto import control
 from ...state import image
@@ -33,6 +31,7 @@ from ..tasks import background
 from .base import MountOrder, mount_status
 from .mounted import MountedImage, MountRecord, boot_of
 from .taking_over import find_blobs, find_live, take_over
+from .unmounting import unmount_ours
 from .watch import EventBudget, Watcher
 
 _SETTLE_TRIES, _SETTLE_STEP = 100, 0.01  # the kernel lets go of the segments a moment after the unmount
@@ -196,17 +195,7 @@ class FanotifyEngine:
     async def _unmount(self, mounted: MountedImage) -> None:
         target, ours = mounted.record.target, mounted.mount_id
 
-        def call() -> None:
-            if statx.mount_id(target) != ours:
-                raise BusyError(f"something else is mounted over {target}", hint="unmount that first")
-            kernel.unmount(target)
-
-        try:
-            await in_child(call, f"unmounting {target}")
-        except KernelError as error:
-            if error.number == errno.EBUSY:
-                raise BusyError(f"{target} is in use", hint="end what uses it, then try again") from None
-            raise
+        await in_child(partial(unmount_ours, target, ours), f"unmounting {target}")
         for _ in range(_SETTLE_TRIES):
             if mounted not in self._mounts or self._finish(mounted):
                 return

@@ -9,26 +9,18 @@ from nydus_erofs.fscache.config.backend import S3, Registry
 from nydus_erofs.fscache.config.service import Config
 from nydus_erofs.fscache.keeper.origin import Given, by_name, resolve
 
-BLOB = "ab" * 32
 BUCKET = S3(bucket_name="images", endpoint="127.0.0.1:9", access_key_id="K", access_key_secret="S", meta_prefix="m/")
 HUB = Registry(host="hub.local:5000", repo="base", auth="dTpw")
 
 
 def test_a_file_here(tmp_path):
-    (tmp_path / BLOB).write_bytes(b"blob")
     origin = resolve(Given(str(tmp_path / "app.meta")), Config())
-    assert (origin.remote, origin.name) == (None, "")
-    fd = origin.find(BLOB)
-    assert isinstance(fd, int)
-    open(fd).close()
-    with pytest.raises(BlobNotFoundError):
-        origin.find("cd" * 32)
+    assert (origin.remote, origin.name, origin.folders) == (None, "", [str(tmp_path)])
 
 
 def test_a_file_here_with_blobs_elsewhere(tmp_path):
     origin = resolve(Given(str(tmp_path / "app.meta")), Config(backend=BUCKET))
-    assert origin.name == ""
-    assert origin.find(BLOB) == BUCKET
+    assert (origin.name, origin.remote, origin.folders) == ("", BUCKET, [str(tmp_path)])
 
 
 def test_in_a_bucket():
@@ -36,7 +28,6 @@ def test_in_a_bucket():
     assert origin.name == "m/app.meta"
     assert origin.remote.bucket_name == "other"
     assert origin.remote.access_key_id == "K"
-    assert origin.find(BLOB) == origin.remote
     assert resolve(Given("s3://b/x"), Config()).remote == S3(bucket_name="b")
 
 

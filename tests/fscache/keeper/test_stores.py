@@ -1,14 +1,22 @@
 """The keeper's table of stores over real folders: what it tells the worker, and that no answer of it does harm."""
 
+import contextlib
+import errno
 import os
+from typing import get_args
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from nydus_erofs.erofs.errors import BlobNotFoundError, FormatError
-from nydus_erofs.fscache.keeper import epoch
-from nydus_erofs.fscache.keeper.stores import StoreTable, Waiter
+from nydus_erofs.erofs.errors import FormatError
+from nydus_erofs.fscache.keeper import dispatch, epoch
+from nydus_erofs.fscache.keeper.kept_store import Waiter
+from nydus_erofs.fscache.keeper.store_spec import load_folder
+from nydus_erofs.fscache.keeper.stores import LieError, StoreTable
+from nydus_erofs.fscache.keeper.traffic import TrafficTable
+from nydus_erofs.fscache.kernel import channel
+from nydus_erofs.fscache.kernel.fd import Fd
 from nydus_erofs.fscache.proto import worker as proto
 from nydus_erofs.fscache.proto.worker import Why
 
@@ -30,13 +38,28 @@ class Table(StoreTable):
     """A table that keeps what it sends instead."""
 
     def __init__(self):
-        self.sent, self.postponed = [], []
-        super().__init__(self.keep, lambda seconds, call: self.postponed.append(call))
+        self.sent, self.postponed, self.written = [], [], []
+        super().__init__(
+            self.keep,
+            lambda seconds, call: self.postponed.append(call),
+            lambda folder, done: self.written.append((folder, done)),
+        )
+        self.handlers = dispatch.table(self, TrafficTable(), lambda answer: None)
 
     def keep(self, message, fds=()):
         self.sent.append(message)
-        for fd in fds:
-            os.close(fd)
+        self.lent = len(fds)
+        channel.close(fds)
+
+    def open(self, key, folder, source=None, **options):
+        """As the engine does it: the epoch is noted first."""
+        spec = load_folder(folder)
+        if spec.trusted and sum(spec.have) < sum(spec.sizes):
+            epoch.begin(folder)
+        return super().open(key, spec, source, **options)
+
+    def on_message(self, message):
+        dispatch.handle(self.handlers, proto.encode(message), [])
 
     def said(self, kind):
         return [message for message in self.sent if isinstance(message, kind)]
@@ -58,13 +81,13 @@ def source(tmp_path):
     """`source(name)`: a new descriptor of a file; the same name is the same file."""
 
     def source(name="blob"):
-        return os.open(tmp_path / name, os.O_RDWR | os.O_CREAT)
+        return Fd(os.open(tmp_path / name, os.O_RDWR | os.O_CREAT))
 
     return source
 
 
 def finish(table, store, segment, *, why=Why.DEMAND, have=None):
-    size = store.sizes[segment]
+    size = store.spec.sizes[segment]
     table.on_message(proto.Progress(store.number, segment, size if have is None else have, have is None, why, 10))
 
 
@@ -72,12 +95,12 @@ def test_life_of_a_store(table, folder, source):
     store = table.open(KEY, str(folder), source())
     assert [type(message) for message in table.sent] == [proto.OpenStore]
     assert (folder / "epoch").exists(), "noted before the first byte is written"
-    for segment in range(len(store.sizes)):
+    for segment in range(len(store.spec.sizes)):
         finish(table, store, segment, why=[Why.DEMAND, Why.AHEAD, Why.PREFETCH][segment % 3])
     counters = store.counters
     assert store.complete
     assert counters.demand + counters.ahead + counters.prefetch == store.total
-    assert counters.fetched == 10 * len(store.sizes)
+    assert counters.fetched == 10 * len(store.spec.sizes)
     assert table.said(proto.Sync) == [proto.Sync(store.number)]
     table.on_message(proto.Synced(store.number))
     assert not (folder / "epoch").exists()
@@ -90,7 +113,7 @@ def test_what_a_closed_store_still_hears(table, folder, source):
     store = table.open(KEY, str(folder), source())
     table.close(store)
     assert table.said(proto.CloseStore) == [proto.CloseStore(store.number, True)]
-    for segment in range(len(store.sizes)):
+    for segment in range(len(store.spec.sizes)):
         finish(table, store, segment)
     table.on_message(proto.Failed(store.number, 0, "x"))
     assert not table.said(proto.Sync)
@@ -113,7 +136,7 @@ def test_a_sync_of_before_says_nothing_of_now(table, folder, source):
 def test_one_blob_of_many_images_is_open_once(table, folder, source):
     stores = [table.open(KEY, str(folder), source()) for _ in range(30)]
     assert len({store.number for store in stores}) == 1
-    assert len(stores[0].source_fds) == 1
+    assert len(stores[0].sources.files) == 1
     assert not table.said(proto.AddSource)
     for store in stores[1:]:
         table.close(store)
@@ -124,11 +147,9 @@ def test_one_blob_of_many_images_is_open_once(table, folder, source):
 def test_copies_of_a_blob_are_sources_up_to_what_one_message_takes(table, folder, source):
     for number in range(30):
         store = table.open(KEY, str(folder), source(f"copy{number}"))
-    _, fds = store.introduce()
-    assert len(fds) <= 16
-    assert len(fds) == len(store.source_fds) + 2 > 4
-    for fd in fds:
-        os.close(fd)
+    table.introduce_all()
+    assert table.lent == len(store.sources.files) + 2 > 4
+    assert table.lent <= proto.MAX_FDS
 
 
 def test_no_descriptor_is_lost(table, folder, source):
@@ -142,22 +163,80 @@ def test_no_descriptor_is_lost(table, folder, source):
 
 
 def test_a_failure_makes_it_look_for_another_copy(table, folder, source):
+    looks = []
     store = table.open(KEY, str(folder), source())
-    store.reopen = lambda: source("copy")
+    store.reopen = lambda: looks.append(1)
     reader = Reader()
     table.wait(store, 0, 100, reader)
     table.on_message(proto.Failed(store.number, 0, "corrupt"))
     assert reader.answers == [False]
-    assert table.said(proto.AddSource) == [proto.AddSource(store.number)]
-    table.on_message(proto.Failed(store.number, 0, "corrupt"))
-    assert len(table.said(proto.AddSource)) == 1, "it is known by now"
+    assert looks == [1]
+    table.on_message(proto.Failed(store.number, 0, "no room", full=True))
+    assert looks == [1], "no copy helps against that"
+    assert (store.counters.failures, store.counters.last_error) == (2, "no room")
 
-    def gone():
-        raise BlobNotFoundError("gone")
 
-    store.reopen = gone
-    table.on_message(proto.Failed(store.number, 0, "corrupt"))
-    assert (store.counters.failures, store.counters.last_error) == (3, "corrupt")
+def test_until_its_blob_is_found_readers_wait(table, folder, source):
+    store = table.open(KEY, str(folder), pending=True)
+    reader = Reader()
+    table.wait(store, 1, 4096, reader)
+    table.prefetch(store, True)
+    table.introduce_all()
+    assert not table.said(proto.Fill)
+    assert not table.said(proto.Prefetch)
+    table.add_source(store, source())
+    table.sourced(store)
+    assert table.said(proto.Fill) == [proto.Fill(store.number, 1, 4096)]
+    assert table.said(proto.Prefetch) == [proto.Prefetch(store.number, True)]
+    assert not reader.answers
+
+
+def test_who_joins_a_pending_store_with_a_blob_ends_the_wait(table, folder, source):
+    first = table.open(KEY, str(folder), pending=True)
+    table.wait(first, 0, 4096, Reader())
+    assert table.open(KEY, str(folder), source()) is first
+    assert table.said(proto.Fill) == [proto.Fill(first.number, 0, 4096)]
+
+
+def test_a_worker_that_dies_before_it_has_written_out(table, folder, source):
+    """The next one cannot know of it: the folder is written out without a worker, and settled then."""
+    store = table.open(KEY, str(folder), source())
+    table.close(store)
+    table.introduce_all()
+    ((written, done),) = table.written
+    assert written == str(folder)
+    assert (folder / "epoch").exists()
+    done()
+    assert not (folder / "epoch").exists()
+
+
+def test_a_complete_store_is_written_out_by_the_next_worker(table, folder, source):
+    store = table.open(KEY, str(folder), source())
+    for segment in range(len(store.have)):
+        finish(table, store, segment)
+    table.sent.clear()
+    table.introduce_all()
+    assert table.said(proto.Sync) == [proto.Sync(store.number)]
+
+
+def test_nothing_is_settled_that_is_about_to_be_opened(table, folder, source):
+    store = table.open(KEY, str(folder), source())
+    with table.opening(KEY):
+        table.close(store)
+        table.on_message(proto.Synced(store.number))
+        assert (folder / "epoch").exists(), "it was noted for the one that opens it now"
+
+
+def test_a_folder_that_cannot_be_settled_is_no_error(table, folder, source, monkeypatch):
+    store = table.open(KEY, str(folder), source())
+    table.close(store)
+
+    def read_only(path):
+        raise OSError(errno.EROFS, "Read-only file system", path)
+
+    monkeypatch.setattr(epoch.os, "unlink", read_only)
+    table.on_message(proto.Synced(store.number))
+    assert (folder / "epoch").exists()
 
 
 def test_a_full_disk_postpones_the_prefetch(table, folder, source):
@@ -213,10 +292,10 @@ def test_of_an_untrusted_store_nothing_counts_until_it_is_verified(table, folder
             file.truncate(1 << 20)
     (folder / "epoch").write_text("of another boot")
     store = table.open(KEY, str(folder), source())
-    assert (store.trusted, store.complete, store.counters.cached) == (False, False, 0)
+    assert (store.spec.trusted, store.complete, store.counters.cached) == (False, False, 0)
     assert store.present(0, 1 << 20) == 0
     finish(table, store, 0)
-    assert store.present(0, 1 << 20) == store.sizes[0]
+    assert store.present(0, 1 << 20) == store.spec.sizes[0]
     assert not epoch.trusted(str(folder)), "the rest is not verified yet"
     table.close(store)
     table.on_message(proto.Synced(store.number))
@@ -227,6 +306,55 @@ def test_a_folder_with_a_file_missing(table, folder, source):
     (folder / "00002").unlink()
     with pytest.raises(FormatError, match=str(folder)):
         table.open(KEY, str(folder), source())
+
+
+LIES = [
+    proto.Progress(99, 0, 0, False, Why.DEMAND),
+    proto.Progress(0, 0, 0, False, Why.DEMAND),
+    proto.Progress(1, 1000, 0, False, Why.DEMAND),
+    proto.Progress(1, 0, 1 << 40, False, Why.DEMAND),
+    proto.Progress(1, 0, 4096, True, Why.DEMAND),
+    proto.Progress(1, 0, 1 << 20, False, Why.DEMAND),
+    proto.Progress(1, -1, 0, False, Why.DEMAND),
+    proto.Progress(1, 0, -1, False, Why.DEMAND),
+    proto.Progress(1, 0, 0, False, Why.DEMAND, 1 << 64),
+    proto.Failed(1, 1000, "x"),
+    proto.Failed(1, 0, "x" * 5000),
+    proto.Postponed(1, 1000, "x"),
+    proto.Present(1, "1"),
+    proto.Synced(7),
+    proto.Traffic("x" * 5000),
+    proto.Traffic("x", requests=-1),
+    proto.Traffic("x", seconds=1e308),
+]
+
+
+@pytest.mark.parametrize("lie", LIES, ids=repr)
+def test_what_cannot_be_true(lie, table, folder, source):
+    store = table.open(KEY, str(folder), source())
+    before = list(store.have)
+    with pytest.raises(LieError):
+        table.on_message(lie)
+    assert store.have == before
+
+
+@pytest.mark.parametrize(
+    "packet",
+    [b"", b"{}", b'{"op":"no such thing"}', b'{"op":"openstore","store":1,"trusted":true}', b"\xff", b"[" * 60_000,
+     b'{"op":"traffic","backend":"x","seconds":1e400}', b'{"op":"traffic","backend":"x","seconds":NaN}'],
+)  # fmt: skip
+def test_what_is_no_message_of_a_worker(packet, table):
+    with pytest.raises(LieError):
+        dispatch.handle(table.handlers, packet, [])
+
+
+def test_every_message_of_a_worker_has_its_handler(table):
+    assert set(table.handlers) == set(get_args(proto.ToKeeper))
+
+
+def test_descriptors_are_not_for_the_keeper(table):
+    with Fd(os.memfd_create("x")) as fd, pytest.raises(LieError):
+        dispatch.handle(table.handlers, proto.encode(proto.Synced(0)), [fd])
 
 
 messages = st.one_of(
@@ -247,14 +375,15 @@ def test_a_worker_gone_mad(sent, closing, folder, source):
     store = table.open(KEY, str(folder), source())
     readers = [Reader() for _ in range(9)]
     for number, reader in enumerate(readers):
-        table.wait(store, number % len(store.sizes), 4096, reader)
+        table.wait(store, number % len(store.have), 4096, reader)
     for number, message in enumerate(sent):
         if number == closing:
             table.fail_all()
             table.close(store)
-        table.on_message(message)
+        with contextlib.suppress(LieError):
+            table.on_message(message)
     table.fail_all()
     if table.opened(KEY):
         table.close(store)
     assert [len(reader.answers) for reader in readers] == [1] * 9
-    assert all(0 <= have <= size for have, size in zip(store.have, store.sizes, strict=True))
+    assert all(0 <= have <= size for have, size in zip(store.have, store.spec.sizes, strict=True))

@@ -1,6 +1,7 @@
 """What `status` says of a backend, over the lives of several workers."""
 
 from nydus_erofs.fscache.keeper.traffic import TrafficTable
+from nydus_erofs.fscache.proto.control import BackendStatus
 from nydus_erofs.fscache.proto.worker import Traffic
 
 S3 = "s3 http://server/bucket"
@@ -13,10 +14,10 @@ def test_counts_outlive_the_worker_that_counted():
     table.on_new_worker()
     table.on_news(Traffic(S3, requests=1, bytes=10, seconds=0.6, slowest=0.6))
     assert table.describe() == [
-        {
-            "backend": S3, "requests": 5, "bytes": 50, "errors": 1, "retries": 0, "latency_seconds_mean": 0.2,
-            "latency_seconds_max": 0.6, "down": False, "last_error": "x",
-        }
+        BackendStatus(
+            S3, requests=5, bytes=50, errors=1, retries=0, latency_seconds_mean=0.2, latency_seconds_max=0.6,
+            down=False, last_error="x",
+        )
     ]  # fmt: skip
 
 

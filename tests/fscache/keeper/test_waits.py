@@ -48,7 +48,7 @@ class Readers(RuleBasedStateMachine):
 
     @rule(segment=segments, have=ends)
     def progress(self, segment, have):
-        ready = self.waits.ready(segment, have, done=False)
+        ready = self.waits.take_ready(segment, have)
         assert all(wait.end <= have for wait in ready)
         self.answer(ready, segment)
         for reader in self.everybody:
@@ -57,12 +57,12 @@ class Readers(RuleBasedStateMachine):
 
     @rule(segment=segments)
     def complete(self, segment):
-        self.answer(self.waits.ready(segment, SIZE, done=True), segment)
+        self.answer(self.waits.take_all(segment), segment)
         self.ended(segment)
 
     @rule(segment=segments)
     def fail(self, segment):
-        self.answer(self.waits.fail(segment), segment)
+        self.answer(self.waits.take_all(segment), segment)
         self.ended(segment)
 
     def ended(self, segment):

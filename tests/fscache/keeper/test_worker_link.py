@@ -6,8 +6,12 @@ import signal
 
 import pytest
 
+from nydus_erofs.fscache.keeper import dispatch
 from nydus_erofs.fscache.keeper import worker_link as workerlink
+from nydus_erofs.fscache.keeper.stores import StoreTable
+from nydus_erofs.fscache.keeper.traffic import TrafficTable
 from nydus_erofs.fscache.keeper.worker_link import WorkerLink
+from nydus_erofs.fscache.kernel.fd import Fd
 from nydus_erofs.fscache.proto import worker as proto
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(120)]
@@ -22,9 +26,11 @@ class Watched(WorkerLink):
             uid,
             (2, 1, 1, 60, 0),
             [],
-            lambda message: None,
             lambda: self.started.put_nowait(self.pid),
             self.hopeless.set,
+        )
+        self.listen(
+            dispatch.table(StoreTable(self.send, lambda *_: None, lambda *_: None), TrafficTable(), self.on_answer)
         )
 
 
@@ -62,7 +68,7 @@ def test_killed_workers_are_replaced_at_once():
 def test_a_worker_that_cannot_live(monkeypatch, capfd):
     """It is started again and again, more and more slowly; and nobody is left waiting for it."""
     monkeypatch.setattr(workerlink, "_GIVE_UP", 0.5)
-    monkeypatch.setattr(workerlink, "_BACKOFF_MAX", 0.2)
+    monkeypatch.setattr(workerlink, "_LONGEST_PAUSE", 0.2)
 
     async def work(link):
         await link.hopeless.wait()
@@ -95,7 +101,7 @@ def test_messages_to_nobody_close_their_descriptors():
         link = Watched()
         before = len(os.listdir("/proc/self/fd"))
         for _ in range(10):
-            link.send(proto.AddSource(1), [os.memfd_create("x")])
+            link.send(proto.AddSource(1), [Fd(os.memfd_create("x"))])
         assert len(os.listdir("/proc/self/fd")) == before
 
     asyncio.run(main())
@@ -111,7 +117,7 @@ def test_more_messages_than_a_socket_holds():
         for number in range(20_000):
             link.send(proto.Touch(number, number))
         for _ in range(50):
-            link.send(proto.AddSource(1), [os.memfd_create("x")])
+            link.send(proto.AddSource(1), [Fd(os.memfd_create("x"))])
         os.kill(pid, signal.SIGKILL)
         await link.started.get()
         assert len(os.listdir("/proc/self/fd")) <= before + 2

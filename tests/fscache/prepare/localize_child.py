@@ -18,8 +18,10 @@ from pathlib import Path
 
 from nydus_erofs.erofs import localize
 from nydus_erofs.erofs.errors import NydusErofsError
+from nydus_erofs.erofs.head import read_head
 from nydus_erofs.erofs.segments import segment_size_for
 from nydus_erofs.erofs.source import BufferSource
+from nydus_erofs.fscache.kernel.fd import Fd
 from nydus_erofs.fscache.prepare.plan_writer import pack_plan
 from nydus_erofs.fscache.state.plan import Plan
 
@@ -29,8 +31,8 @@ SEGMENT = 1 << 20
 
 
 def prepare(boot: bytes, blob: bytes) -> None:
-    head = localize.read_head(BufferSource(boot))
-    size = segment_size_for(sum(entry.uncompressed_size for entry in head.entries), SEGMENT)
+    head = read_head(BufferSource(boot))
+    size = segment_size_for(sum(blob.entry.uncompressed_size for blob in head.blobs), SEGMENT)
     maps = localize.read_blob_maps(boot, head, lambda _: BufferSource(blob), size)
     out = io.BytesIO()
     localize.write_localized(boot, head, maps, out)
@@ -40,7 +42,7 @@ def prepare(boot: bytes, blob: bytes) -> None:
         fd = os.memfd_create("plan")
         with open(fd, "wb", closefd=False) as file:
             file.write(pack_plan(blob_map))
-        check(Plan(fd), len(blob), blob_map.entry.chunk_size)
+        check(Plan(Fd(fd)), len(blob), blob_map.entry.chunk_size)
 
 
 def check(plan: Plan, blob_size: int, chunk_size: int) -> None:

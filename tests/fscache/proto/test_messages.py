@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nydus_erofs.fscache.kernel import channel
+from nydus_erofs.fscache.kernel.fd import Fd
 from nydus_erofs.fscache.proto import prepare, worker
 from nydus_erofs.fscache.proto.worker import Why
 
@@ -34,7 +35,8 @@ def test_any_bytes(packet):
             decode(packet)
 
 
-numbers = st.integers(0, 1 << 40)
+numbers = st.integers(0, (1 << 31) - 1)
+sizes = st.integers(0, (1 << 53) - 1)
 texts = st.text(max_size=40)
 to_worker = st.one_of(
     st.builds(worker.OpenStore, numbers, st.booleans()),
@@ -46,7 +48,7 @@ to_worker = st.one_of(
     st.builds(worker.Sync, numbers),
 )
 to_keeper = st.one_of(
-    st.builds(worker.Progress, numbers, numbers, numbers, st.booleans(), st.sampled_from(Why), numbers),
+    st.builds(worker.Progress, numbers, numbers, sizes, st.booleans(), st.sampled_from(Why), sizes),
     st.builds(worker.Failed, numbers, numbers, texts, texts, st.booleans()),
     st.builds(worker.Synced, numbers),
 )
@@ -68,34 +70,32 @@ def test_round_trip_to_the_keeper(message):
 
 
 def same(fd, other):
-    return os.path.samestat(os.fstat(fd), os.fstat(other))
+    return os.path.samestat(os.fstat(fd.fd), os.fstat(other.fd))
 
 
 def test_descriptors_arrive_in_order_and_are_not_inherited():
     ours, theirs = channel.pair()
-    fds = [os.memfd_create(str(n)) for n in range(10)]
+    fds = [Fd(os.memfd_create(str(n))) for n in range(10)]
     with ours, theirs:
         channel.send(ours, b"packet", fds)
         packet, received = channel.receive(theirs, 1 << 16)
         assert packet == b"packet"
         assert all(same(a, b) for a, b in zip(fds, received, strict=True))
-        assert not any(os.get_inheritable(fd) for fd in received)
-    for fd in fds + received:
-        os.close(fd)
+        assert not any(os.get_inheritable(fd.fd) for fd in received)
+    channel.close(fds + received)
 
 
 @pytest.mark.parametrize(("size", "count"), [(100, 0), (10, 20)])
 def test_what_is_cut_off_is_an_error_and_leaks_nothing(size, count):
     ours, theirs = channel.pair()
-    fds = [os.memfd_create("x") for _ in range(count)]
+    fds = [Fd(os.memfd_create("x")) for _ in range(count)]
     with ours, theirs:
         channel.send(ours, b"x" * size, fds)
         before = len(os.listdir("/proc/self/fd"))
         with pytest.raises(ConnectionError):
             channel.receive(theirs, 50)
         assert len(os.listdir("/proc/self/fd")) == before
-    for fd in fds:
-        os.close(fd)
+    channel.close(fds)
 
 
 def test_an_outbox_never_blocks_and_keeps_the_order():
@@ -105,7 +105,7 @@ def test_an_outbox_never_blocks_and_keeps_the_order():
     outbox = channel.Outbox(ours)
     count, size = 3000, 500
     for number in range(count):
-        fds = [os.memfd_create("x")] if not number % 500 else []
+        fds = [Fd(os.memfd_create("x"))] if not number % 500 else []
         outbox.put(b"%06d" % number + b"x" * size, fds)
     seen = []
 
@@ -113,8 +113,7 @@ def test_an_outbox_never_blocks_and_keeps_the_order():
         while len(seen) < count:
             packet, fds = channel.receive(theirs, 1 << 16)
             seen.append((int(packet[:6]), len(fds)))
-            for fd in fds:
-                os.close(fd)
+            channel.close(fds)
 
     reader = threading.Thread(target=read, daemon=True)
     reader.start()
@@ -131,9 +130,9 @@ def test_an_outbox_that_is_thrown_away_closes_what_it_holds():
     ours.setblocking(False)
     outbox = channel.Outbox(ours)
     before = len(os.listdir("/proc/self/fd"))
-    while outbox.put(b"x" * 5000, [os.memfd_create("x")]):
+    while outbox.put(b"x" * 5000, [Fd(os.memfd_create("x"))]):
         pass
-    outbox.put(b"x", [os.memfd_create("x")])
+    outbox.put(b"x", [Fd(os.memfd_create("x"))])
     outbox.discard()
     assert len(os.listdir("/proc/self/fd")) == before
     ours.close()

@@ -235,10 +235,10 @@ def test_images_that_disagree_about_a_blob(named, nydus_images, images):
 
 def chunk_table(bootstrap):
     """Offset of the chunk table (80 bytes a chunk, the digest first), from the extended superblock."""
-    from nydus_erofs.erofs import localize
+    from nydus_erofs.erofs.head import read_head
     from nydus_erofs.erofs.source import BufferSource
 
-    return localize.read_head(BufferSource(bytes(bootstrap))).extended.chunk_table_offset
+    return read_head(BufferSource(bytes(bootstrap))).ext.chunk_table_offset
 
 
 def test_images_that_use_different_parts_of_a_blob(named, nydus_images, images):

@@ -9,7 +9,9 @@ from hypothesis import strategies as st
 
 from nydus_erofs.erofs import blobmeta, localize, rafs
 from nydus_erofs.erofs.errors import FormatError
-from nydus_erofs.erofs.segments import Segment, cut
+from nydus_erofs.erofs.segments import cut
+from nydus_erofs.erofs.unit import find_units
+from nydus_erofs.fscache.kernel.fd import Fd
 from nydus_erofs.fscache.prepare.plan_writer import pack_plan
 from nydus_erofs.fscache.state.plan import Plan, PlanFlags, RawPlan
 
@@ -19,7 +21,7 @@ BLOCK = 4096
 def opened(raw: bytes) -> Plan:
     fd = os.memfd_create("plan")
     os.write(fd, raw)
-    return Plan(fd)
+    return Plan(Fd(fd))
 
 
 def entry(chunk_size: int, uncompressed: int, count: int) -> rafs.BlobEntry:
@@ -54,7 +56,7 @@ def maps(draw):
     columns = blobmeta.ChunkColumns.of(zip(*chunks, strict=True))
     segments = cut(columns.uncompressed_offset, at, segment_size)
     blob = entry(chunk_size, at, len(chunks))
-    return localize.BlobMap("ab" * 32, blob, columns, [], digests, segments), segment_size
+    return localize.BlobMap("ab" * 32, blob, columns, find_units(columns, [], blob), digests, segments), segment_size
 
 
 @given(maps())
@@ -63,7 +65,7 @@ def test_round_trip(made):
     blob, segment_size = made
     plan = opened(pack_plan(blob))
     assert plan.segments == blob.segments
-    assert (plan.blob_id, plan.chunk_size) == (blob.blob_id, blob.entry.chunk_size)
+    assert plan.blob_id == blob.blob_id
     assert (plan.compression, plan.digest_algo) == (rafs.Compression.ZSTD, rafs.DigestAlgo.BLAKE3)
     assert plan.size == blob.entry.uncompressed_size
     chunks = list(blob.chunks.rows())
@@ -107,23 +109,6 @@ def test_batches(open_image):
     for chunk in members:
         assert chunk.unit_offset + chunk.uncompressed_size <= chunk.unit_size
         assert chunk.compressed_offset + chunk.compressed_size <= len(image.blob)
-
-
-@pytest.mark.parametrize(
-    ("contexts", "data"),
-    [([], 0), ([(10, 100)], 1 << 32), ([(10, 100)], 50), ([(10, 1 << 20)], 0), ([(1 << 25, 100)], 0)],
-    ids=["none", "not there", "behind its end", "larger than a chunk", "larger than memory allows"],
-)
-def test_a_chunk_outside_its_batch_is_refused(contexts, data):
-    flags = int(blobmeta.ChunkInfoFlags.BATCH)
-    columns = blobmeta.ChunkColumns.of(([0], [10], [0], [60], [flags], [data]))
-    features = int(rafs.BlobFeatures.CHUNK_INFO_V2 | rafs.BlobFeatures.BATCH)
-    batched = replace(entry(BLOCK, BLOCK, 1), features=features)
-    batches = [blobmeta.BatchContext(*sizes) for sizes in contexts]
-    segments = [Segment(0, 1, 0, BLOCK)]
-    blob = localize.BlobMap("ab" * 32, batched, columns, batches, [bytes(32)], segments)
-    with pytest.raises(FormatError, match="batch"):
-        pack_plan(blob)
 
 
 @pytest.mark.parametrize("raw", [b"", b"x" * 127, bytes(128), b"NEPLAN02" + bytes(200)])

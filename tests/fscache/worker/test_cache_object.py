@@ -9,9 +9,10 @@ from nydus_erofs.erofs.errors import BackendError, CacheFullError
 from nydus_erofs.erofs.ondisk import BLOCK_SIZE
 from nydus_erofs.erofs.record import round_up
 from nydus_erofs.erofs.source import FileSource
+from nydus_erofs.fscache.kernel.fd import Fd
 from nydus_erofs.fscache.state.plan import Plan, PlanFlags
 from nydus_erofs.fscache.worker.cache_object import ObjectSink
-from nydus_erofs.fscache.worker.fill import Filler
+from nydus_erofs.fscache.worker.fill import fill
 from nydus_erofs.fscache.worker.store import Store
 
 
@@ -27,8 +28,8 @@ def make(open_image, tmp_path):
         if not path.exists():
             with open(path, "wb") as file:
                 file.truncate(round_up(image.map.segments[-1].start + image.map.segments[-1].size, BLOCK_SIZE))
-        plan = Plan(os.open(tmp_path / "plan", os.O_RDONLY))
-        target = ObjectSink(os.open(path, flags))
+        plan = Plan(Fd(os.open(tmp_path / "plan", os.O_RDONLY)))
+        target = ObjectSink(Fd(os.open(path, flags)))
         source = FileSource(os.open(tmp_path / "blob", os.O_RDONLY))
         return SimpleNamespace(store=Store(plan, target, [source]), plan=plan, path=path)
 
@@ -39,7 +40,7 @@ def test_filled_to_the_last_block(make):
     made = make()
     for number in range(len(made.plan.segments)):
         seen = []
-        Filler().fill(made.store, number, seen.append)
+        fill(made.store, number, seen.append)
         assert seen == sorted(seen)
     data = made.path.read_bytes()
     for number in range(len(made.plan.segments)):
@@ -51,7 +52,7 @@ def test_filled_to_the_last_block(make):
     # The next worker finds it all.
     again = make()
     assert all(again.store.sink.filled(again.plan))
-    assert Filler().fill(again.store, 0, lambda _: None) == 0
+    assert fill(again.store, 0, lambda _: None) == 0
 
 
 @pytest.mark.parametrize(("number", "error"), [(28, CacheFullError), (105, CacheFullError), (5, BackendError)])
@@ -65,6 +66,6 @@ def test_a_write_that_fails_is_one_error_and_not_the_end(make, monkeypatch, numb
     with monkeypatch.context() as patched:
         patched.setattr("nydus_erofs.fscache.worker.cache_object.os.pwrite", fail)
         with pytest.raises(error):
-            Filler().fill(made.store, 0, lambda _: None)
-    Filler().fill(made.store, 0, lambda _: None)
+            fill(made.store, 0, lambda _: None)
+    fill(made.store, 0, lambda _: None)
     assert made.store.sink.filled(made.plan)[0]

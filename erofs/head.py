@@ -1,19 +1,19 @@
-"""The fixed parts of a bootstrap: superblocks, device, blob, prefetch and chunk table, read and checked.
+"""The head of a bootstrap: superblocks, device table, blob table, and the bounds of everything else.
 
-What is demanded here is what nydusd demands when it loads a bootstrap, and what later arithmetic relies on.
+The one reader of these bytes, for all that read, check or mount an image. What is demanded here is what nydusd
+demands when it loads a bootstrap, and what later arithmetic relies on. It takes three small reads, so that the
+bootstrap may be far away, and time and memory that do not grow with it.
 """
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import pairwise
-from typing import NamedTuple
+from itertools import chain, pairwise
 
-from .blobmeta import CONTEXT_SIZE, entry_size
+from .blob_table import Blob, Report, read_blob
 from .errors import FormatError, UnsupportedError
-from .ids import BlobId, blob_id
 from .inode import Area
 from .ondisk import (
     BLOCK_BITS,
@@ -35,29 +35,18 @@ from .rafs import (
     MAX_BLOBS,
     MAX_BOOTSTRAP_SIZE,
     MAX_CHUNK_SIZE,
-    MAX_CHUNKS,
     MIN_CHUNK_SIZE,
     BlobEntry,
-    BlobFeatures,
     ChunkRow,
-    Compression,
-    DigestAlgo,
     ExtSuperBlock,
     Flags,
 )
 from .record import Buffer
 from .rules import Rule
-
-Report = Callable[[FormatError], None]
-
-PLACEHOLDER_ID = BlobId("x" * 64)  # the id of a blob that carries this bootstrap inside: not known when it was made
+from .source import Source
 
 _V5_MAGIC = 0x52414653
-_MAX_COMPRESSED = 1 << 40
-_MAX_UNCOMPRESSED = 1 << 44
 _ALL_FLAGS = sum(Flags)
-_CI_TAILS = BlobFeatures.BATCH | BlobFeatures.ZRAN | BlobFeatures.ENCRYPTED  # something may follow the entries
-_ZRAN_DICTIONARY = 32 << 10
 
 
 def raise_it(error: FormatError) -> None:
@@ -65,16 +54,8 @@ def raise_it(error: FormatError) -> None:
     raise error
 
 
-class Blob(NamedTuple):
-    """One entry of the blob table; ``sound`` is false (and ``id`` empty) when a finding was reported for it."""
-
-    id: BlobId
-    entry: BlobEntry
-    sound: bool
-
-
 @dataclass(frozen=True, slots=True)
-class Tables:
+class Head:
     """A bootstrap's fixed parts. Of the tables that may be long, only (byte offset, entries) is kept."""
 
     superblock: SuperBlock
@@ -85,13 +66,16 @@ class Tables:
     chunk_rows: tuple[int, int]
     area: Area
 
+    def chunk_table(self, bootstrap: Buffer) -> memoryview:
+        """The rows of the chunk table, out of the bytes of the whole bootstrap."""
+        start, count = self.chunk_rows
+        return memoryview(bootstrap)[start : start + count * ChunkRow.size()]
 
-def check_magic(head: Buffer, size: int) -> None:
-    """Raise unless the first 4096 bytes of a file of ``size`` bytes say that it is a RAFS v6 bootstrap."""
-    if size < BLOCK_SIZE:
-        raise FormatError(f"a file of {size} bytes is no bootstrap", rule=Rule.FILE_SIZE)
-    magic = SuperBlock.unpack(head, SUPERBLOCK_OFFSET)
-    if struct.unpack_from("<I", head)[0] == _V5_MAGIC:
+
+def _check_magic(first: Buffer, size: int) -> None:
+    """Raise unless the first block of a file of ``size`` bytes says that it is a RAFS v6 bootstrap."""
+    magic = SuperBlock.unpack(first, SUPERBLOCK_OFFSET)
+    if struct.unpack_from("<I", first)[0] == _V5_MAGIC:
         raise UnsupportedError("this is a RAFS v5 bootstrap", hint="build the image again with --fs-version 6")
     if magic.magic != SUPERBLOCK_MAGIC:
         raise FormatError(
@@ -109,13 +93,18 @@ def check_magic(head: Buffer, size: int) -> None:
         raise FormatError(f"a bootstrap of {size} bytes; 2 GiB is the most Nydus loads", rule=Rule.FILE_SIZE)
 
 
-def read_tables(data: Buffer, report: Report = raise_it) -> Tables:
-    """Read the fixed parts of a bootstrap whose magic was checked.
+def read_head(bootstrap: Source, report: Report = raise_it) -> Head:
+    """Read the head of a bootstrap.
 
     Every broken invariant goes to ``report``. Where that returns, a broken table counts as empty and reading
-    goes on; a FormatError is raised where it cannot.
+    goes on; a FormatError is raised where it cannot. UnsupportedError for a bootstrap of a kind that this version
+    does not read at all.
     """
-    size = len(data)
+    size = bootstrap.size()
+    if size < BLOCK_SIZE:
+        raise FormatError(f"a file of {size} bytes is no bootstrap", rule=Rule.FILE_SIZE)
+    data = bootstrap.read_at(0, BLOCK_SIZE)
+    _check_magic(data, size)
     if size % BLOCK_SIZE:
         report(FormatError(f"{size} bytes are not a number of whole blocks", rule=Rule.FILE_SIZE))
     superblock = SuperBlock.unpack(data, SUPERBLOCK_OFFSET)
@@ -129,6 +118,8 @@ def read_tables(data: Buffer, report: Report = raise_it) -> Tables:
     devices_end = DEVICE_TABLE_OFFSET + superblock.extra_devices * DEVICE_SLOT_SIZE
     if devices_end > size:
         raise FormatError(f"{superblock.extra_devices} devices do not fit the file", rule=Rule.TABLE_BOUNDS)
+    if superblock.extra_devices > MAX_BLOBS:
+        raise FormatError(f"more than {MAX_BLOBS} devices", rule=Rule.DEVICE_TABLE)
     wanted = [
         ("blob", ext.blob_table_offset, ext.blob_table_size, BlobEntry.size(), BLOCK_SIZE),
         ("prefetch", ext.prefetch_table_offset, ext.prefetch_table_size, 4, 8),
@@ -145,13 +136,16 @@ def read_tables(data: Buffer, report: Report = raise_it) -> Tables:
     start, length = spans["blob"]
     if length > MAX_BLOBS * BlobEntry.size():
         raise FormatError(f"more than {MAX_BLOBS} blobs", rule=Rule.BLOB_TABLE)
-    entries = [BlobEntry.unpack(data, at) for at in range(start, start + length, BlobEntry.size())]
+    table = bootstrap.read_at(start, length) if length else b""
+    entries = [BlobEntry.unpack(table, at) for at in range(0, length, BlobEntry.size())]
+    if devices_end > BLOCK_SIZE:
+        data = bootstrap.read_at(0, devices_end)
     devices = [DeviceSlot.unpack(data, at) for at in range(DEVICE_TABLE_OFFSET, devices_end, DEVICE_SLOT_SIZE)]
-    for what in _device_faults(devices, entries):
+    for what in chain(_device_faults(devices, entries), _place_faults(devices, size)):
         report(FormatError(what, rule=Rule.DEVICE_TABLE).at("device table"))
-    blobs = [_blob(index, entry, ext.chunk_size, report) for index, entry in enumerate(entries)]
+    blobs = [read_blob(index, entry, ext.chunk_size, report) for index, entry in enumerate(entries)]
     (prefetch, prefetch_size), (rows, rows_size) = spans["prefetch"], spans["chunk"]
-    return Tables(
+    return Head(
         superblock, ext, devices, blobs, (prefetch, prefetch_size // 4), (rows, rows_size // ChunkRow.size()), area
     )
 
@@ -184,6 +178,8 @@ def _ext_faults(ext: ExtSuperBlock) -> Iterator[str]:
         yield f"flags {flags:#x} name not exactly one compression"
     if sum(bool(flags & flag) for flag in DIGEST_FLAG.values()) != 1:
         yield f"flags {flags:#x} name not exactly one digest"
+    if flags & Flags.TARFS_MODE:
+        yield "it says that blocks have 512 bytes (tarfs), the superblock 4096"
     if not _chunk_size_ok(ext.chunk_size):
         yield f"chunk size {ext.chunk_size} is not a power of two from 4 KiB to 16 MiB"
 
@@ -233,52 +229,13 @@ def _device_faults(devices: list[DeviceSlot], entries: list[BlobEntry]) -> Itera
             yield f"device {number} has {device.blocks} blocks, its blob {entry.uncompressed_size} bytes"
 
 
-def _blob(index: int, entry: BlobEntry, chunk_size: int, report: Report) -> Blob:
-    faults = list(_blob_faults(index, entry, chunk_size))
-    name = BlobId("")
-    if entry.raw_id == PLACEHOLDER_ID.encode():
-        name = PLACEHOLDER_ID
-    else:
-        try:
-            name = blob_id(entry.raw_id.rstrip(b"\0").decode("ascii", "backslashreplace"))
-        except FormatError as error:
-            faults.append(error.message)
-    for what in faults:
-        report(FormatError(what, rule=Rule.BLOB_TABLE).at(f"blob {index}"))
-    return Blob(BlobId("") if faults else name, entry, not faults)
-
-
-def _blob_faults(index: int, entry: BlobEntry, chunk_size: int) -> Iterator[str]:
-    if entry.blob_index != index:
-        yield f"it says it is blob {entry.blob_index}"
-    if entry.chunk_size != chunk_size:
-        yield f"chunk size {entry.chunk_size}, where the image has {chunk_size}"
-    if entry.compression not in list(Compression):
-        yield f"unknown compression {entry.compression}"
-    if entry.ci_compression not in list(Compression):
-        yield f"unknown compression {entry.ci_compression} of its chunk info"
-    if entry.digest_algo not in list(DigestAlgo):
-        yield f"unknown digest {entry.digest_algo}"
-    if entry.features & (BlobFeatures.UNKNOWN_INCOMPAT | BlobFeatures.INTERNAL_V5):
-        yield f"unknown features {entry.features:#x}"
-    if not entry.features & BlobFeatures.ALIGNED:
-        yield "its chunks are not aligned to blocks"
-    if entry.compressed_size > _MAX_COMPRESSED or entry.uncompressed_size > _MAX_UNCOMPRESSED:
-        yield f"sizes {entry.compressed_size} and {entry.uncompressed_size} are beyond the format"
-    if not 1 <= entry.chunk_count <= MAX_CHUNKS + 1:
-        yield f"{entry.chunk_count} chunks"
-    elif entry.chunk_count << BLOCK_BITS > entry.uncompressed_size:
-        yield f"{entry.chunk_count} chunks do not fit {entry.uncompressed_size} bytes"
-    if not entry.features & BlobFeatures.CHUNKDICT_GENERATED:
-        yield from _ci_faults(entry)
-
-
-def _ci_faults(entry: BlobEntry) -> Iterator[str]:
-    size, stored = entry.ci_uncompressed_size, entry.ci_compressed_size
-    least = most = entry_size(entry.features) * entry.chunk_count
-    if entry.features & BlobFeatures.CHUNK_INFO_V2 and entry.features & _CI_TAILS:
-        most += entry.chunk_count * CONTEXT_SIZE  # no more contexts than chunks
-        if entry.features & BlobFeatures.ZRAN:
-            most += entry.chunk_count * _ZRAN_DICTIONARY
-    if not least <= size <= most or stored > size:
-        yield f"chunk info of {size} bytes ({stored} stored) for {entry.chunk_count} chunks"
+def _place_faults(devices: list[DeviceSlot], size: int) -> Iterator[str]:
+    """Places in the flat image: behind the bootstrap of ``size`` bytes, and no block twice."""
+    free = size >> BLOCK_BITS
+    for number, device in sorted(enumerate(devices), key=lambda item: item[1].mapped_block):
+        if not device.mapped_block:
+            continue  # no place: Nydus 2.2 gave none
+        if device.mapped_block < free:
+            place = f"device {number} has block {device.mapped_block} of the flat image"
+            yield f"{place}, below {free} all are taken"
+        free = max(free, device.mapped_block + device.blocks)
