@@ -142,7 +142,7 @@ def command(
         raise UnsupportedError("--batch-size: chunks cannot be batched yet", hint="leave it out, or give 0")
     if not backend_push and (backend_type or backend_file):
         raise click.UsageError("--backend-type and --backend-config-file need --backend-push")
-    backend = push.load_backend(backend_type, backend_file) if backend_push else None
+    backend = push.target(backend_type, backend_file)[0] if backend_push else None
     streamed = backend is not None and not (output_dir or blob or blob_dir)
     passing = backend is not None and not (output_dir or bootstrap or blob_dir)
     if passing and output_json:

@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from . import backend as backends
+from .backend_file import convert
 from .service import Config, check, with_backend
 
 
@@ -65,7 +65,7 @@ def from_nydusd(document: Nydusd) -> Config:
     is always validated).
     """
     backend = document.device.backend
-    config = with_backend(Config(), backends.convert(backend.type, backend.config, "$.device.backend.config"))
+    config = with_backend(Config(), convert(backend.type, backend.config, "$.device.backend.config"))
     if document.device.cache.config.work_dir:
         config.state_dir = document.device.cache.config.work_dir
     if document.fs_prefetch is not None:

@@ -17,7 +17,7 @@ words = st.sampled_from(
 )
 options = st.sampled_from(
     ["--run-dir", "--state-dir", "--blob-dir", "--run-dir=/r", "--blob-dir=", "--blob-dir=a=b", "--prefetch",
-     "--no-prefetch", "--json", "--config", "--prefetch=1"]
+     "--no-prefetch", "--plain-http", "--insecure", "--json", "--config", "--prefetch=1"]
 )  # fmt: skip
 
 
@@ -38,8 +38,9 @@ def test_as_click(verb, arguments):
     ("line", "fields"),
     [
         ("mount i.meta /mnt", {"image": "i.meta", "mountpoint": "/mnt"}),
-        ("mount --no-prefetch i.meta --run-dir /r /mnt --blob-dir=a --blob-dir b", {
-            "image": "i.meta", "mountpoint": "/mnt", "prefetch": False, "run_dir": "/r", "blob_dirs": ["a", "b"],
+        ("mount --no-prefetch --insecure i.meta --run-dir /r /mnt --blob-dir=a --blob-dir b", {
+            "image": "i.meta", "mountpoint": "/mnt", "prefetch": False, "insecure": True, "run_dir": "/r",
+            "blob_dirs": ["a", "b"],
         }),
         ("umount /mnt --run-dir=/r", {"mountpoint": "/mnt", "run_dir": "/r"}),
         ("status", {}),

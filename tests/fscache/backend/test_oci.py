@@ -10,43 +10,13 @@ import tarfile
 import pytest
 
 from nydus_erofs.erofs import verity
-from nydus_erofs.erofs.errors import ConfigError, FormatError, UnsupportedError
+from nydus_erofs.erofs.errors import FormatError, UnsupportedError
 from nydus_erofs.fscache.backend.registry import oci
 from nydus_erofs.fscache.backend.registry.layer import extract_bootstrap, pack_layer
-from nydus_erofs.fscache.config.reference import parse_reference
 
 HEX = "ab" * 32
 DATA = random.Random(3).randbytes(300_000)
 TREE = verity.build_tree(DATA).pack()
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("hub.example.com/team/app:v1", ("hub.example.com", "team/app", "v1")),
-        ("localhost:5000/app", ("localhost:5000", "app", "latest")),
-        (f"127.0.0.1:5000/a/b/c@sha256:{HEX}", ("127.0.0.1:5000", "a/b/c", f"sha256:{HEX}")),
-        (f"h.io/a:tag@sha256:{HEX}", ("h.io", "a", f"sha256:{HEX}")),
-        ("docker.io/alpine:3", ("docker.io", "library/alpine", "3")),
-        ("docker.io/me/app", ("docker.io", "me/app", "latest")),
-    ],
-)
-def test_references(text, expected):
-    assert parse_reference(text) == expected
-
-
-@pytest.mark.parametrize(
-    "text",
-    ["", "alpine", "team/app:v1", "h.io/", "h.io/UP", "h.io/a:", "h.io/a:b c", "h.io/a@sha256:12", "h.io/../a",
-     "h io/a", "user:pw@h.io/a", "h.io/" + "a" * 300, "h.io/a:" + "t" * 200],
-)  # fmt: skip
-def test_no_references(text):
-    if text == "h.io/a:":
-        assert parse_reference(text).tag_or_digest == "latest"
-        return
-    with pytest.raises(ConfigError) as caught:
-        parse_reference(text)
-    assert "\n" not in str(caught.value)
 
 
 def published():

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from nydus_erofs.erofs.errors import ConfigError, UnsupportedError
 from nydus_erofs.fscache.config.backend import describe
+from nydus_erofs.fscache.config.backend_file import convert
 from nydus_erofs.fscache.config.load import load
 from nydus_erofs.fscache.config.service import Config, check
 
@@ -129,7 +130,10 @@ def test_s3_as_a_table_of_our_own(tmp_path):
     ("fields", "named"),
     [
         ({"endpoint": "http://127.0.0.1:9000"}, "$.device.backend.config.endpoint"),
-        ({"endpoint": "a/b"}, "$.device.backend.config.endpoint"),
+        ({"endpoint": "a/../b"}, "$.device.backend.config.endpoint"),
+        ({"endpoint": "a/b?c"}, "$.device.backend.config.endpoint"),
+        ({"endpoint": "u:p@a/b"}, "$.device.backend.config.endpoint"),
+        ({"endpoint": "/"}, "$.device.backend.config.endpoint"),
         ({"bucket_name": ""}, "$.device.backend.config.bucket_name"),
         ({"bucket": "x"}, "$.device.backend.config: Object contains unknown field `bucket`"),
         ({"access_key_secret": ""}, "access_key_id and access_key_secret go together"),
@@ -139,6 +143,7 @@ def test_s3_as_a_table_of_our_own(tmp_path):
         ({"proxy": {"url": "p:1"}}, "$.device.backend.config.proxy.url"),
         ({"proxy": {"url": "http://p:1", "falback": True}}, "$.device.backend.config.proxy"),
         ({"mirrors": [{"host": "m"}]}, "$.device.backend.config.mirrors[0].host"),
+        ({"mirrors": [{"host": "http://u:SECRET@m"}]}, "$.device.backend.config.mirrors[0].host"),
         ({"ca_cert_files": ["/ca"] * 1000}, "more than 6000 bytes"),
         (
             {"proxy": {"url": "http://p", "dragonfly_scheduler_endpoint": "x"}},
@@ -151,6 +156,20 @@ def test_a_wrong_backend_is_named_by_json_path(fields, named, tmp_path):
         load(written(tmp_path, in_backend(**fields)))
     assert named in caught.value.message
     assert "SECRET" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"proxy": {"url": "http://p"}},
+        {"mirrors": [{"host": "http://m"}]},
+        {"skip_verify": True},
+        {"ca_cert_files": ["x"]},
+    ],
+)
+def test_a_unix_socket_has_neither_tls_nor_other_servers(fields):
+    with pytest.raises(ConfigError, match=f"[$].{next(iter(fields))}: a unix socket"):
+        convert("http-proxy", {"addr": "/run/proxy.sock", **fields})
 
 
 def test_toml(tmp_path):

@@ -49,9 +49,9 @@ def test_credentials_are_not_given_to_another_registry():
 
 
 def test_the_configured_backend_is_another_kind():
-    with pytest.raises(ConfigError, match=r"is registry .*, not S3"):
+    with pytest.raises(ConfigError, match=r"s3://b/x: the configured backend is registry .* says s3"):
         resolve(Given("s3://b/x"), Config(backend=HUB))
-    with pytest.raises(ConfigError, match="not a registry"):
+    with pytest.raises(ConfigError, match="says registry"):
         resolve(Given("hub.local/a:b"), Config(backend=BUCKET))
 
 
@@ -63,6 +63,25 @@ def test_a_configuration_of_its_own(tmp_path):
     path.write_text(json.dumps({"device": {"backend": {"type": "localfs", "config": {"dir": "/blobs"}}}}))
     origin = resolve(Given("/images/app.meta", backend_file=str(path)), Config(backend=BUCKET))
     assert (origin.remote, origin.folders) == (None, ["/blobs", "/images"])
+
+
+def test_a_configuration_without_a_kind(tmp_path):
+    path = tmp_path / "backend.json"
+    path.write_text(json.dumps({"endpoint": "127.0.0.1:9", "scheme": "http"}))
+    origin = resolve(Given("s3://images/app.meta", backend_file=str(path)), Config())
+    assert (origin.remote, origin.name) == (
+        S3(bucket_name="images", endpoint="127.0.0.1:9", scheme="http"),
+        "app.meta",
+    )
+    with pytest.raises(ConfigError, match="type is missing"):
+        resolve(Given("/app.meta", backend_file=str(path)), Config())
+
+
+def test_plain_http_and_insecure():
+    remote = resolve(Given("h.io/app:v1", plain_http=True, insecure=True), Config()).remote
+    assert (remote.scheme, remote.skip_verify) == ("http", True)
+    with pytest.raises(ConfigError, match=r"/app.meta: .* there is none"):
+        resolve(Given("/app.meta", plain_http=True), Config())
 
 
 def test_by_name(tmp_path):
