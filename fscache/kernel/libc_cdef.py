@@ -11,6 +11,7 @@ import os
 import cffi
 
 DECLARATIONS = """
+int capset(const char *header, const char *sets);
 int fanotify_init(unsigned int flags, unsigned int event_f_flags);
 int fanotify_mark(int fd, unsigned int flags, uint64_t mask, int dirfd, const char *path);
 int mount(const char *source, const char *target, const char *type, unsigned long flags, const void *data);
