@@ -18,6 +18,7 @@ int mount(const char *source, const char *target, const char *type, unsigned lon
 int umount2(const char *target, int flags);
 int prctl(int option, unsigned long a, unsigned long b, unsigned long c, unsigned long d);
 int syncfs(int fd);
+int unshare(int flags);
 int statx(int dirfd, const char *path, int flags, unsigned int mask, char *status);
 long syscall(long number, ...);
 """

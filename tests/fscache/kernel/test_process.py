@@ -6,7 +6,7 @@ import sys
 import pytest
 
 pytestmark = pytest.mark.root
-UID = 64587
+UID = 60987
 CHILD = f"""
 import os
 from nydus_erofs.fscache.kernel import process
