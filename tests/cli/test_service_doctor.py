@@ -1,22 +1,27 @@
 """doctor: what this host can do, for people and for programs, and what to change."""
 
+import gzip
 import json
 import os
 import subprocess
+import tempfile
+from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 from kit.command import cli
 from kit.mounts import mounted, mounted_disk
 from kit.reading import compare_expected
+from nydus_erofs.cli.doctor import command
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(120)]
 
 
 def doctor(state, *options):
-    before = mounted()
+    before = mounted(state)
     done = cli("doctor", "--state-dir", state, *options)
-    assert mounted() == before
+    assert mounted(state) == before
     return done
 
 
@@ -86,3 +91,66 @@ def test_while_a_service_runs(make_service, nydus_images):
     compare_expected(nydus_images / "expected.json", target)
     service.umount(target)
     assert service.stop() == 0
+
+
+# --- not root -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def state():
+    """A service's state folder: anybody may see that it is there, root alone what is in it."""
+    with tempfile.TemporaryDirectory() as folder:
+        os.chmod(folder, 0o755)
+        state = Path(folder) / "state"
+        state.mkdir(mode=0o700)
+        yield state
+
+
+def test_as_anybody(state, as_nobody):
+    """It says what it sees, and what it cannot."""
+    done = as_nobody("doctor", "--state-dir", state)
+    assert done.stderr == ""
+    assert done.stdout.startswith(f"kernel {os.uname().release}, cache on {state}\n")
+    assert "engine: works" not in done.stdout
+    if "engine: may work" in done.stdout:
+        assert done.returncode == 9
+        assert "not tried: mounting and reading a tiny image needs root" in done.stdout
+        assert done.stdout.endswith("run it as root to know\n")
+    else:
+        assert done.returncode == 8
+        assert done.stdout.endswith("no engine works here\n")
+    assert list(state.iterdir()) == []
+
+
+def test_as_anybody_for_programs(state, as_nobody):
+    done = as_nobody("doctor", "--state-dir", state / "below", "--json")
+    engines = json.loads(done.stdout)["engines"]
+    assert list(engines) == ["fanotify", "cachefiles"]
+    for engine in engines.values():
+        assert engine["tried"] is False
+        assert engine["works"] in (None, False)
+        assert (engine["works"] is False) == any(not check["ok"] for check in engine["checks"])
+    assert done.returncode == (9 if any(engine["works"] is None for engine in engines.values()) else 8)
+
+
+@pytest.mark.parametrize(
+    ("text", "works"),
+    [
+        ("", [False, False]),
+        ("CONFIG_EROFS_FS_BACKED_BY_FILE=y\nCONFIG_FANOTIFY_ACCESS_PERMISSIONS=y\n", [None, False]),
+        ("CONFIG_EROFS_FS_ONDEMAND=y\n# CONFIG_CACHEFILES_ONDEMAND is not set\n", [False, False]),
+        ("CONFIG_EROFS_FS_ONDEMAND=y\nCONFIG_CACHEFILES_ONDEMAND=y\n", [False, None]),
+        (None, [None, None]),
+    ],
+)
+@pytest.mark.parametrize("packed", [False, True])
+def test_the_kernels_configuration(text, works, packed, tmp_path, monkeypatch):
+    path = tmp_path / ("config.gz" if packed else "config")
+    if text is not None:
+        path.write_bytes(gzip.compress(text.encode()) if packed else text.encode())
+    monkeypatch.setattr("nydus_erofs.cli.doctor._CONFIGURATIONS", ("/nonexistent", str(path)))
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    done = CliRunner().invoke(command, ["--state-dir", str(tmp_path), "--json"])
+    engines = json.loads(done.stdout)["engines"]
+    assert [engine["works"] for engine in engines.values()] == works
+    assert done.exit_code == (9 if None in works else 8)
