@@ -1,26 +1,32 @@
 """doctor: what this host can do, for people and for programs, and what to change."""
 
+from __future__ import annotations
+
 import json
 import os
 import subprocess
+from pathlib import Path
 
 import pytest
 
-from kit.command import cli
-from kit.mounts import mounted, mounted_disk
-from kit.reading import compare_expected
+from tests.kit.command import cli
+from tests.kit.mounts import mounted, mounted_disk
+from tests.kit.reading import compare_expected
+from tests.kit.service import MakeService
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(120)]
 
 
-def doctor(state, *options):
-    before = mounted()
+def doctor(state: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    """Run it; nothing stays mounted on the disk it looks at."""
+    disk = next(path for path in (state, *state.parents) if path.exists())
+    before = mounted(disk)
     done = cli("doctor", "--state-dir", state, *options)
-    assert mounted() == before
+    assert mounted(disk) == before
     return done
 
 
-def test_here(cache_disk):
+def test_here(cache_disk: Path) -> None:
     """On the machine that runs these tests one engine works at least, and nothing of the trial stays."""
     folder = cache_disk / "doctor"
     folder.mkdir()
@@ -32,7 +38,7 @@ def test_here(cache_disk):
     assert list(folder.iterdir()) == []
 
 
-def test_json(cache_disk):
+def test_json(cache_disk: Path) -> None:
     done = doctor(cache_disk, "--json")
     report = json.loads(done.stdout)
     assert done.stderr == ""
@@ -45,14 +51,14 @@ def test_json(cache_disk):
             assert check["ok"] or check["fix"] or check["detail"]
 
 
-def test_a_state_folder_that_is_not_there_yet(cache_disk):
+def test_a_state_folder_that_is_not_there_yet(cache_disk: Path) -> None:
     """What counts is the disk it would be on; nothing is made."""
     done = doctor(cache_disk / "not" / "yet", "--json")
     assert json.loads(done.stdout)["cache"] == str(cache_disk)
     assert not (cache_disk / "not").exists()
 
 
-def test_tmpfs(tmp_path):
+def test_tmpfs(tmp_path: Path) -> None:
     """The fix is told, and the exit code is not 0."""
     subprocess.run(["mount", "-t", "tmpfs", "tmpfs", tmp_path], check=True, timeout=20)
     try:
@@ -70,7 +76,7 @@ def test_tmpfs(tmp_path):
         subprocess.run(["umount", "-l", tmp_path], check=True, timeout=20)
 
 
-def test_a_read_only_disk(tmp_path):
+def test_a_read_only_disk(tmp_path: Path) -> None:
     with mounted_disk(tmp_path, 8) as disk:
         subprocess.run(["mount", "-o", "remount,ro", disk], check=True, timeout=20)
         done = doctor(disk)
@@ -78,7 +84,7 @@ def test_a_read_only_disk(tmp_path):
         assert "Read-only file system" in done.stderr + done.stdout
 
 
-def test_while_a_service_runs(make_service, nydus_images):
+def test_while_a_service_runs(make_service: MakeService, nydus_images: Path) -> None:
     """On the same folder, with an image mounted: neither disturbs the other."""
     service = make_service()
     target = service.mount(nydus_images / "plain" / "boot", nydus_images / "plain" / "blobs")

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from kit.waiting import PATIENCE
+from tests.kit.waiting import PATIENCE
 
 PYTHON = [sys.executable, "-I"]
 CLI = [*PYTHON, "-m", "nydus_erofs"]
