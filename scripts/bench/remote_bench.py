@@ -39,9 +39,9 @@ from nydus_erofs.fscache.backend.s3.client import S3Client
 from nydus_erofs.fscache.config.backend import S3
 
 HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE.parents[1] / "tests"))
+sys.path.insert(0, str(HERE.parents[1]))
 
-from kit.servers import s3  # noqa: E402
+from tests.kit.servers import s3  # noqa: E402
 
 PIECE, THREADS = 8 << 20, 4
 NAME = "bench"

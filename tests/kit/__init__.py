@@ -13,5 +13,4 @@
     servers/   servers to read from and push to
 
 Nothing in a test's own process touches a mount that a service serves: a read that nobody answers can only be killed.
-Importable as ``kit``: pytest has this folder's parent on its path (pyproject.toml).
 """
