@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import msgspec
 
@@ -12,6 +12,13 @@ from ...erofs.segments import DEFAULT_SEGMENT_SIZE
 from . import backend as backends
 from .defaults import DEFAULT_RUN, DEFAULT_STATE
 from .reference import check_name
+
+
+class Uids(NamedTuple):
+    """Users without privilege."""
+
+    worker: int
+    prepare: int
 
 
 class Config(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
@@ -35,7 +42,14 @@ class Config(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     cache_run: int = 7  # cachefiles: percent of free space that culling aims at,
     cache_cull: int = 5  # that it starts at,
     cache_stop: int = 1  # and below which nothing is cached any more
-    worker_uid: int = 64587  # user and group id of the worker; needs no name
+    # User and group ids; they need no names. Of a range that neither systemd (UIDS-GIDS: 60578 to 61183 are unused),
+    # nor subordinate ids, nor the users that images usually have touch.
+    worker_uid: int = 60987
+    prepare_uid: int = 60988
+
+    @property
+    def uids(self) -> Uids:
+        return Uids(self.worker_uid, self.prepare_uid)
 
 
 def check(config: Config) -> Config:
@@ -57,8 +71,11 @@ def check(config: Config) -> Config:
         raise ConfigError("background_threads: at least one thread must be left for readers that wait")
     if config.domain:
         check_name("domain", config.domain)
-    if not 0 < config.worker_uid < 1 << 31:
-        raise ConfigError(f"worker_uid: {config.worker_uid} is not the id of an unprivileged user")
+    for name in ("worker_uid", "prepare_uid"):
+        if not 0 < getattr(config, name) < 1 << 31:
+            raise ConfigError(f"{name}: {getattr(config, name)} is not the id of an unprivileged user")
+    if config.worker_uid == config.prepare_uid:
+        raise ConfigError("prepare_uid: must be another user than worker_uid")
     config.state_dir, config.run_dir = os.path.abspath(config.state_dir), os.path.abspath(config.run_dir)
     return config
 

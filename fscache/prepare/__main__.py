@@ -12,7 +12,6 @@ import gc
 import hashlib
 import mmap
 import os
-import resource
 import socket
 import sys
 from collections.abc import Sequence
@@ -27,15 +26,15 @@ from ...erofs.record import Buffer
 from ...erofs.segments import segment_size_for
 from ...erofs.source import BufferSource, FileSource
 from ..kernel import channel
+from ..kernel.confine import confine
 from ..kernel.fd import Fd
-from ..kernel.process import drop_privileges
+from ..kernel.landlock import MAKE, Rule
+from ..processes import PREPARE
 from ..proto import prepare as proto
 from ..proto.fault import Fault
 from ..state.image import ImageRecord, StoreRef
 from ..state.layout import BOOT, PLAN, RECORD, STORES
 from .plan_writer import pack_plan
-
-_MEMORY_LIMIT = 8 << 30  # bytes of address space: a bootstrap of 2 GiB is the most that nydusd takes
 
 
 def prepare(sock: socket.socket, bootstrap: Fd, request: proto.Prepare) -> None:
@@ -97,11 +96,10 @@ def main(arguments: Sequence[str]) -> None:
     request = proto.decode_for_prepare(packet)
     bootstrap, folder = fds
     os.fchdir(folder.fd)
-    os.umask(0o022)
-    drop_privileges(uid)
+    kept = [fd, bootstrap.fd, folder.fd]
+    missing = confine(PREPARE, uid, kept, [Rule(folder.fd, MAKE)], os.fstat(bootstrap.fd).st_size)
+    sys.stderr.writelines(f"sandbox: {what}\n" for what in missing)
     gc.disable()  # looking for cycles among a million numbers takes longer than to end
-    resource.setrlimit(resource.RLIMIT_NPROC, (0, 0))  # nothing it starts could outlive it
-    resource.setrlimit(resource.RLIMIT_AS, (_MEMORY_LIMIT, _MEMORY_LIMIT))
     reply: proto.ToKeeper = proto.Prepared()
     try:
         if not isinstance(request, proto.Prepare):

@@ -1,4 +1,4 @@
-"""Run by the keeper as ``python -m nydus_erofs.fscache.worker SOCKET UID LIMIT... [BACKEND KIND...]``."""
+"""Run by the keeper as ``python -m nydus_erofs.fscache.worker SOCKET START`` (``proto.worker.Start``)."""
 
 from __future__ import annotations
 
@@ -6,23 +6,28 @@ import os
 import socket
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
-from ..kernel.process import drop_privileges, raise_file_limit
-from ..proto.worker import Limits
+from ..kernel.confine import confine
+from ..kernel.landlock import FILL, READ, Rule
+from ..kernel.process import raise_file_limit
+from ..processes import SYSTEM, WORKER
+from ..proto.worker import decode_start
 from .preload import preload
 from .service import CRASHED, Worker
 
 
 def main(arguments: Sequence[str]) -> None:
-    fd, uid, *limits = (int(a) for a in arguments[: 2 + len(Limits._fields)])
+    fd, start = int(arguments[0]), decode_start(arguments[1])
     sock = socket.socket(fileno=fd)
     raise_file_limit()
-    for kind in arguments[2 + len(Limits._fields) :]:
+    for kind in start.kinds:
         preload(kind)
-    drop_privileges(uid)
+    rules = [Rule(start.store, FILL), *(Rule(path, READ) for path in readable(start.certificates, os.environ))]
+    missing = confine(WORKER, start.uid, [fd], rules, start.limits.threads)
+    sys.stderr.writelines(f"sandbox: {what}\n" for what in missing)
     try:
-        Worker(sock, Limits(*limits)).run()
+        Worker(sock, start.limits).run()
     except ConnectionError:
         pass  # the keeper is gone
     except BaseException:
@@ -30,6 +35,16 @@ def main(arguments: Sequence[str]) -> None:
         sys.stderr.flush()
         os._exit(CRASHED)
     os._exit(0)
+
+
+def readable(certificates: Iterable[str], environment: Mapping[str, str]) -> list[str]:
+    """Where TLS, names and credentials may need a file of: what an administrator names, and what systems have."""
+    named = [value for name, value in environment.items() if name.startswith(("AWS_", "SSL_CERT_"))]
+    files = [path for path in (*certificates, *named) if os.path.isabs(path)]
+    # Whole folders: a file that is renewed is another file.
+    folders = {path if os.path.isdir(path) else os.path.dirname(path) for path in files} - {"/"}
+    aws = os.path.join(environment.get("HOME", "/root"), ".aws")
+    return sorted({*SYSTEM, sys.prefix, sys.base_prefix, aws, *folders})
 
 
 if __name__ == "__main__":

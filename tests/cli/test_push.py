@@ -2,6 +2,8 @@
 
 import json
 import os
+import signal
+import subprocess
 
 import pytest
 
@@ -62,6 +64,61 @@ def test_right_after_the_build(tmp_path, image, folder):
     )  # fmt: skip
     assert "tree.meta published" in done.stdout
     assert (target / blob_of(image)).exists()
+
+
+@pytest.fixture
+def nowhere(tmp_path):
+    """Options of a command that may leave nothing: neither where it runs nor among temporary files."""
+    for folder in ("here", "tmp"):
+        (tmp_path / folder).mkdir()
+    yield {"cwd": tmp_path / "here", "env": {"TMPDIR": str(tmp_path / "tmp")}}
+    assert os.listdir(tmp_path / "here") == os.listdir(tmp_path / "tmp") == []
+
+
+def test_without_any_place_here(tmp_path, image, folder, nowhere, service_kit):
+    target, config = folder
+    push = ["--backend-push", "--backend-config-file", config]
+    done = service_kit.cli("build", tmp_path / "tree", "--name", "app", *push, check=True, **nowhere)
+    assert sorted(os.listdir(target)) == sorted([blob_of(image), "app.meta", "app.meta.verity"])
+    assert f"{target}: app.meta published" in done.stdout
+    assert done.stdout.startswith(f"bootstrap (20.0 KiB), blob {blob_of(image)} (")
+    service_kit.cli("build", tmp_path / "tree", *push, check=True, **nowhere)
+    assert (target / "tree.meta").read_bytes() == (target / "app.meta").read_bytes()
+
+
+def test_nothing_stays_of_what_failed(tmp_path, image, folder, nowhere, service_kit):
+    """Before, while and after the image is built."""
+    target, config = folder
+    push = ["--backend-push", "--backend-config-file", config]
+    done = service_kit.cli("build", tmp_path / "tree", *push, "--workers", "99", **nowhere)
+    assert done.returncode == 2
+    done = service_kit.cli("build", tmp_path / "tree", *push, "--output-json", tmp_path / "json", **nowhere)
+    assert done.returncode == 2
+    assert "--bootstrap FILE" in done.stderr
+    os.truncate(tmp_path / "tree" / "file", 2 << 40)
+    too_much = ["--chunk-size", "0x1000"]
+    assert service_kit.cli("build", tmp_path / "tree", *push, *too_much, **nowhere).returncode == 4
+    os.truncate(tmp_path / "tree" / "file", 1000)
+    os.rmdir(target)
+    assert service_kit.cli("build", tmp_path / "tree", *push, **nowhere).returncode == 11
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_nothing_stays_of_what_was_ended(number, tmp_path, folder, nowhere, service_kit):
+    target, config = folder
+    (tmp_path / "large").mkdir()
+    with open(tmp_path / "large" / "noise", "wb") as file:
+        for _ in range(60):
+            file.write(os.urandom(1 << 20))
+    command = [*service_kit.CLI, "build", tmp_path / "large", "--compression-level", "19", "--backend-push"]
+    process = subprocess.Popen(
+        [*command, "--backend-config-file", config], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, **nowhere
+    )
+    service_kit.wait_for("the build", lambda: list((tmp_path / "tmp").glob("nydus-erofs-*/.*.tmp")))
+    process.send_signal(number)
+    _, said = process.communicate(timeout=60)
+    assert (process.returncode, said.decode()) == (128 + number, f"nydus-erofs: ended by {number.name}\n")
+    assert os.listdir(target) == []
 
 
 @pytest.mark.parametrize(

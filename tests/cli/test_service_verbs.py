@@ -181,18 +181,6 @@ def test_without_a_service(place):
         says(cli(*verb, "--run-dir", place.run), 9, "no service", "nydus-erofs serve")
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [["mount"], ["mount", "x"], ["mount", "x", "y", "z"], ["mount", "x", "y", "--prefetsch"], ["umount"],
-     ["status", "x"], ["serve", "x"], ["serve", "--log-level", "loud"], ["doctor", "--engine"], ["mounts"]],
-    ids=" ".join,
-)  # fmt: skip
-def test_usage(arguments):
-    done = cli(*arguments)
-    assert done.returncode == 2
-    assert "Usage" in done.stderr or "Error" in done.stderr
-
-
 @pytest.mark.parametrize("verb", ["serve", "mount", "umount", "status", "doctor"])
 def test_help(verb):
     done = cli(verb, "--help", check=True)

@@ -8,6 +8,7 @@ import os
 import signal
 import socket
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -38,6 +39,7 @@ class Service:
         self.keeper: subprocess.Popen[bytes] | None = None
         self.readers: list[subprocess.Popen[str]] = []
         self._targets = 0
+        self.program: Sequence[str] = CLI
 
     @property
     def socket(self) -> Path:
@@ -58,7 +60,7 @@ class Service:
         path.write_text("".join(lines))
         with open(self.log, "ab") as log:
             self.keeper = subprocess.Popen(
-                [*CLI, "serve", "--config", str(path), *map(str, arguments)],
+                [*self.program, "serve", "--config", str(path), *map(str, arguments)],
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=os.environ | environment,
             )  # fmt: skip
 

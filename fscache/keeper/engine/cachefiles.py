@@ -93,7 +93,7 @@ class CachefilesEngine:
         self._fetcher = fetcher
         self._config, self._state, self._table, self._link, self._device = config, state, table, link, device
         self._objects = ObjectTable(table)
-        self._images = Images(state, config.segment_size, config.worker_uid, localize=False)
+        self._images = Images(state, config.segment_size, config.uids, localize=False)
         self._names = Names(os.path.join(run.root, "names.json"), os.path.join(state.root, "objects.json"))
         self._served: dict[tuple[str, str], _Image] = {}  # (volume, fsid) -> image
         self._expected: dict[str, Opened] = {}  # by fsid, while it is being mounted

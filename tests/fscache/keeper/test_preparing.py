@@ -14,15 +14,18 @@ from pathlib import Path
 import pytest
 
 from nydus_erofs.erofs.errors import BlobNotFoundError, CorruptError, FormatError, NydusErofsError
+from nydus_erofs.fscache.config.service import Config
 from nydus_erofs.fscache.keeper import prepared as preparing
 from nydus_erofs.fscache.keeper.paths import StatePaths
 from nydus_erofs.fscache.kernel import channel
 from nydus_erofs.fscache.kernel.fd import Fd
+from nydus_erofs.fscache.processes import PREPARE
 from nydus_erofs.fscache.proto import prepare as proto
 from nydus_erofs.fscache.proto.fault import Fault
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(60)]
-UID = 64587
+UIDS = Config().uids
+UID = UIDS.prepare
 PLAN = b"not looked into by the keeper"
 KEY = hashlib.sha256(PLAN).hexdigest()
 
@@ -48,7 +51,7 @@ def ask(state, monkeypatch, tmp_path):
 
     def ask(act, provide=None):
         def spawn(module, uid):
-            assert (module, uid) == ("prepare", UID)
+            assert (module, uid) == (PREPARE, UID)
             ours, theirs = channel.pair()
             pid = os.fork()
             if pid:
@@ -70,7 +73,7 @@ def ask(state, monkeypatch, tmp_path):
         boot = Fd(os.open(tmp_path / "published", os.O_RDWR | os.O_CREAT))
 
         async def get():
-            return await preparing.Images(state, 1 << 20, UID, localize=True).get("0" * 32, boot, provide, anew=True)
+            return await preparing.Images(state, 1 << 20, UIDS, localize=True).get("0" * 32, boot, provide, anew=True)
 
         try:
             return asyncio.run(get())
@@ -88,8 +91,8 @@ def test_an_honest_one(ask, state):
     assert sorted(path.name for path in store.iterdir()) == ["00000", "00001", "epoch", "plan"]
     assert sorted(path.name for path in image.iterdir()) == ["boot", "epoch", "image.json"]
     assert {path.name: path.stat().st_uid for path in store.iterdir()} == {
-        "00000": UID,
-        "00001": UID,
+        "00000": UIDS.worker,
+        "00001": UIDS.worker,
         "epoch": 0,
         "plan": 0,
     }
@@ -103,7 +106,7 @@ def test_a_fresh_image_is_written_to_disk_and_then_outlives_a_crash(ask, state, 
     assert (directory / "epoch").exists()
 
     async def settled():
-        await preparing.Images(state, 1 << 20, UID, localize=True)._settle("0" * 32, record)
+        await preparing.Images(state, 1 << 20, UIDS, localize=True)._settle("0" * 32, record)
 
     asyncio.run(settled())
     assert not (directory / "epoch").exists()

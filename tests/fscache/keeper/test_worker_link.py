@@ -15,7 +15,7 @@ from nydus_erofs.fscache.kernel.fd import Fd
 from nydus_erofs.fscache.proto import worker as proto
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(120)]
-UID = 64587
+UID = 60987
 
 
 class Watched(WorkerLink):
@@ -23,9 +23,7 @@ class Watched(WorkerLink):
         self.started = asyncio.Queue()
         self.hopeless = asyncio.Event()
         super().__init__(
-            uid,
-            (2, 1, 1, 60, 0),
-            [],
+            proto.Start(uid, proto.Limits(2, 1, 1, 60, 0), "/nonexistent"),
             lambda: self.started.put_nowait(self.pid),
             self.hopeless.set,
         )

@@ -195,7 +195,7 @@ def test_segments_never_hold_more_than_was_verified(service, built):
 def test_modes_and_owners(service, built):
     """Plans and bootstraps are root's; the worker owns segments and nothing else."""
     service.mount(built.bootstrap, prefetch=True)
-    uid = 64587
+    uid = 60987
     for folder in (service.state, service.run, service.state / "images", service.state / "store"):
         assert (folder.stat().st_uid, folder.stat().st_mode & 0o077) == (0, 0), folder
     for folder in (service.state / "images").iterdir():
@@ -211,7 +211,7 @@ def test_the_worker_has_no_privilege(service, built):
     read(target / "small/1")  # it is past its start
     status = Path(f"/proc/{service.worker}/status").read_text()
     fields = dict(line.split(":\t", 1) for line in status.splitlines() if ":\t" in line)
-    assert fields["Uid"].split() == fields["Gid"].split() == ["64587"] * 4
+    assert fields["Uid"].split() == fields["Gid"].split() == ["60987"] * 4
     assert fields["Groups"].strip() == ""
     assert fields["NoNewPrivs"] == "1"
     for name in ("CapInh", "CapPrm", "CapEff", "CapAmb"):
