@@ -35,6 +35,7 @@ from ..proto.fault import Fault
 from ..state.image import ImageRecord, StoreRef
 from ..state.layout import BOOT, PLAN, RECORD, STORES
 from .plan_writer import pack_plan
+from .syscalls import PROFILE
 
 
 def prepare(sock: socket.socket, bootstrap: Fd, request: proto.Prepare) -> None:
@@ -97,7 +98,8 @@ def main(arguments: Sequence[str]) -> None:
     bootstrap, folder = fds
     os.fchdir(folder.fd)
     kept = [fd, bootstrap.fd, folder.fd]
-    missing = confine(PREPARE, uid, kept, [Rule(folder.fd, MAKE)], os.fstat(bootstrap.fd).st_size)
+    size = os.fstat(bootstrap.fd).st_size
+    missing = confine(PREPARE, uid, kept, [Rule(folder.fd, MAKE)], PROFILE, size)
     sys.stderr.writelines(f"sandbox: {what}\n" for what in missing)
     gc.disable()  # looking for cycles among a million numbers takes longer than to end
     reply: proto.ToKeeper = proto.Prepared()

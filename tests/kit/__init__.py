@@ -1,6 +1,7 @@
 """What tests are written with.
 
     command    ``nydus-erofs``, run to its end
+    child      gives something up, then tries what it should not be able to do
     waiting    for what becomes true in time
     processes  whether they live, what they cost
     mounts     what is mounted, disks of their own, unmounting whatever happens
