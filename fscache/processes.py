@@ -34,7 +34,7 @@ class Process:
 
     Attributes:
         user: the key of the configuration that has its id; or in words.
-        places: what it may do with files by their names, where the kernel has Landlock.
+        places: what it may do with files by their names.
         descriptors: by number; those of messages come later.
         environment: patterns of the variables that it is given; None for all of its parent's.
         hears, says: to and from the keeper.
@@ -55,7 +55,7 @@ class Process:
     places: Sequence[str] = ("whatever its user may",)
     network: str = "none"
     connect: bool = False
-    umask: int = 0o077
+    umask: int | None = None  # None: its starter's
     limits: Sequence[Limit] = field(default=())
 
     def variables(self, of: Mapping[str, str]) -> dict[str, str]:
@@ -80,6 +80,7 @@ KEEPER = Process(
     environment=None,
     hears="requests of root alone on `control.sock`; what worker and prepare say, checked",
     says="to worker and prepare what they are to do, with the descriptors that this needs",
+    umask=0o077,
 )
 
 WORKER = Process(
@@ -104,6 +105,7 @@ WORKER = Process(
     ),
     network="TCP and UDP to servers, unix sockets of proxies; no TCP server of its own",
     connect=True,
+    umask=0o077,
     limits=(
         Limit("AS", 4 * _GIB, 256 * _MIB, "thread", "two bootstraps of 2 GiB, and what decoders and stacks take"),
         Limit("NPROC", 4096, why="threads, of all workers with this user on the host"),

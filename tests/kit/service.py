@@ -51,7 +51,7 @@ class Service:
         wait_for("the service answers", self.answers)
         return self
 
-    def spawn(self, *arguments: object, **environment: str) -> None:
+    def spawn(self, *arguments: object, pass_fds: Sequence[int] = (), **environment: str) -> None:
         path = self.work / "config.toml"
         config = {"state_dir": str(self.state), "run_dir": str(self.run), **self.config}
         lines = [f"{key} = {json.dumps(value)}\n" for key, value in config.items()]
@@ -61,7 +61,7 @@ class Service:
         with open(self.log, "ab") as log:
             self.keeper = subprocess.Popen(
                 [*self.program, "serve", "--config", str(path), *map(str, arguments)],
-                stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=os.environ | environment,
+                stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=os.environ | environment, pass_fds=pass_fds,
             )  # fmt: skip
 
     def answers(self) -> bool:
