@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import NamedTuple
 
 _MIB, _GIB = 1 << 20, 1 << 30
@@ -56,7 +56,10 @@ class Process:
     network: str = "none"
     connect: bool = False
     umask: int | None = None  # None: its starter's
-    limits: Sequence[Limit] = field(default=())
+    limits: Sequence[Limit] = ()
+
+    def limit(self, kind: str) -> Limit:
+        return next(limit for limit in self.limits if limit.kind == kind)
 
     def variables(self, of: Mapping[str, str]) -> dict[str, str]:
         """What it is given of an environment."""
@@ -131,9 +134,9 @@ PREPARE = Process(
     places=("make, write and cut, but not read or remove: files and folders in the folder it is given",),
     umask=0o022,
     limits=(
-        Limit("AS", 384 * _MIB, 32, "byte of the bootstrap", "Python itself, chunk tables and what is made of them"),
+        Limit("AS", 256 * _MIB, 32, "byte of the bootstrap", "Python itself, chunk tables and what is made of them"),
         Limit("NPROC", 0, why="nothing it starts could outlive it"),
-        Limit("FSIZE", 384 * _MIB, 32, "byte of the bootstrap", "what it writes was in its memory"),
+        Limit("FSIZE", 256 * _MIB, 32, "byte of the bootstrap", "what it writes was in its memory"),
         Limit("NOFILE", 64),
         _NO_CORE,
     ),
