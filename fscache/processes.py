@@ -51,7 +51,7 @@ class Process:
     hears: str
     says: str
     namespaces: Sequence[str] = ()  # of its own
-    filter: str = ""  # name of its seccomp profile
+    filtered: bool = False  # system calls by list, where the kernel has seccomp
     places: Sequence[str] = ("whatever its user may",)
     network: str = "none"
     connect: bool = False
@@ -101,7 +101,7 @@ WORKER = Process(
     hears="what to serve (plans, segment folders, objects, blobs: descriptors), which segments to fill, questions",
     says="how far a segment is filled, or why not; answers; what backends were asked. Never a descriptor",
     namespaces=("uts", "ipc"),
-    filter="worker",
+    filtered=True,
     places=(
         "read: the system's own files, Python's, `~/.aws`, folders of files that variables or `ca_cert_files` name",
         "read, write and cut, but not make or remove: files in `STATE/store`",
@@ -130,7 +130,7 @@ PREPARE = Process(
     hears="the bootstrap and an empty folder (descriptors); bytes of blobs that it asked for",
     says="which bytes of a blob it needs; that it is done, or why not. Never a descriptor",
     namespaces=("uts", "ipc", "net"),
-    filter="prepare",
+    filtered=True,
     places=("make, write and cut, but not read or remove: files and folders in the folder it is given",),
     umask=0o022,
     limits=(

@@ -6,18 +6,27 @@ python scripts/processes_page.py > docs/processes.md
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import get_args
 
 from nydus_erofs.fscache.config.service import Config
+from nydus_erofs.fscache.prepare.syscalls import PROFILE as PREPARE_CALLS
 from nydus_erofs.fscache.processes import TABLE, Limit, Process
 from nydus_erofs.fscache.proto import prepare, worker
+from nydus_erofs.fscache.worker.syscalls import PROFILE as WORKER_CALLS
 
 HEAD = """\
 # Processes
 
 Printed from `fscache/processes.py`, which the service itself follows, by `scripts/processes_page.py`; do not edit.
 Why it is like this is in [privileges.md](privileges.md).
+"""
+CALLS = """\
+## System calls
+
+Any other ends the process, and the log says so (which call it was, the kernel's log, if the kernel has auditing).
+*Checked* are those that depend on an argument; what does not pass fails with an errno, as do those that are *refused*,
+and calls that are newer than the table.
 """
 TAIL = """\
 ## What may be said
@@ -37,6 +46,13 @@ def page() -> Iterator[str]:
     yield from overview()
     for process in TABLE:
         yield from section(process)
+    yield CALLS
+    for name, profile in (("worker", WORKER_CALLS), ("prepare", PREPARE_CALLS)):
+        yield f"- {name}: {names(profile.allowed)}"
+        yield f"- {name}, checked: {names(profile.checked)}"
+        if profile.refused:
+            yield f"- {name}, refused: {names(profile.refused)}"
+    yield ""
     yield TAIL.rstrip()
     yield ""
     for name, room, to, back in (
@@ -54,7 +70,7 @@ def overview() -> Iterator[str]:
     for process in TABLE:
         cells = (
             f"**{process.name}**", runs_as(process), process.capabilities, ", ".join(process.namespaces) or "none",
-            f"`{process.filter}/syscalls.py`" if process.filter else "all", process.network,
+            "[a list](#system-calls)" if process.filtered else "all", process.network,
         )  # fmt: skip
         yield f"| {' | '.join(cells)} |"
     yield ""
@@ -101,6 +117,10 @@ def size(value: int) -> str:
         if value and not value % (1 << bits):
             return f"{value >> bits} {unit}"
     return f"{value} bytes"
+
+
+def names(calls: Iterable[str]) -> str:
+    return ", ".join(sorted(calls))
 
 
 def messages(union: object) -> str:

@@ -71,6 +71,7 @@ def compare(seen: Seen, process: Process, parent: int, count: int) -> None:
     assert seen.status["Groups"] == ""
     assert {seen.status[f"Cap{kind}"] for kind in ("Inh", "Prm", "Eff", "Bnd", "Amb")} == {"0" * 16}
     assert seen.status["NoNewPrivs"] == "1"
+    assert seen.status["Seccomp"] == ("2" if process.filtered else "0")
     assert seen.status["Umask"] == f"{process.umask:04o}"
     assert seen.parent == parent
     assert seen.terminal == 0
@@ -100,6 +101,7 @@ def test_the_worker(service: Service, built: Built) -> None:
         status = (task / "status").read_text()
         assert "CapEff:\t0000000000000000" in status
         assert "NoNewPrivs:\t1" in status
+        assert "Seccomp:\t2" in status
     shown = seen.environment
     assert shown["AWS_SECRET_ACCESS_KEY"] == "topsecret"
     assert shown["AWS_EC2_METADATA_DISABLED"] == "true"

@@ -3,10 +3,12 @@
 import asyncio
 import os
 import signal
+from types import SimpleNamespace
 
 import pytest
 
 from nydus_erofs.fscache.keeper import dispatch
+from nydus_erofs.fscache.keeper import spawn as spawning
 from nydus_erofs.fscache.keeper import worker_link as workerlink
 from nydus_erofs.fscache.keeper.stores import StoreTable
 from nydus_erofs.fscache.keeper.traffic import TrafficTable
@@ -56,6 +58,21 @@ def test_killed_workers_are_replaced_at_once():
         await link.started.get()
         assert link.restarts == 5
         assert not link.hopeless.is_set()
+
+    async def main():
+        await run(work)(Watched())
+
+    asyncio.run(main())
+
+
+def test_a_call_outside_its_list_is_told(monkeypatch):
+    told = []
+    monkeypatch.setattr(spawning, "logger", lambda: SimpleNamespace(error=lambda what, **_: told.append(what)))
+
+    async def work(link):
+        os.kill(await link.started.get(), signal.SIGSYS)
+        await link.started.get()
+        assert told == ["a process made a system call that it may not make"]
 
     async def main():
         await run(work)(Watched())
