@@ -25,8 +25,8 @@ CALLS = """\
 ## System calls
 
 Any other ends the process, and the log says so (which call it was, the kernel's log, if the kernel has auditing).
-*Checked* are those that depend on an argument; what does not pass fails with an errno, as do those that are *refused*,
-and calls that are newer than the table.
+*Checked* are those that depend on an argument. What does not pass fails with an errno, as do those that are
+*refused*, and calls that are newer than the table.
 """
 TAIL = """\
 ## What may be said
