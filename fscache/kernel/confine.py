@@ -44,7 +44,8 @@ def confine(
     parent = os.getppid()
     missing: list[str] = []
     close_all_but(0, 1, 2, *descriptors)
-    os.umask(process.umask)
+    if process.umask is not None:
+        os.umask(process.umask)
     for name in process.namespaces:
         _try(missing, f"{name} namespace", partial(_unshare, name))
     for limit in process.limits:

@@ -58,7 +58,7 @@ class Service:
         wait_for("the service answers", self.answers)
         return self
 
-    def spawn(self, *arguments: object, **environment: str) -> None:
+    def spawn(self, *arguments: object, pass_fds: Sequence[int] = (), **environment: str) -> None:
         """Start it with its configuration; it may not come to answer."""
         path = self.work / "config.toml"
         config = {"state_dir": str(self.state), "run_dir": str(self.run), **self.config}
@@ -66,14 +66,14 @@ class Service:
         if self.backend:
             lines += ["[backend]\n", *(f"{key} = {json.dumps(value)}\n" for key, value in self.backend.items())]
         path.write_text("".join(lines))
-        self.spawn_with("--config", path, *arguments, **environment)
+        self.spawn_with("--config", path, *arguments, pass_fds=pass_fds, **environment)
 
-    def spawn_with(self, *arguments: object, **environment: str) -> None:
+    def spawn_with(self, *arguments: object, pass_fds: Sequence[int] = (), **environment: str) -> None:
         """Start it with these arguments alone."""
         with open(self.log, "ab") as log:
             self._keeper = subprocess.Popen(
                 [*self.program, "serve", *map(str, arguments)],
-                stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=os.environ | environment,
+                stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=os.environ | environment, pass_fds=pass_fds,
             )  # fmt: skip
 
     def answers(self) -> bool:

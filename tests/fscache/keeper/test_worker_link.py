@@ -6,10 +6,12 @@ import asyncio
 import os
 import signal
 from collections.abc import Awaitable, Callable
+from types import SimpleNamespace
 
 import pytest
 
 from nydus_erofs.fscache.keeper import dispatch
+from nydus_erofs.fscache.keeper import spawn as spawning
 from nydus_erofs.fscache.keeper import worker_link as workerlink
 from nydus_erofs.fscache.keeper.stores import StoreTable
 from nydus_erofs.fscache.keeper.traffic import TrafficTable
@@ -59,6 +61,21 @@ def test_killed_workers_are_replaced_at_once() -> None:
         await link.started.get()
         assert link.restarts == 5
         assert not link.hopeless.is_set()
+
+    async def main() -> None:
+        await run(work)(Watched())
+
+    asyncio.run(main())
+
+
+def test_a_call_outside_its_list_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+    monkeypatch.setattr(spawning, "logger", lambda: SimpleNamespace(error=lambda what, **_: told.append(what)))
+
+    async def work(link: Watched) -> None:
+        os.kill(await link.started.get(), signal.SIGSYS)
+        await link.started.get()
+        assert told == ["a process made a system call that it may not make"]
 
     async def main() -> None:
         await run(work)(Watched())

@@ -4,8 +4,8 @@ import os
 from types import SimpleNamespace
 
 import pytest
-
 from kit.child import said
+
 from nydus_erofs.fscache.kernel import landlock
 
 CONFINED = """

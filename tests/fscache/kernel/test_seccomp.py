@@ -8,8 +8,8 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-
 from kit.child import run, said
+
 from nydus_erofs.fscache.kernel import seccomp
 from nydus_erofs.fscache.kernel.seccomp import Check, Profile
 from nydus_erofs.fscache.kernel.syscall_numbers import NEWEST, NUMBERS

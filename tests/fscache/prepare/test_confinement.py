@@ -4,7 +4,6 @@ import os
 import signal
 
 import pytest
-
 from kit.child import UID, run, said
 
 pytestmark = pytest.mark.root

@@ -3,7 +3,6 @@
 import signal
 
 import pytest
-
 from kit.child import UID, run, said
 
 pytestmark = pytest.mark.root
