@@ -99,7 +99,7 @@ class Keeper:
 
         try:
             self._check_floor()
-            return CachefilesEngine(*common, self.worker, Device.open())
+            return CachefilesEngine(*common, Device.open())
         except NydusErofsError as error:
             if config.engine == "cachefiles":
                 raise
