@@ -12,12 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from kit.engines import FANOTIFY
-from kit.images import Built
-from kit.processes import Seen, look_at
-from kit.reading import read
-from kit.service import MakeService, Service
-from kit.waiting import wait_for
 
 from nydus_erofs.fscache.config.service import Config
 from nydus_erofs.fscache.keeper.spawn import spawn
@@ -25,6 +19,12 @@ from nydus_erofs.fscache.kernel import channel
 from nydus_erofs.fscache.kernel.fd import Fd
 from nydus_erofs.fscache.processes import KEEPER, PREPARE, TABLE, WORKER, Process
 from nydus_erofs.fscache.proto import prepare as proto
+from tests.kit.engines import FANOTIFY
+from tests.kit.images import Built
+from tests.kit.processes import Seen, look_at
+from tests.kit.reading import read
+from tests.kit.service import MakeService, Service
+from tests.kit.waiting import wait_for
 
 ROOT = Path(__file__).parents[2]
 LIMITS = {"AS": "address space", "NPROC": "processes", "FSIZE": "file size", "NOFILE": "open files",

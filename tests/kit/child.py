@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 
-from kit.command import PYTHON
+from tests.kit.command import PYTHON
 
 UID = 60987
 # `attempt(call, *arguments)` says how a call went: "done", or the name of its errno.

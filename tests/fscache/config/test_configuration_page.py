@@ -29,7 +29,7 @@ def test_the_page_is_printed_from_the_records() -> None:
 
 def bounded(record: type) -> list[tuple[str, Any]]:
     """(field, value out of its bounds)."""
-    found = []
+    found: list[tuple[str, Any]] = []
     for name, hint in get_type_hints(record, include_extras=True).items():
         for note in get_args(hint)[1:] if get_origin(hint) is Annotated else ():
             if note.min_length:

@@ -4,9 +4,9 @@ import os
 from types import SimpleNamespace
 
 import pytest
-from kit.child import said
 
 from nydus_erofs.fscache.kernel import landlock
+from tests.kit.child import said
 
 CONFINED = """
 import socket

@@ -8,13 +8,13 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from kit.child import run, said
 
 from nydus_erofs.fscache.kernel import seccomp
 from nydus_erofs.fscache.kernel.seccomp import Check, Profile
 from nydus_erofs.fscache.kernel.syscall_numbers import NEWEST, NUMBERS
 from nydus_erofs.fscache.prepare import syscalls as prepare
 from nydus_erofs.fscache.worker import syscalls as worker
+from tests.kit.child import run, said
 
 MACHINES = {"x86_64": (0xC000003E, 0), "aarch64": (0xC00000B7, 1)}
 PROFILES = {"worker": worker.PROFILE, "prepare": prepare.PROFILE}

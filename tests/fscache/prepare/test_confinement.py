@@ -1,10 +1,15 @@
 """Prepare, after it gave everything up: it writes in its folder, and that is all."""
 
+from __future__ import annotations
+
 import os
 import signal
+from pathlib import Path
+from typing import Any
 
 import pytest
-from kit.child import UID, run, said
+
+from tests.kit.child import UID, run, said
 
 pytestmark = pytest.mark.root
 CONFINED = f"""
@@ -22,7 +27,7 @@ assert not confine(PREPARE, {UID}, [folder], [Rule(folder, MAKE)], PROFILE, 4 <<
 
 
 @pytest.fixture
-def folder(tmp_path):
+def folder(tmp_path: Path) -> Any:
     """Prepare's own, beside a file that its user could write."""
     (tmp_path / "work/stores").mkdir(parents=True)
     (tmp_path / "beside").touch()
@@ -31,7 +36,7 @@ def folder(tmp_path):
     return tmp_path / "work"
 
 
-def test_files(folder):
+def test_files(folder: Any) -> None:
     code = """
 attempt(os.makedirs, "stores/key")
 attempt(opens, "stores/key/plan", "wb")
@@ -50,11 +55,11 @@ print(len(os.urandom(9)), len(bytearray(64 << 20)))
     "os.unlink('stores')", "os.symlink('a', 'b')", "os.link('a', 'b')", "os.kill(os.getppid(), 0)", "os.setuid(0)",
     "os.chmod('stores', 0o777)", "os.rename('stores', 'other')",
 ])  # fmt: skip
-def test_calls_that_end_it(call, folder):
+def test_calls_that_end_it(call: Any, folder: Any) -> None:
     assert run(CONFINED + call, folder).returncode == -signal.SIGSYS
 
 
-def test_a_bug_is_told(folder):
+def test_a_bug_is_told(folder: Any) -> None:
     """A traceback needs calls of its own."""
     done = run(CONFINED + "1 / 0", folder)
     assert (done.returncode, done.stderr.splitlines()[-1]) == (1, "ZeroDivisionError: division by zero")

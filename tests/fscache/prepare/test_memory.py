@@ -9,9 +9,6 @@ from pathlib import Path
 
 import pytest
 import zstandard
-from kit.engines import FANOTIFY
-from kit.images import Built
-from kit.service import MakeService, RefusedError
 
 from nydus_erofs.erofs import rafs
 from nydus_erofs.erofs.blobmeta import header_for
@@ -19,6 +16,9 @@ from nydus_erofs.erofs.errors import FormatError
 from nydus_erofs.erofs.head import read_head
 from nydus_erofs.erofs.source import BufferSource
 from nydus_erofs.fscache.prepare.__main__ import check_chunks
+from tests.kit.engines import FANOTIFY
+from tests.kit.images import Built
+from tests.kit.service import MakeService, RefusedError
 
 EXTRA_DEVICES_BLOCKS = 1408 + 64  # of the first device slot
 DATA = 1 << 20  # bytes before the chunk-info array

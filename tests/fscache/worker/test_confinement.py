@@ -1,9 +1,14 @@
 """A worker that gave everything up: what it is for it still can do, and nothing else."""
 
+from __future__ import annotations
+
 import signal
+from pathlib import Path
+from typing import Any
 
 import pytest
-from kit.child import UID, run, said
+
+from tests.kit.child import UID, run, said
 
 pytestmark = pytest.mark.root
 CONFINED = f"""
@@ -30,7 +35,7 @@ there = sys.argv[1]
 """
 
 
-def test_threads_yes_processes_no():
+def test_threads_yes_processes_no() -> None:
     code = """
 thread = threading.Thread(target=print, args=("thread",))
 thread.start()
@@ -46,11 +51,11 @@ attempt(subprocess.run, ["/bin/true"])
     "os.chroot('/')", "lib.mount(b'', b'', b'', 0, b'')", "lib.syscall(integer(425), integer(1))",  # io_uring_setup
     "os.chown('/tmp', 0, 0)", "socket.socket().listen()", "os.setpriority(0, 0, 5)",
 ])  # fmt: skip
-def test_calls_that_end_it(call):
+def test_calls_that_end_it(call: Any) -> None:
     assert run(CONFINED + call).returncode == -signal.SIGSYS
 
 
-def test_arguments_that_fail():
+def test_arguments_that_fail() -> None:
     code = """
 attempt(fcntl.ioctl, 2, termios.TIOCSTI, b"x")
 attempt(socket.socket, socket.AF_PACKET)
@@ -62,7 +67,7 @@ print(lib.prctl(4, 1, 0, 0, 0))  # PR_SET_DUMPABLE
     assert said(CONFINED + code) == ["ENOTTY", "EAFNOSUPPORT", "EACCES", "EROFS", "EROFS", "-1"]
 
 
-def test_the_network():
+def test_the_network() -> None:
     code = """
 (address, *_) = socket.getaddrinfo("localhost", 1, socket.AF_INET, socket.SOCK_STREAM)
 print(address[4][0])
@@ -75,7 +80,7 @@ attempt(open, "/dev/urandom")
     assert said(CONFINED + code) == ["127.0.0.1", "ECONNREFUSED", "ENOENT", "done", "done", "done"]
 
 
-def test_segment_files(tmp_path):
+def test_segment_files(tmp_path: Path) -> None:
     (tmp_path / "store/key").mkdir(parents=True)
     (tmp_path / "store/key/00000").touch()
     (tmp_path / "file").touch()
@@ -95,7 +100,7 @@ attempt(os.listdir, "/tmp")
     assert said(FILES_CONFINED + code, tmp_path) == ["done"] * 2 + ["EACCES"] * 6
 
 
-def test_certificates_and_credentials_that_are_named(tmp_path, monkeypatch):
+def test_certificates_and_credentials_that_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("ca/ca.pem", "aws/config", "token/token", "other/file"):
         (tmp_path / name).parent.mkdir()
         (tmp_path / name).touch()
@@ -110,7 +115,7 @@ attempt(opens, there + "/ca/ca.pem", "r+b")
     assert said(FILES_CONFINED + code, tmp_path) == ["done", "done", "done", "EACCES", "EACCES"]
 
 
-def test_files_that_are_replaced_under_their_names(tmp_path):
+def test_files_that_are_replaced_under_their_names(tmp_path: Path) -> None:
     """As tokens and bundles are when they are renewed."""
     for name in ("old", "new"):
         (tmp_path / name).write_text(name)
@@ -129,12 +134,12 @@ print(open(there + "/old").read())
     assert said(FILES_CONFINED + code, tmp_path) == ["old", "new"]
 
 
-def test_a_file_at_the_root_opens_no_more_than_itself():
+def test_a_file_at_the_root_opens_no_more_than_itself() -> None:
     code = "confine(there + '/none', ['/nowhere.pem'])\nattempt(os.listdir, '/')\nattempt(os.listdir, '/var')"
     assert said(FILES_CONFINED + code, "") == ["EACCES", "EACCES"]
 
 
-def test_what_the_kernel_lacks_is_said():
+def test_what_the_kernel_lacks_is_said() -> None:
     code = """
 from nydus_erofs.fscache.kernel import landlock, seccomp
 from nydus_erofs.fscache.kernel.confine import confine
