@@ -12,27 +12,29 @@ import json
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from nydus_erofs import __version__
 
-from ..erofs.errors import ConfigError
+from ..erofs.errors import ConfigError, UnsupportedError
 from ..erofs.ids import printable
 from ..erofs.ondisk import CHUNK_INDEX
 from .blob import BlobWriter, Run
 from .bootstrap import assemble
+from .descent import Files, Root
 from .exclude import exclude_test
 from .holes import extents
 from .known import KnownDigests
 from .metadata import FileToFill, MetadataArea
 from .options import BuildOptions, default_workers
 from .output import Outputs
-from .paths import shown
+from .paths import shown, source_error
 from .pieces import Request, batch_size
 from .pool import Pool
+from .times import time_rule
 from .walk import DirectorySource
 from .whiteout import whiteout_test
 from .worker import Worker
@@ -72,12 +74,13 @@ class BuildResult:
 class _Feed:
     """Files in, batches out, results to the blob: the traffic between this process and its pool."""
 
-    def __init__(self, pool: Pool[list[Run]], blob: BlobWriter, chunk_size: int) -> None:
+    def __init__(self, pool: Pool[list[Run]], blob: BlobWriter, files: Files, chunk_size: int) -> None:
         self.files = 0
         self.found = 0  # bytes
         self.done = 0  # bytes
         self._pool = pool
         self._blob = blob
+        self._files = files
         self._chunk_size = chunk_size
         self._limit = batch_size(chunk_size)
         self._request = Request()
@@ -91,7 +94,7 @@ class _Feed:
         if not node.sparse:
             self._add_data(file, 0, node.size)
             return
-        for offset, length, hole in extents(node, self._chunk_size):
+        for offset, length, hole in extents(self._files, node, self._chunk_size):
             if hole:
                 self._runs.append(Run(self._index(file, offset), offset, length, True))
             else:
@@ -154,27 +157,33 @@ def _without_cycles() -> Iterator[None]:
 
 def _build(options: BuildOptions, progress: Progress) -> BuildResult:
     started = time.monotonic()
-    path = _resolve(options.source)
     known = KnownDigests()
-    worker = Worker(options, known)
     workers = options.workers or default_workers()
-    with Pool[list[Run]](workers, options.chunk_size, worker.run) as pool, Outputs(options, path) as outputs:
+    with (
+        _opened(options.source) as root,
+        closing(Files(root)) as files,
+        Pool[list[Run]](workers, options.chunk_size, Worker(options, files, known).run) as pool,
+        Outputs(options, Path(os.fsdecode(root.path))) as outputs,
+    ):
         source = DirectorySource(
-            os.fsencode(path),
+            root,
             whiteout=whiteout_test(options.whiteout_spec),
             excluded=exclude_test(options.exclude),
             own_outputs=outputs.identities(),
             chunk_size=options.chunk_size,
+            time_rule=time_rule(options),
+            links=not options.hard_dereference,
         )
         area = MetadataArea(source.root(), options.chunk_size)
         blob = BlobWriter(options, known, outputs.blob, area.data)
-        feed = _Feed(pool, blob, options.chunk_size)
-        for listing in source.listings():
-            for file in area.add(listing):
-                feed.add(file)
-            if area.directories % _STEP == 0:
-                feed.take(wait=False)
-                progress.update(files=feed.files, done=feed.done, found=feed.found, walked=False)
+        feed = _Feed(pool, blob, files, options.chunk_size)
+        with closing(source.listings()) as listings:
+            for listing in listings:
+                for file in area.add(listing):
+                    feed.add(file)
+                if area.directories % _STEP == 0:
+                    feed.take(wait=False)
+                    progress.update(files=feed.files, done=feed.done, found=feed.found, walked=False)
         feed.flush()
         while pool.busy:
             feed.take(wait=True)
@@ -203,16 +212,26 @@ def _build(options: BuildOptions, progress: Progress) -> BuildResult:
         return result
 
 
-def _resolve(source: Path) -> Path:
-    """The source without symlinks; ConfigError unless it is a directory."""
+@contextmanager
+def _opened(source: Path) -> Iterator[Root]:
+    """The source, which may be named by a symlink. ConfigError unless it is a directory."""
     try:
-        path = Path(os.path.realpath(source, strict=True))
-        path.stat()
+        process = os.readlink(b"/proc/self")
+    except OSError:
+        raise UnsupportedError("a build needs /proc, which is not mounted", hint="mount -t proc proc /proc") from None
+    try:
+        path = os.path.realpath(os.fsencode(source), strict=True)
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except NotADirectoryError:
+        raise ConfigError(f"{shown(source)} is not a directory") from None
+    except PermissionError as error:
+        raise source_error(error, os.fsencode(source)) from None
     except OSError as error:
         raise ConfigError(f"{shown(source)}: {error.strerror}") from None
-    if not path.is_dir():
-        raise ConfigError(f"{shown(source)} is not a directory")
-    return path
+    try:
+        yield Root(fd, path, b"/proc/%b/fd/" % process)
+    finally:
+        os.close(fd)
 
 
 def report(options: BuildOptions, result: BuildResult) -> bytes:

@@ -7,13 +7,12 @@ import os
 from collections.abc import Iterator
 
 from ..erofs.record import round_up
-from .paths import changed, open_at_length, source_error
+from .descent import Files
+from .paths import changed, source_error
 from .tree import Node, Stamp
 
-_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
-
-def extents(node: Node, chunk_size: int) -> Iterator[tuple[int, int, bool]]:
+def extents(files: Files, node: Node, chunk_size: int) -> Iterator[tuple[int, int, bool]]:
     """A regular file as (offset, length, is it a hole), cut at whole chunks and without gaps.
 
     A run of hole is either whole chunks or the file's last, partial chunk alone.
@@ -22,16 +21,15 @@ def extents(node: Node, chunk_size: int) -> Iterator[tuple[int, int, bool]]:
     if not node.sparse:
         yield 0, node.size, False
         return
+    fd = files.open(node.path)
     try:
-        fd = open_at_length(node.path, _FLAGS)
-        try:
-            if Stamp.of(os.fstat(fd)) != node.stamp:
-                raise changed(node.path)
-            data = list(_data(fd, node.size, chunk_size))
-        finally:
-            os.close(fd)
+        if Stamp.of(os.fstat(fd)) != node.stamp:
+            raise changed(node.path)
+        data = list(_data(fd, node.size, chunk_size))
     except OSError as error:
         raise source_error(error, node.path) from None
+    finally:
+        os.close(fd)
     end = 0
     for start, stop in [*data, (node.size, node.size)]:
         whole = start - start % chunk_size

@@ -140,15 +140,18 @@ class MetadataArea:
             The regular files among them that have bytes, each once, in the order of names.
         """
         node, ino, parent, position = self._pending.pop()
-        directory = self._place_directory(node, ino, parent, position, listing)
+        xattrs, nodes = listing
+        if xattrs:
+            node = node._replace(xattrs=xattrs)
+        directory = self._place_directory(node, ino, parent, position, nodes)
         first_ino = self._next_ino
-        self._next_ino = first_ino + len(listing)
+        self._next_ino = first_ino + len(nodes)
         if self._next_ino > _MAX_INO:
             raise UnsupportedError(f"more than {_MAX_INO} names in one image")
         to_fill: list[FileToFill] = []
         subdirectories: list[_Pending] = []
         nids = directory.nids
-        for child_ino, child in enumerate(listing, first_ino):
+        for child_ino, child in enumerate(nodes, first_ino):
             kind = child.mode & _S_IFMT
             if kind == stat.S_IFREG:
                 nids.append(self._place_regular(child, child_ino, to_fill))
@@ -160,7 +163,7 @@ class MetadataArea:
             else:
                 nids.append(self._place_special(child, child_ino))
         self.directories += 1
-        self.files += len(listing) - len(subdirectories)
+        self.files += len(nodes) - len(subdirectories)
         if subdirectories:
             directory.missing = len(subdirectories)
             subdirectories.reverse()
@@ -204,10 +207,10 @@ class MetadataArea:
             self.data += bytes(max(missing, _GROWTH))
 
     def _place_directory(
-        self, node: Node, ino: int, parent: _Directory | None, position: int, listing: Listing
+        self, node: Node, ino: int, parent: _Directory | None, position: int, nodes: list[Node]
     ) -> _Directory:
-        names = [child.name for child in listing]
-        types = [_TYPES[child.mode & _S_IFMT] for child in listing]
+        names = [child.name for child in nodes]
+        types = [_TYPES[child.mode & _S_IFMT] for child in nodes]
         size = (len(names) + 2) * DIRENT.size + len(b"".join(names)) + len(_DOT + _DOTDOT)
         if size > BLOCK_SIZE:
             size = packed_size(sorted([*names, _DOT, _DOTDOT]), BLOCK_SIZE)
@@ -327,16 +330,14 @@ class MetadataArea:
 
     def _join_chunks(self, place: int, index: int, size: int) -> None:
         """Let the kernel see a file whose chunks follow each other in one blob as a single chunk."""
-        entries = _START_BLOCK.iter_unpack(memoryview(self.data)[index : index + self._indexes_size(size)])
+        end = index + chunk_count(size, self._chunk_size) * CHUNK_INDEX.size
+        entries = _START_BLOCK.iter_unpack(memoryview(self.data)[index:end])
         blocks = (block for (block,) in entries)
         first, step = next(blocks), self._chunk_size // BLOCK_SIZE
         follow = all(map(operator.eq, blocks, itertools.count(first + step, step)))
         bits = (size - 1).bit_length() - BLOCK_BITS
         if follow and bits <= CHUNK_FORMAT_BITS_MASK:
             _U.pack_into(self.data, place + _U_OFFSET, bits | CHUNK_FORMAT_INDEXES)
-
-    def _indexes_size(self, size: int) -> int:
-        return chunk_count(size, self._chunk_size) * CHUNK_INDEX.size
 
 
 def _block_end(names: list[bytes], first: int) -> int:

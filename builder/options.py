@@ -66,6 +66,9 @@ class BuildOptions:
     digest: DigestAlgo = DigestAlgo.BLAKE3
     whiteout_spec: WhiteoutSpec = WhiteoutSpec.OCI
     exclude: tuple[str, ...] = ()
+    mtime: int | None = None  # of everything, the root too; nanoseconds, like the next
+    latest_mtime: int | None = None  # what is later becomes this
+    hard_dereference: bool = False  # each name of a file with several is a file of its own
     workers: int | None = None  # default: default_workers()
 
     def __post_init__(self) -> None:

@@ -118,6 +118,11 @@ def _identity(st: os.stat_result) -> Identity:
     return st.st_dev, st.st_ino
 
 
+def _remove_empty(directory: Path) -> None:
+    with suppress(OSError):  # an image is in it
+        directory.rmdir()
+
+
 def _sync_directory(path: Path) -> None:
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
@@ -175,21 +180,20 @@ class Outputs:
         self._stack.close()
 
     def _make_directory(self, stack: ExitStack) -> None:
-        """Make the output directory if it is missing (not those above it); after a failure it is gone again."""
+        """Make the output directory if it is missing, and those above it; after a failure they are gone again."""
         directory = self._output_dir
-        if directory is None or directory.exists():
+        if directory is None:
             return
-        try:
-            directory.mkdir()
-        except OSError as error:
-            hint = "create the directories above it first" if isinstance(error, FileNotFoundError) else None
-            raise OutputError(f"cannot create {shown(directory)}: {error.strerror}", hint=hint) from None
-
-        def remove() -> None:
-            with suppress(OSError):  # an image is in it
-                directory.rmdir()
-
-        stack.callback(remove)
+        missing = []
+        while not directory.exists():
+            missing.append(directory)
+            directory = directory.parent
+        for directory in reversed(missing):
+            try:
+                directory.mkdir()
+            except OSError as error:
+                raise OutputError(f"cannot create {shown(directory)}: {error.strerror}") from None
+            stack.callback(_remove_empty, directory)
 
     @staticmethod
     def _draft(stack: ExitStack, path: Path | None, directory: Path | None) -> Draft:

@@ -1,6 +1,6 @@
 """What an image is made of, wherever it comes from: nodes, and directories in the order of the image.
 
-A source is an iterator of *listings*: the sorted children of one directory after the other, in pre-order
+A source is an iterator of *listings*: the sorted nodes of one directory after the other, in pre-order
 (a directory, then the tree below its first subdirectory, then the next). The first listing is the root's.
 Whoever takes listings needs no recursion and, apart from directories still to come, no memory of the tree.
 """
@@ -47,4 +47,8 @@ class Node(NamedTuple):
     sparse: bool = False  # it has fewer blocks than its size asks for
 
 
-Listing = list[Node]
+class Listing(NamedTuple):
+    """What one directory holds, sorted by name; ``xattrs`` are the directory's own, and replace its node's."""
+
+    xattrs: bytes
+    nodes: list[Node]

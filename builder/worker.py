@@ -7,13 +7,11 @@ import os
 from ..erofs.codec import codec
 from ..erofs.digest import digest_function
 from ..erofs.record import Buffer
+from .descent import Files
 from .known import KnownDigests
 from .options import BuildOptions
-from .paths import changed, open_at_length, source_error
+from .paths import changed, source_error
 from .pieces import ALREADY_STORED, Piece, Slot
-
-# Nonblocking: should a path name a FIFO by now, opening it must not wait for a writer.
-_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
 class _Reply:
@@ -39,7 +37,8 @@ class _Reply:
 class Worker:
     """Turns requests in slots into replies. Keeps one chunk's memory and a compressor; one thread at a time."""
 
-    def __init__(self, options: BuildOptions, known: KnownDigests) -> None:
+    def __init__(self, options: BuildOptions, files: Files, known: KnownDigests) -> None:
+        self._files = files
         self._chunk_size = options.chunk_size
         self._digest = digest_function(options.digest)
         self._compress = codec(options.compression, options.compression_level).compress
@@ -50,16 +49,15 @@ class Worker:
         """Do the batch in ``slot``. SourceError when a file cannot be read or is not the one that was listed."""
         reply = _Reply(slot)
         for piece in slot.read_request():
+            fd = self._files.open(piece.path)
             try:
-                fd = open_at_length(piece.path, _FLAGS)
-                try:
-                    self._add(fd, piece, reply)
-                    # Whatever happened to the file since it was listed shows in its change time.
-                    st = os.fstat(fd)
-                finally:
-                    os.close(fd)
+                self._add(fd, piece, reply)
+                # Whatever happened to the file since it was listed shows in its change time.
+                st = os.fstat(fd)
             except OSError as error:
                 raise source_error(error, piece.path) from None
+            finally:
+                os.close(fd)
             if (st.st_size, st.st_mtime_ns, st.st_ctime_ns, st.st_ino, st.st_dev) != piece.stamp:
                 raise changed(piece.path)
         slot.write_reply(reply.sizes, reply.digests)

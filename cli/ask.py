@@ -40,13 +40,14 @@ def mount_image(
         options: of mount(8), besides what ``suid`` and ``dev`` say.
     """
     require_root("mounting")
+    name, auth = _named(image)
     fields = {
-        "image": _published(image) or os.path.realpath(image),
+        "image": name,
         "target": os.path.realpath(mountpoint),
         "blob_dirs": [os.path.realpath(path) for path in blob_dirs],
         "backend_file": backend_file and os.path.realpath(backend_file),
         "digest": digest,
-        "auth": _docker_auth(image) if _published(image) else "",
+        "auth": auth,
         "prefetch": prefetch,
         "plain_http": plain_http,
         "insecure": insecure,
@@ -63,23 +64,20 @@ def mount_image(
         sys.stderr.write(f"nydus-erofs: the service that runs keeps its state in {answer['state_dir']}\n")
 
 
-def _published(image: str) -> str:
-    """The image if its name says that it is published somewhere, and is not a file here; else nothing."""
-    if image.startswith(("s3://", "registry://")):
-        return image
-    first, _, rest = image.partition("/")
-    looks_like_a_host = bool(rest) and ("." in first or ":" in first or first == "localhost")
-    return image if looks_like_a_host and first not in (".", "..") and not os.path.exists(image) else ""
+def _named(image: str) -> tuple[str, str]:
+    """An image's name for the service, and what this user's docker configuration has for its registry."""
+    if os.path.exists(image):  # the usual case, which loads nothing
+        return os.path.realpath(image), ""
+    from ..fscache.config.reference import FileImage, RegistryImage, parse_image
 
-
-def _docker_auth(image: str) -> str:
-    """What this user's docker configuration has for the image's registry; the service may have another home."""
-    if image.startswith("s3://"):
-        return ""
-    from ..fscache.config.reference import parse_reference
+    found = parse_image(image)
+    if isinstance(found, FileImage):
+        return os.path.realpath(found.path), ""
+    if not isinstance(found, RegistryImage):
+        return image, ""
     from ..fscache.credentials.docker import docker_config, docker_credentials
 
-    return docker_credentials(parse_reference(image.removeprefix("registry://")).host, docker_config())
+    return image, docker_credentials(found.host, docker_config())
 
 
 def umount_image(mountpoint: str, *, run_dir: str = DEFAULT_RUN) -> None:

@@ -6,15 +6,16 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import FrameType
 from typing import NoReturn
 
 import click
 
-from ..builder import BlobSink, BuildOptions, BuildResult, WhiteoutSpec, build
-from ..erofs.errors import UnsupportedError
+from ..builder import BlobSink, BuildOptions, BuildResult, WhiteoutSpec, build, parse_time, source_date_epoch
+from ..erofs.errors import ConfigError, UnsupportedError
 from ..erofs.ids import printable
 from ..erofs.rafs import DEFAULT_CHUNK_SIZE, Compression, DigestAlgo
 from . import push
@@ -24,6 +25,7 @@ from .units import size_text
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from ..fscache.config.backend import BackendConfig
+    from ..fscache.push.publish import Published
 
 _COMPRESSIONS = {c.name.lower(): c for c in (Compression.NONE, Compression.LZ4_BLOCK, Compression.ZSTD)}
 _DIGESTS = {algo.name.lower(): algo for algo in DigestAlgo}
@@ -76,6 +78,12 @@ class _Number(click.ParamType[int]):
     metavar="PATTERN",
     help="Leave out what matches: a name, or with a / in it a path from DIRECTORY on. May be repeated.",
 )
+@click.option(
+    "--mtime",
+    metavar="N|DATE",
+    help="Time of all files: seconds since 1970, or a date such as 2023-11-14 or 2023-11-14T22:13:20Z.",
+)
+@click.option("--hard-dereference", is_flag=True, help="Take names of one file (hard links) for files of their own.")
 @click.option("--workers", type=int, help="Processes that read and compress [default: one per CPU, at most 8].")
 @click.option("-v", "--fs-version", default="6", show_default=True, help="Version of RAFS.")
 @click.option("-t", "--type", "--source-type", "source_type", default="directory", help="Kind of source: directory.")
@@ -100,6 +108,8 @@ def command(
     digester: str,
     whiteout_spec: str,
     exclude: tuple[str, ...],
+    mtime: str | None,
+    hard_dereference: bool,
     workers: int | None,
     fs_version: str,
     source_type: str,
@@ -114,7 +124,10 @@ def command(
     With --output-dir OUT alone the bootstrap becomes OUT/NAME.meta, the blob OUT/<its SHA-256>, and
     OUT/output.json names both. Nothing appears under its name before it is complete.
 
-    With --backend-push and no place for the blob (--bootstrap FILE alone) it is uploaded while it is built.
+    Without --mtime, times later than the environment variable SOURCE_DATE_EPOCH (seconds since 1970) become that.
+
+    With --backend-push and no place for the blob it is uploaded while it is built; without any place for outputs
+    nothing of the image is kept here.
     """
     source = directory or source_dir
     if not source or (directory and source_dir):
@@ -129,40 +142,59 @@ def command(
         raise UnsupportedError("--batch-size: chunks cannot be batched yet", hint="leave it out, or give 0")
     if not backend_push and (backend_type or backend_file):
         raise click.UsageError("--backend-type and --backend-config-file need --backend-push")
-    backend = push.load_backend(backend_type, backend_file) if backend_push else None
+    backend = push.target(backend_type, backend_file)[0] if backend_push else None
     streamed = backend is not None and not (output_dir or blob or blob_dir)
-    options = BuildOptions(
-        source=source,
-        output_dir=output_dir,
-        name=name,
-        bootstrap=bootstrap,
-        blob=blob,
-        blob_dir=blob_dir,
-        output_json=output_json,
-        blob_sink=_sink(backend) if backend is not None and streamed else None,
-        chunk_size=chunk_size,
-        compression=_COMPRESSIONS[compressor],
-        compression_level=compression_level,
-        digest=_DIGESTS[digester],
-        whiteout_spec=WhiteoutSpec(whiteout_spec),
-        exclude=exclude,
-        workers=workers,
-    )
-    with _ended_by_signals(), progress_for(quiet=log_level in ("warn", "error")) as progress:
-        result = build(options, progress)
-    for path in result.own_outputs:
-        click.echo(f"left out {path}: the image is written there", err=True)
-    click.echo(_summary(result))
-    if backend is not None:
-        folders = [str(result.blob.parent)] if result.blob else []
-        there = {result.blob_id: result.blob_size} if result.blob_id and not result.blob else {}
-        path = str(result.bootstrap)
-        click.echo(push.summary(push.push(path, folders, backend, name or path.rpartition("/")[2], there)))
+    passing = backend is not None and not (output_dir or bootstrap or blob_dir)
+    if passing and output_json:
+        raise ConfigError(
+            "--output-json names the bootstrap, which has no place", hint="add --bootstrap FILE, or --output-dir DIR"
+        )
+    with _ended_by_signals(), ExitStack() as stack:
+        if passing:
+            output_dir = Path(stack.enter_context(TemporaryDirectory(prefix="nydus-erofs-")))
+        options = BuildOptions(
+            source=source,
+            output_dir=output_dir,
+            name=name,
+            bootstrap=bootstrap,
+            blob=blob,
+            blob_dir=blob_dir,
+            output_json=output_json,
+            blob_sink=_sink(backend, passing) if backend is not None and streamed else None,
+            chunk_size=chunk_size,
+            compression=_COMPRESSIONS[compressor],
+            compression_level=compression_level,
+            digest=_DIGESTS[digester],
+            whiteout_spec=WhiteoutSpec(whiteout_spec),
+            exclude=exclude,
+            mtime=None if mtime is None else parse_time(mtime),
+            latest_mtime=None if mtime is not None else source_date_epoch(os.environ),
+            hard_dereference=hard_dereference,
+            workers=workers,
+        )
+        with progress_for(quiet=log_level in ("warn", "error")) as progress:
+            result = build(options, progress)
+        for path in result.own_outputs:
+            click.echo(f"left out {path}: the image is written there", err=True)
+        click.echo(_summary(result, kept=not passing))
+        if backend is not None:
+            click.echo(push.summary(_push(result, backend, name)))
 
 
-def _sink(backend: BackendConfig) -> BlobSink:
+def _push(result: BuildResult, backend: BackendConfig, name: str | None) -> Published:
+    folders = [str(result.blob.parent)] if result.blob else []
+    there = {result.blob_id: result.blob_size} if result.blob_id and not result.blob else {}
+    path = str(result.bootstrap)
+    return push.push(path, folders, backend, name or path.rpartition("/")[2], there)
+
+
+def _sink(backend: BackendConfig, passing: bool) -> BlobSink | None:
+    """Where a blob goes while it is built; None for a folder if it may lie in another one on its way."""
+    from ..fscache.config.backend import LocalFs
     from ..fscache.push.stream import stream
 
+    if passing and isinstance(backend, LocalFs):
+        return None
     return stream(backend, lambda _: None)  # what is built is what is shown
 
 
@@ -182,13 +214,15 @@ def _ended_by_signals() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _summary(result: BuildResult) -> str:
+def _summary(result: BuildResult, *, kept: bool) -> str:
+    """One line on a build; without places for what is not ``kept``."""
+    bootstrap = printable(os.fsencode(result.bootstrap)) if kept else "bootstrap"
     blob = "no blob: no file has bytes"
     if result.blob_id:
-        where = printable(os.fsencode(result.blob)) if result.blob else result.blob_id
+        where = printable(os.fsencode(result.blob)) if result.blob and kept else result.blob_id
         blob = f"blob {where} ({size_text(result.blob_size)})"
     parts = [
-        f"{printable(os.fsencode(result.bootstrap))} ({size_text(result.bootstrap_size)}), {blob}",
+        f"{bootstrap} ({size_text(result.bootstrap_size)}), {blob}",
         f"{result.files} files and {result.directories} directories, {size_text(result.source_size)}",
         f"{result.distinct_chunks} of {result.chunks} chunks stored",
     ]

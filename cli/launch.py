@@ -44,10 +44,8 @@ def start_service(run_dir: str, state_dir: str) -> None:
             time.sleep(0.02)
         else:
             if process.poll() is None:
-                click.echo(
-                    f"nydus-erofs: started the service (pid {process.pid}, state in {state_dir}, log {log_path})",
-                    err=True,
-                )
+                what = f"pid {process.pid}, state in {state_dir}, log {log_path}"
+                click.echo(f"nydus-erofs: started the service ({what})", err=True)
             return
     with open(log_path, encoding="utf-8", errors="replace") as log_text:
         log_text.seek(start)

@@ -8,9 +8,11 @@ from __future__ import annotations
 import sys
 from dataclasses import asdict, dataclass, field
 
-from ..erofs.errors import ConfigError, NydusErofsError
+from ..erofs.errors import ConfigError
 from ..fscache.config.defaults import DEFAULT_RUN
-from .exits import fail
+from .exits import end_with
+
+_USAGE = "usage: mount.nydus-erofs IMAGE MOUNTPOINT [-sfnvr] [-o OPTIONS]"
 
 # Generic options of mount(8) and fstab(5) that mean nothing here: images are always mounted read-only. mount(8)
 # passes rw unless it was told ro, also when nobody said either.
@@ -31,17 +33,17 @@ def parse(arguments: list[str]) -> tuple[str, str, list[str], bool]:
         if argument in ("-o", "-t", "-N"):
             value = next(rest, None)
             if value is None:
-                raise ConfigError(f"{argument} needs a value")
+                raise ConfigError(f"{argument} needs a value", hint=_USAGE)
             if argument == "-o":
                 options += [option for option in value.split(",") if option]
         elif argument.startswith("-") and argument != "-":
             fake = fake or "f" in argument
             if set(argument[1:]) - set("sfnvr"):
-                raise ConfigError(f"unknown option {argument}")
+                raise ConfigError(f"unknown option {argument}", hint=_USAGE)
         else:
             names.append(argument)
     if len(names) != 2:
-        raise ConfigError("usage: mount.nydus-erofs IMAGE MOUNTPOINT [-o OPTIONS]")
+        raise ConfigError(f"an image and a mountpoint are needed, not {len(names)} names", hint=_USAGE)
     return names[0], names[1], options, fake
 
 
@@ -80,20 +82,23 @@ def interpret(options: list[str]) -> Wanted:
         elif option not in _GENERIC and not option.startswith(("x-", "comment=")):
             raise ConfigError(
                 f"unknown mount option {option!r}",
-                hint="known: blob_dir=, backend_config=, digest=, prefetch, noprefetch, suid, dev, plain_http, insecure, "
-                "run_dir=, state_dir=",
+                hint="known: blob_dir=, backend_config=, digest=, prefetch, noprefetch, suid, dev, plain_http, "
+                "insecure, run_dir=, state_dir=",
             )
     return wanted
 
 
-def main() -> None:
-    """Entry point of the ``mount.nydus-erofs`` script."""
+def run(arguments: list[str]) -> int:
+    """Run the helper's command line; the exit code."""
     from .ask import mount_image
 
-    try:
-        image, mountpoint, options, fake = parse(sys.argv[1:])
-        wanted = interpret(options)
-        if not fake:
-            mount_image(image, mountpoint, **asdict(wanted))
-    except NydusErofsError as error:
-        sys.exit(fail(error))
+    image, mountpoint, options, fake = parse(arguments)
+    wanted = interpret(options)
+    if not fake:
+        mount_image(image, mountpoint, **asdict(wanted))
+    return 0
+
+
+def main() -> None:
+    """Entry point of the ``mount.nydus-erofs`` script."""
+    end_with(lambda: run(sys.argv[1:]))

@@ -41,6 +41,8 @@ config_option = click.option(
 @type_option
 @config_option
 @click.option("--name", help="Name of the image there, or a registry's tag [default: the bootstrap's file name].")
+@click.option("--plain-http", is_flag=True, help="Speak http to the server, not https.")
+@click.option("--insecure", is_flag=True, help="Take any TLS certificate.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def command(
     bootstrap: str,
@@ -49,21 +51,20 @@ def command(
     backend_type: str | None,
     backend_file: str | None,
     name: str | None,
+    plain_http: bool,
+    insecure: bool,
     as_json: bool,
 ) -> None:
     """Publish the image of a BOOTSTRAP: blobs first, the bootstrap last.
 
-    REFERENCE is REGISTRY/REPOSITORY:TAG; without it --backend-config-file says where. What is there already is not
-    sent again, so a push that was interrupted goes on where it was.
+    REFERENCE is REGISTRY/REPOSITORY:TAG or s3://BUCKET/NAME; without it --backend-config-file says where. What is
+    there already is not sent again, so a push that was interrupted goes on where it was. A registry of this host
+    needs no --plain-http: it is found out.
     """
-    from ..fscache.config.backend import Registry
-
-    backend, tag = (
-        _registry(reference, backend_file) if reference else (load_backend(backend_type, backend_file), None)
-    )
-    if isinstance(backend, Registry) and not (tag or name):
+    backend, known = target(backend_type, backend_file, reference, plain_http=plain_http, insecure=insecure)
+    if not (known or name) and backend.__struct_config__.tag == "registry":
         raise click.UsageError("name the registry's tag: with --name, or as REGISTRY/REPOSITORY:TAG")
-    done = push(bootstrap, list(blob_dirs), backend, tag or name or bootstrap.rpartition("/")[2])
+    done = push(bootstrap, list(blob_dirs), backend, known or name or bootstrap.rpartition("/")[2])
     click.echo(to_json(asdict(done)) if as_json else summary(done))
 
 
@@ -77,45 +78,56 @@ def push(
         return publish(bootstrap, folders, backend, name, progress, there or {})
 
 
-def load_backend(kind: str | None, file: str | None) -> BackendConfig:
-    """The backend that options name; for a registry with what docker's configuration knows of it."""
-    from ..fscache.config import backend as config
+def target(
+    kind: str | None,
+    file: str | None,
+    reference: str | None = None,
+    *,
+    plain_http: bool = False,
+    insecure: bool = False,
+) -> tuple[BackendConfig, str]:
+    """Where options say to push to, with credentials, and the image's name there if ``reference`` says it."""
+    from ..fscache.config.backend import LocalFs
+    from ..fscache.config.backend_file import load
+    from ..fscache.config.completion import with_transport
+    from ..fscache.credentials.docker import with_docker_credentials
 
-    if file is None:
-        raise click.UsageError("say where to push to, with --backend-config-file")
-    backend = config.load(kind, file)
-    if isinstance(backend, config.Registry):
-        return _with_credentials(backend)
-    return backend
+    if reference:
+        backend, name = _named(reference, kind, file)
+    elif file:
+        backend, name = load(file, kind), ""
+    else:
+        raise click.UsageError("say where to push to: with --backend-config-file, or a REFERENCE")
+    if plain_http or insecure:
+        backend = with_transport(backend, plain_http=plain_http, insecure=insecure)
+    return backend if isinstance(backend, LocalFs) else with_docker_credentials(backend), name
 
 
-def _registry(reference: str, file: str | None) -> tuple[BackendConfig, str]:
-    import msgspec
+def _named(reference: str, kind: str | None, file: str | None) -> tuple[BackendConfig, str]:
+    from msgspec.structs import replace
 
-    from ..fscache.config import backend as config
-    from ..fscache.config.reference import parse_reference
+    from ..fscache.config.backend import S3, LocalFs
+    from ..fscache.config.backend_file import load
+    from ..fscache.config.completion import backend_of
+    from ..fscache.config.reference import BucketImage, FileImage, parse_image
 
-    found = parse_reference(reference.removeprefix("registry://"))
-    if found.tag_or_digest.startswith("sha256:"):
+    image = parse_image(reference)
+    if isinstance(image, FileImage):
+        raise ConfigError(
+            f"{reference}: it does not begin with a registry",
+            hint="say REGISTRY/REPOSITORY:TAG or s3://BUCKET/NAME; --backend-config-file can name a folder",
+        )
+    configured = load(file, kind, image.known) if file else None
+    if isinstance(configured, LocalFs):
+        raise ConfigError(f"{file} is a localfs backend, but {reference} is not there")
+    backend = backend_of(image, configured)
+    if isinstance(image, BucketImage):
+        assert isinstance(backend, S3)
+        return replace(backend, meta_prefix=""), image.key  # the name is the whole one
+    if image.digest:
         raise ConfigError(f"{reference}: an image is pushed under a tag, not under a digest")
-    backend = config.load("registry", file) if file else config.Registry(host=found.host, repo=found.repo)
-    assert isinstance(backend, config.Registry)
-    if backend.host != found.host:
-        backend = msgspec.structs.replace(backend, auth="", registry_token="")
-    backend = msgspec.structs.replace(backend, host=found.host, repo=found.repo)
-    return _with_credentials(backend), found.tag_or_digest
-
-
-def _with_credentials(registry: BackendConfig) -> BackendConfig:
-    import msgspec
-
-    from ..fscache.config.backend import Registry
-    from ..fscache.credentials.docker import docker_config, docker_credentials
-
-    assert isinstance(registry, Registry)
-    if registry.auth or registry.registry_token:
-        return registry
-    return msgspec.structs.replace(registry, auth=docker_credentials(registry.host, docker_config()))
+    assert backend is not None
+    return backend, image.manifest
 
 
 def summary(done: Published) -> str:

@@ -7,8 +7,17 @@ imported only when asked for, so that ``mount`` does not pay for what ``build`` 
 from __future__ import annotations
 
 import importlib
+import os
+import re
+import sys
+from collections.abc import Sequence
 
 import click
+
+from ..erofs.errors import ConfigError
+from ..erofs.ids import printable
+
+_NAME = "nydus-erofs"
 
 # verb -> (module, what `nydus-erofs --help` says of it)
 VERBS = {
@@ -49,20 +58,38 @@ def _print_version(ctx: click.Context, _param: click.Parameter, value: bool) -> 
         ctx.exit()
 
 
-@click.group(cls=_Verbs, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.group(
+    cls=_Verbs,
+    invoke_without_command=True,
+    no_args_is_help=False,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
 @click.option(
     "--version", is_flag=True, is_eager=True, expose_value=False, callback=_print_version, help="Show the version."
 )
-def cli() -> None:
+@click.pass_context
+def cli(ctx: click.Context) -> None:
     """Build container images for the kernel's own EROFS driver and serve them as they are read."""
+    if ctx.invoked_subcommand is None:
+        click.echo(ctx.get_help(), err=True)
+        ctx.exit(ConfigError.exit_code)
 
 
 def run() -> int:
-    """Run the command line of this process; the exit code."""
+    """Run the command line of this process; the exit code. ConfigError for one that is wrong."""
     try:
-        return cli.main(standalone_mode=False) or 0
+        return cli.main(prog_name=_NAME, standalone_mode=False) or 0
     except click.ClickException as error:
-        error.show()
-        return error.exit_code
+        raise _in_our_form(error) from None
     except click.Abort:
         raise KeyboardInterrupt from None
+
+
+def _in_our_form(error: click.ClickException) -> ConfigError:
+    """One line without a capital and a full stop, and a hint."""
+    similar: Sequence[str] = getattr(error, "possibilities", None) or ()
+    text = error.message if similar else error.format_message()
+    text = re.sub(r"\s*\n\s*", " ", text).rstrip(".")
+    command = " ".join([_NAME, *(verb for verb in sys.argv[1:2] if verb in VERBS)])
+    hint = f"did you mean {' or '.join(similar)}?" if similar else f"see {command} --help"
+    return ConfigError(printable(os.fsencode(text[:1].lower() + text[1:])), hint=hint)

@@ -1,9 +1,10 @@
-"""The one place where a backend is put together: client, retries, metering."""
+"""The one place where a backend is put together: client, mirrors, retries, metering."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from functools import partial
 
 import msgspec
 
@@ -13,6 +14,7 @@ from ..proto.worker import Traffic
 from .base import Client
 from .blob import RemoteBlob
 from .meter import Meter
+from .mirrored import Mirrored
 from .resilient import Resilient
 
 
@@ -31,6 +33,12 @@ def client(config: Remote, connections: int) -> Client:
             from .httpproxy import HttpProxyClient
 
             return HttpProxyClient(config, connections)
+
+
+def _ping(config: Remote, url: str) -> None:
+    from .http.client import Http
+
+    Http(config, 1).ping(url)
 
 
 class Backends:
@@ -52,7 +60,7 @@ class Backends:
         with self._lock:
             if key not in self._known:
                 meter = Meter(describe(config), self._changed)
-                made = client(config, self._connections)
+                made = Mirrored(client(config, self._connections), config.mirrors, partial(_ping, config))
                 self._known[key] = Resilient(made, meter, config.retry_limit), meter
             return self._known[key][0]
 

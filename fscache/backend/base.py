@@ -1,7 +1,8 @@
 """What a client of a remote backend offers: single requests for objects by name.
 
-A client makes one attempt per call, with time-outs; retries, mirrors and metering are wrapped around it
-(``assemble.py``). Clients are safe for several threads and keep one pool of connections.
+A client makes one attempt per call, with time-outs; mirrors, retries and metering are wrapped around it
+(``assemble.py``), while a proxy is the affair of its connections. Clients are safe for several threads and keep one
+pool of connections.
 
 Errors, all BackendError: BlobNotFoundError (404), DeniedError (401, 403, rejected signature); ``retryable`` tells
 whether another try may help, ``retry_after`` (seconds) when the server asked for a pause. Messages name server and
@@ -13,6 +14,7 @@ from __future__ import annotations
 from typing import NamedTuple, Protocol
 
 from ...erofs.record import Buffer
+from ..config.backend import Mirror
 
 
 class ObjectInfo(NamedTuple):
@@ -33,4 +35,8 @@ class Client(Protocol):
 
     def read(self, name: str, offset: int, length: int) -> Buffer:
         """Exactly ``length`` bytes (at least 1) from byte ``offset``: an answer of another length is an error."""
+        ...
+
+    def at(self, mirror: Mirror) -> Client:
+        """A client of the same objects on a mirror, past any proxy. Credentials go there if they are safe there."""
         ...

@@ -13,6 +13,7 @@ from ...erofs.record import Buffer
 from .base import Client, ObjectInfo
 from .health import Health
 from .meter import Meter
+from .mirrored import Mirrored
 
 T = TypeVar("T")
 _FIRST_PAUSE = 0.05  # seconds before the second try, doubled before each further one
@@ -20,13 +21,14 @@ _TURNED_AWAY = 0.1  # seconds at least until who was turned away should ask agai
 
 
 class Resilient:
-    """Wraps a client. A failed request is sent again at once ``retry_limit`` times at most, after a short pause with
-    jitter. What still fails is for the caller to postpone: the error says for how long (``retry_after``).
+    """Wraps a client with its mirrors. A failed request is sent again at once ``retry_limit`` times at most, after a
+    short pause with jitter. What still fails is for the caller to postpone: the error says for how long
+    (``retry_after``).
 
     While a server counts as down, a thread looks whether it is back, and every other request fails at once.
     """
 
-    def __init__(self, client: Client, meter: Meter, retry_limit: int) -> None:
+    def __init__(self, client: Mirrored, meter: Meter, retry_limit: int) -> None:
         self.label = client.label
         self._client, self._meter, self._tries = client, meter, retry_limit + 1
         self._health = Health()
@@ -56,7 +58,7 @@ class Resilient:
             self._enter()
             begin = time.monotonic()
             try:
-                answer = request(self._client)
+                answer = self._client.call(request)
             except BackendError as error:
                 again = self._failed(error, begin, look or request, last=number == self._tries)
                 if not again:
@@ -114,7 +116,7 @@ class Resilient:
             time.sleep(wait)
             begin = time.monotonic()
             try:
-                request(self._client)
+                self._client.call(request)
             except BackendError as error:
                 self._failed(error, begin, request)
             else:

@@ -1,28 +1,42 @@
 """Where an image's objects are kept: one typed record for each kind of backend.
 
 Field names are nydusd's (its ``backend`` configuration, both styles), with the names that older S3 configurations
-use beside them. An unknown key is an error that names its JSON path.
+use beside them. Types hold the bounds, the comments are the meanings in docs/configuration.md
+(``scripts/configuration_page.py``).
 """
 
 from __future__ import annotations
 
-from typing import Any
+import ipaddress
+import re
+from typing import Annotated, Literal
 
 import msgspec
+from msgspec import Meta
 
 from ...erofs.errors import ConfigError, UnsupportedError
+
+Seconds = Annotated[float, Meta(gt=0, le=3600)]
+Retries = Annotated[int, Meta(ge=0, le=100)]
+Count = Annotated[int, Meta(ge=0, le=1_000_000)]
+Filled = Annotated[str, Meta(min_length=1)]
+Scheme = Literal["http", "https"]
+
+_HOST = re.compile(r"[^/@?#\s]+")
+_ENDPOINT = re.compile(r"[^/@?#\s]+(/[^/@?#\s]+)*")
+_MOST = 6000  # bytes of a backend's JSON: eight of them go into one message to a worker
 
 
 class Proxy(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, frozen=True):
     """An HTTP proxy before the server: a forward proxy, or Dragonfly's."""
 
-    url: str
-    ping_url: str = ""
-    fallback: bool = True  # to the server itself while the proxy does not answer
-    check_interval: int = 5  # seconds between looks at ``ping_url``
-    check_pause_elapsed: int = 300  # seconds without a request after which nobody looks any more
+    url: str  # http(s)://[user:password@]host[:port]
+    ping_url: str = ""  # asked whether a proxy that failed is back; without it a request finds out
+    fallback: bool = True  # go to the server itself while the proxy does not answer
+    check_interval: Count = 5  # seconds that a proxy that failed is left alone
+    check_pause_elapsed: int = 300  # accepted without effect: nobody looks while nothing is asked for
     use_http: bool = False  # speak plain HTTP to the proxy for an https server: it does the TLS
-    dragonfly_scheduler_endpoint: str = ""
+    dragonfly_scheduler_endpoint: str = ""  # refused: name Dragonfly's proxy with url
 
     def __repr__(self) -> str:  # the URL may hold a password
         return "<proxy>"
@@ -31,11 +45,11 @@ class Proxy(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, frozen=Tru
 class Mirror(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, frozen=True):
     """Another server with the same objects, asked before the origin."""
 
-    host: str  # with its scheme
-    headers: dict[str, str] = {}
-    ping_url: str = ""
-    health_check_interval: int = 5  # seconds
-    failure_limit: int = 5  # failures in a row until it is left alone for a while
+    host: str  # http(s)://host[:port], for s3 with the path of its endpoint
+    headers: dict[str, str] = {}  # of each request to it
+    ping_url: str = ""  # asked whether a mirror that failed is back; without it a request finds out
+    health_check_interval: Count = 5  # seconds that a mirror that failed is left alone
+    failure_limit: Count = 5  # failures in a row until it is left alone
 
     def __repr__(self) -> str:  # headers may hold a token
         return f"<mirror {self.host.rpartition('@')[2]}>"
@@ -45,14 +59,14 @@ class _Remote(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, frozen=T
     """What all backends behind a network share."""
 
     skip_verify: bool = False  # TLS: take any certificate
-    ca_cert_files: list[str] = []  # TLS: trusted besides the system's
-    timeout: float = 5.0  # seconds to the first byte of an answer, and between two pieces of it
-    connect_timeout: float = 5.0  # seconds
-    retry_limit: int = 3  # times a failed request is sent again at once
-    proxy: Proxy | None = None
-    mirrors: list[Mirror] = []
-    readahead: bool = False  # accepted and ignored, as the next
-    readahead_sec: int = 0
+    ca_cert_files: list[str] = []  # TLS: files of certificates that are trusted besides the system's
+    timeout: Seconds = 5.0  # seconds to the first byte of an answer, and between two pieces of it
+    connect_timeout: Seconds = 5.0  # seconds until a connection is made
+    retry_limit: Retries = 3  # times that a failed request is sent again at once
+    proxy: Proxy | None = None  # a proxy before the server
+    mirrors: list[Mirror] = []  # servers with the same objects, asked in this order before the origin
+    readahead: bool = False  # accepted without effect: nydusd's
+    readahead_sec: int = 0  # accepted without effect: nydusd's
 
     def __repr__(self) -> str:  # records end up in tracebacks: no credential of theirs may
         return f"<{describe(self)}>" if isinstance(self, (S3, Registry, HttpProxy)) else "<backend>"
@@ -61,11 +75,11 @@ class _Remote(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, frozen=T
 class LocalFs(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, frozen=True, tag_field="type", tag="localfs"):
     """Folders; the first non-empty file counts."""
 
-    dir: str = ""
-    alt_dirs: list[str] = []
-    blob_file: str = ""
-    readahead: bool = False
-    readahead_sec: int = 0
+    dir: str = ""  # the folder of the blobs
+    alt_dirs: list[str] = []  # further ones
+    blob_file: str = ""  # refused: name the folder with dir
+    readahead: bool = False  # accepted without effect: nydusd's
+    readahead_sec: int = 0  # accepted without effect: nydusd's
 
     @property
     def directories(self) -> list[str]:
@@ -75,18 +89,18 @@ class LocalFs(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, frozen=T
 class S3(_Remote, forbid_unknown_fields=True, kw_only=True, frozen=True, tag_field="type", tag="s3"):
     """A bucket behind the S3 protocol. Without keys they come from the environment, a profile or the instance."""
 
-    bucket_name: str
-    endpoint: str = "s3.amazonaws.com"  # host[:port], without scheme
-    scheme: str = "https"
-    region: str = ""
-    access_key_id: str = ""
-    access_key_secret: str = ""
-    session_token: str = ""
+    bucket_name: Filled  # the bucket; the image's name may say it
+    endpoint: Filled = "s3.amazonaws.com"  # host[:port][/path], without scheme
+    scheme: Scheme = "https"  # how the endpoint is spoken to
+    region: str = ""  # us-east-1 if nothing else says it
+    access_key_id: str = ""  # without keys they are looked for where the AWS tools look
+    access_key_secret: str = ""  # goes with access_key_id
+    session_token: str = ""  # of temporary keys
     profile: str = ""  # of the AWS configuration files
     object_prefix: str = ""  # of blobs; the same as blob_prefix
-    blob_prefix: str = ""
-    meta_prefix: str = ""  # of bootstraps
-    path_style: bool = True  # scheme://endpoint/bucket/key instead of scheme://bucket.endpoint/key
+    blob_prefix: str = ""  # of blobs, before the blob id
+    meta_prefix: str = ""  # of bootstraps, before NAME.meta
+    path_style: bool = True  # scheme://endpoint/bucket/key instead of scheme://bucket.endpoint/key; false for oss
 
     def blob_object(self, blob_id: str) -> str:
         return (self.blob_prefix or self.object_prefix) + blob_id
@@ -98,13 +112,18 @@ class S3(_Remote, forbid_unknown_fields=True, kw_only=True, frozen=True, tag_fie
 class Registry(_Remote, forbid_unknown_fields=True, kw_only=True, frozen=True, tag_field="type", tag="registry"):
     """One repository of an OCI registry."""
 
-    host: str
-    repo: str
-    scheme: str = "https"
+    host: Filled  # host[:port]; the image's name may say it
+    repo: Filled  # the repository; the image's name may say it
+    scheme: Scheme | Literal[""] = ""  # empty: https; on this host any certificate will do, or http if it has no TLS
     auth: str = ""  # base64 of user:password; without it docker's configuration is asked
     registry_token: str = ""  # a bearer token, as it is
-    blob_url_scheme: str = ""  # instead of the redirect's
-    blob_redirected_host: str = ""  # instead of the redirect's
+    blob_url_scheme: Scheme | Literal[""] = ""  # instead of the one of the redirects to blobs
+    blob_redirected_host: str = ""  # host[:port] instead of the one of the redirects to blobs
+
+    @property
+    def finds_scheme(self) -> bool:
+        """Whether only trying tells: as docker and containerd do it with registries of this host."""
+        return not self.scheme and is_loopback(self.host)
 
     def blob_object(self, blob_id: str) -> str:
         return f"sha256:{blob_id}"
@@ -113,8 +132,8 @@ class Registry(_Remote, forbid_unknown_fields=True, kw_only=True, frozen=True, t
 class HttpProxy(_Remote, forbid_unknown_fields=True, kw_only=True, frozen=True, tag_field="type", tag="http-proxy"):
     """A server of plain files: ``addr + path/<blob id>``."""
 
-    addr: str  # http(s)://host[:port], or the absolute path of a unix socket
-    path: str = ""
+    addr: str  # http(s)://[user:password@]host[:port], or the absolute path of a unix socket
+    path: str = ""  # before the blob id
 
     def blob_object(self, blob_id: str) -> str:
         return f"{self.path.rstrip('/')}/{blob_id}"
@@ -126,108 +145,9 @@ class HttpProxy(_Remote, forbid_unknown_fields=True, kw_only=True, frozen=True, 
 Remote = S3 | Registry | HttpProxy
 BackendConfig = LocalFs | Remote
 
-_KINDS: dict[str, type[BackendConfig]] = {
-    "localfs": LocalFs, "s3": S3, "oss": S3, "registry": Registry, "http-proxy": HttpProxy,
-}  # fmt: skip
-_MAX_FILE = 1 << 20  # bytes, as in nydusd
-_MOST = 6000  # bytes of a backend's JSON: eight of them go into one message to a worker
-_SCHEMES = ("http", "https")
-
-
-def convert(kind: str, fields: dict[str, Any], path: str = "$") -> BackendConfig:
-    """The record of a backend of this ``kind`` from plain JSON; ConfigError names what is wrong by JSON path.
-
-    Args:
-        path: JSON path of ``fields`` in its document, for messages.
-    """
-    if kind not in _KINDS:
-        known = ", ".join(_KINDS)
-        raise UnsupportedError(f"{path}: backend type {kind!r} is not supported", hint=f"known: {known}")
-    fields = {name: value for name, value in fields.items() if name != "type"}
-    if kind == "oss":
-        fields.setdefault("path_style", False)
-        if "endpoint" not in fields:
-            raise ConfigError(f"{path}.endpoint is missing")
-    try:
-        config = msgspec.convert({"type": _tag(kind), **fields}, _KINDS[kind])
-    except msgspec.ValidationError as error:
-        what, _, where = str(error).partition(" - at `$")
-        raise ConfigError(f"{path}{where.rstrip('`')}: {what}") from None
-    return check(config, path)
-
-
-def read_file(path: str) -> bytes:
-    """A configuration file; ConfigError when it cannot be read, or is too large to be one."""
-    try:
-        with open(path, "rb") as file:
-            raw = file.read(_MAX_FILE + 1)
-    except OSError as error:
-        raise ConfigError(f"cannot read {path}: {error.strerror}") from None
-    if len(raw) > _MAX_FILE:
-        raise ConfigError(f"{path} is larger than 1 MiB", hint="is it a configuration file?")
-    return raw
-
-
-def load(kind: str | None, path: str) -> BackendConfig:
-    """The backend that a JSON file describes: the fields of one (as nydusify takes them), or a nydusd configuration.
-
-    Args:
-        kind: of the backend; not needed where the file says it.
-
-    Raises ConfigError naming the file, and what is wrong in it by JSON path.
-    """
-    try:
-        document = msgspec.json.decode(read_file(path), type=dict[str, Any])
-    except (msgspec.MsgspecError, RecursionError) as error:
-        raise ConfigError(f"{path} is no JSON object: {error}") from None
-    try:
-        return _of(kind, *_backend_of(document))
-    except (ConfigError, UnsupportedError) as error:
-        error.message = f"{path}: {error.message}"
-        raise
-
-
-def _of(kind: str | None, said: str, fields: dict[str, Any], place: str) -> BackendConfig:
-    if kind and said and _tag(kind) != _tag(said):
-        raise ConfigError(f"{place} is a {said} backend, not {kind}")
-    if not (kind or said):
-        raise ConfigError("$.type is missing", hint=f"one of {', '.join(_KINDS)}")
-    return convert(said or kind or "", fields, place)
-
-
-def _backend_of(document: dict[str, Any]) -> tuple[str, dict[str, Any], str]:
-    """(kind or nothing, fields, JSON path of these) of a document of any form."""
-    try:
-        if "device" in document:
-            backend = document["device"]["backend"]
-            return _text(backend["type"]), _object(backend["config"]), "$.device.backend.config"
-        if "backend" in document:
-            backend = document["backend"]
-            kind = _text(backend["type"])
-            return kind, _object(backend[kind]), f"$.backend.{kind}"
-        return _text(document.get("type", "")), document, "$"
-    except (KeyError, TypeError):
-        raise ConfigError("neither the fields of a backend nor a nydusd configuration with one") from None
-
-
-def _text(value: object) -> str:
-    if not isinstance(value, str):
-        raise TypeError
-    return value
-
-
-def _object(value: object) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise TypeError
-    return value
-
-
-def _tag(kind: str) -> str:
-    return "s3" if kind == "oss" else kind
-
 
 def check(config: BackendConfig, path: str = "$") -> BackendConfig:
-    """The record, if its values make sense; ConfigError naming the one that does not."""
+    """The record in its plainest form, if its values make sense; ConfigError naming the one that does not."""
     match config:
         case LocalFs():
             if config.blob_file:
@@ -236,20 +156,20 @@ def check(config: BackendConfig, path: str = "$") -> BackendConfig:
                 raise ConfigError(f"{path}.dir: localfs needs the folder of the blobs")
             return config
         case S3():
-            _plain_host(config.endpoint, f"{path}.endpoint")
-            _filled(config.bucket_name, f"{path}.bucket_name")
+            config = msgspec.structs.replace(config, endpoint=config.endpoint.rstrip("/"))
+            _plain_host(config.endpoint, _ENDPOINT, f"{path}.endpoint", "host[:port][/path]")
             if bool(config.access_key_id) != bool(config.access_key_secret):
                 raise ConfigError(f"{path}: access_key_id and access_key_secret go together")
             if config.blob_prefix and config.object_prefix not in ("", config.blob_prefix):
                 raise ConfigError(f"{path}: blob_prefix and object_prefix say different things")
         case Registry():
-            _plain_host(config.host, f"{path}.host")
-            _filled(config.repo, f"{path}.repo")
+            _plain_host(config.host, _HOST, f"{path}.host", "host[:port]")
         case HttpProxy():
             if not config.addr.startswith(("http://", "https://", "/")):
                 raise ConfigError(f"{path}.addr: neither http(s)://HOST nor the absolute path of a unix socket")
-    if not isinstance(config, HttpProxy) and config.scheme not in _SCHEMES:
-        raise ConfigError(f"{path}.scheme: {config.scheme!r} is neither http nor https")
+            for name in ("proxy", "mirrors", "skip_verify", "ca_cert_files") if config.addr.startswith("/") else ():
+                if getattr(config, name):
+                    raise ConfigError(f"{path}.{name}: a unix socket (addr) has none")
     _check_transport(config, path)
     return config
 
@@ -257,11 +177,6 @@ def check(config: BackendConfig, path: str = "$") -> BackendConfig:
 def _check_transport(config: Remote, path: str) -> None:
     if len(msgspec.json.encode(config)) > _MOST:
         raise ConfigError(f"{path}: more than {_MOST} bytes of configuration")
-    for name in ("timeout", "connect_timeout"):
-        if not 0 < getattr(config, name) <= 3600:
-            raise ConfigError(f"{path}.{name}: not between 0 and 3600 seconds")
-    if not 0 <= config.retry_limit <= 100:
-        raise ConfigError(f"{path}.retry_limit: not between 0 and 100")
     if config.proxy is not None and config.proxy.dragonfly_scheduler_endpoint:
         raise UnsupportedError(
             f"{path}.proxy.dragonfly_scheduler_endpoint is not supported", hint="name Dragonfly's proxy with 'url'"
@@ -269,22 +184,30 @@ def _check_transport(config: Remote, path: str) -> None:
     if config.proxy is not None and not config.proxy.url.startswith(("http://", "https://")):
         raise ConfigError(f"{path}.proxy.url: it must begin with http:// or https://")
     for number, mirror in enumerate(config.mirrors):
+        where = f"{path}.mirrors[{number}].host"
         if not mirror.host.startswith(("http://", "https://")):
-            raise ConfigError(f"{path}.mirrors[{number}].host: it must begin with http:// or https://")
+            raise ConfigError(f"{where}: it must begin with http:// or https://")
+        if "@" in mirror.host:
+            raise ConfigError(f"{where}: it takes no user:password@", hint="put an Authorization into its headers")
 
 
-def _plain_host(host: str, path: str) -> None:
-    _filled(host, path)
-    if "://" in host:
-        scheme, _, rest = host.partition("://")
-        raise ConfigError(f"{path}: must be host[:port] without scheme", hint=f"say {rest!r}, and scheme {scheme!r}")
-    if "/" in host or "@" in host or any(c.isspace() for c in host):
-        raise ConfigError(f"{path}: {host!r} is not host[:port]")
+def _plain_host(host: str, pattern: re.Pattern[str], path: str, form: str) -> None:
+    scheme, colon, rest = host.partition("://")
+    if colon:
+        raise ConfigError(f"{path}: must be {form} without scheme", hint=f"say {rest!r}, and scheme {scheme!r}")
+    if not pattern.fullmatch(host) or {".", ".."} & set(host.split("/")):
+        raise ConfigError(f"{path}: {host!r} is not {form}")
 
 
-def _filled(value: str, path: str) -> None:
-    if not value:
-        raise ConfigError(f"{path} is empty")
+def is_loopback(host: str) -> bool:
+    """Whether ``host[:port]`` is this host, by its name: localhost, 127.0.0.0/8, [::1]."""
+    name = host.rpartition(":")[0] if re.search(r":\d+$", host) and not host.endswith("]") else host
+    if name == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(name.removeprefix("[").removesuffix("]")).is_loopback
+    except ValueError:
+        return False
 
 
 def describe(config: Remote) -> str:
@@ -293,6 +216,7 @@ def describe(config: Remote) -> str:
         case S3():
             return f"s3 {config.scheme}://{config.endpoint}/{config.bucket_name}"
         case Registry():
-            return f"registry {config.scheme}://{config.host}/{config.repo}"
+            scheme = "" if config.finds_scheme else f"{config.scheme or 'https'}://"
+            return f"registry {scheme}{config.host}/{config.repo}"
         case HttpProxy():
             return f"http-proxy {config.addr.partition('@')[2] or config.addr}{config.path}"

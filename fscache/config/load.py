@@ -8,14 +8,14 @@ from typing import Any
 import msgspec
 
 from ...erofs.errors import ConfigError
-from . import backend as backends
+from .backend_file import convert, read_file
 from .nydusd import Nydusd, from_nydusd
 from .service import Config, check, with_backend
 
 
 def load(path: str) -> Config:
     """Read a configuration file, TOML or nydusd JSON by its first character."""
-    raw = backends.read_file(path)
+    raw = read_file(path)
     try:
         if raw.lstrip()[:1] == b"{":
             return from_nydusd(msgspec.json.decode(raw, type=Nydusd))
@@ -33,4 +33,4 @@ def _from_toml(document: dict[str, Any]) -> Config:
         return check(config)
     if not isinstance(table, dict) or not isinstance(table.get("type"), str):
         raise ConfigError("$.backend.type is missing: a table [backend] says what kind it is")
-    return check(with_backend(config, backends.convert(table["type"], table, "$.backend")))
+    return check(with_backend(config, convert(table["type"], table, "$.backend")))

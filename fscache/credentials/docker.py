@@ -9,14 +9,26 @@ import subprocess
 import threading
 
 import msgspec
+from msgspec.structs import replace
 
 from ...erofs.errors import ConfigError
+from ..config.backend import Registry, Remote
 from ..config.reference import HUB_HOSTS
 from .basic import IDENTITY_USER, decode, encode
 
 _HUB_KEY = "https://index.docker.io/v1/"  # docker's name for Docker Hub, everywhere
 _CONFIG_LIMIT = 1 << 20  # bytes
 _HELPER_SECONDS, _HELPER_LIMIT = 10, 65536
+
+
+def with_docker_credentials(backend: Remote) -> Remote:
+    """A backend with what this user's docker configuration knows of it, if it is a registry without credentials.
+
+    It may run a program and wait for it: for a user's process or a child. ConfigError as ``docker_credentials``.
+    """
+    if not isinstance(backend, Registry) or backend.auth or backend.registry_token:
+        return backend
+    return replace(backend, auth=docker_credentials(backend.host, docker_config()))
 
 
 class _Auth(msgspec.Struct):

@@ -10,11 +10,12 @@ import os
 import msgspec
 
 from ...erofs.errors import BlobNotFoundError, ConfigError
-from ..config import backend as backends
-from ..config.backend import Registry, Remote
+from ..config.backend import LocalFs, Registry, Remote, describe
+from ..config.backend_file import load
+from ..config.completion import backend_of
+from ..config.reference import BucketImage, FileImage, RegistryImage, parse_image
 from ..config.service import Config
-
-_S3 = "s3://"
+from ..credentials.docker import with_docker_credentials
 
 
 class Origin(msgspec.Struct, frozen=True):
@@ -47,44 +48,23 @@ def resolve(given: Given, config: Config, auth: str = "") -> Origin:
     Args:
         auth: for a registry, base64 of user:password, if the backend's configuration has none.
     """
-    image, folders = given.image, given.folders
-    backend = backends.load(None, given.backend_file) if given.backend_file else config.backend
-    if isinstance(backend, backends.LocalFs):
+    image = parse_image(given.image)
+    folders = given.folders
+    backend = load(given.backend_file, known=image.known) if given.backend_file else config.backend
+    if isinstance(backend, LocalFs):
         folders, backend = [*folders, *backend.directories], None
-    if image.startswith(_S3):
-        return _in_bucket(image, folders, backend)
-    if not image.startswith("/"):
-        return _in_registry(image, folders, backend, auth)
-    return Origin(image, [*folders, os.path.dirname(image), *config.blob_dirs], backend)
-
-
-def _in_bucket(image: str, folders: list[str], backend: Remote | None) -> Origin:
-    bucket, _, key = image.removeprefix(_S3).partition("/")
-    if not bucket or not key:
-        raise ConfigError(f"{image}: not s3://BUCKET/NAME")
-    if backend is None:
-        backend = backends.S3(bucket_name=bucket)
-    if not isinstance(backend, backends.S3):
-        raise ConfigError(f"{image}: the configured backend is {backends.describe(backend)}, not S3")
-    return Origin(image, folders, msgspec.structs.replace(backend, bucket_name=bucket), key)
-
-
-def _in_registry(image: str, folders: list[str], backend: Remote | None, auth: str) -> Origin:
-    from ..config.reference import parse_reference
-    from ..credentials.docker import docker_config, docker_credentials
-
-    reference = parse_reference(image.removeprefix("registry://"))
-    if backend is None:
-        backend = Registry(host=reference.host, repo=reference.repo)
-    if not isinstance(backend, Registry):
-        raise ConfigError(f"{image}: the configured backend is {backends.describe(backend)}, not a registry")
-    if backend.host != reference.host:  # credentials are for the host that they were given for
-        backend = msgspec.structs.replace(backend, auth="", registry_token="")
-    auth = backend.auth or auth
-    if not auth and not backend.registry_token:
-        auth = docker_credentials(reference.host, docker_config())
-    remote = msgspec.structs.replace(backend, host=reference.host, repo=reference.repo, auth=auth)
-    return Origin(image, folders, remote, reference.tag_or_digest)
+    try:
+        remote = backend_of(image, backend, auth=auth, plain_http=given.plain_http, insecure=given.insecure)
+    except ConfigError as error:
+        error.message = f"{given.image}: {error.message}"
+        raise
+    match image:
+        case FileImage():
+            return Origin(given.image, [*folders, os.path.dirname(image.path), *config.blob_dirs], remote)
+        case BucketImage():
+            return Origin(given.image, folders, remote, image.key)
+        case RegistryImage():
+            return Origin(given.image, folders, remote and with_docker_credentials(remote), image.manifest)
 
 
 def by_name(fsid: str, config: Config) -> Origin:
@@ -101,4 +81,4 @@ def by_name(fsid: str, config: Config) -> Origin:
         raise BlobNotFoundError(f"no image {fsid}: there is no {fsid}.meta in {where}")
     remote = config.backend
     name = fsid if isinstance(remote, Registry) else remote.meta_object(fsid)
-    return Origin(f"{backends.describe(remote)} {name}", config.blob_dirs, remote, name)
+    return Origin(f"{describe(remote)} {name}", config.blob_dirs, remote, name)

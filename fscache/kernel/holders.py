@@ -12,7 +12,7 @@ _MOST = 4  # that are named
 
 
 def holders(target: str) -> list[str]:
-    """Those who use something below ``target``, each as ``name (pid N) path``; mounts below it as ``a mount on path``.
+    """Who uses something below ``target``, each as ``name (pid N) path``; mounts below it as ``a mount on path``.
 
     Who uses it by another way (a bind mount, another mount namespace) is not found.
     """

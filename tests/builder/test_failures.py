@@ -76,26 +76,27 @@ def test_options(arguments: list[str], code: int, message: str, tree: Path, out:
 @pytest.mark.parametrize("arguments", [["--compressor", "brotli"], ["--digester", "md5"], ["--whiteout-spec", "x"],
                                        ["--chunk-size", "large"], ["--workers", "many"], ["--nonsense"]])  # fmt: skip
 def test_values_that_no_option_has(arguments: list[str], tree: Path, out: Path) -> None:
-    done = build(tree, "-o", out, *arguments)
-    assert done.returncode == 2
-    assert arguments[0] in done.stderr.splitlines()[-1]
-    assert "Traceback" not in done.stderr
-    assert list(out.iterdir()) == []
+    assert_refused(build(tree, "-o", out, *arguments), 2, arguments[0], out)
 
 
 def test_no_place_for_the_output(tree: Path, out: Path) -> None:
     assert_refused(build(tree), 2, "no place for the blob", out)
     assert_refused(build(tree, "--blob", out / "blob"), 2, "no place for the bootstrap", out)
-    assert_refused(build(tree, "-o", out / "missing" / "too"), 11, "cannot create .*too: No such file", out)
     (out.parent / "file").touch()
+    assert_refused(build(tree, "-o", out.parent / "file" / "new"), 11, "cannot create .*new: Not a directory", out)
     assert_refused(build(tree, "-o", out.parent / "file"), 11, "cannot write to .*file: Not a directory", out)
 
 
-def test_an_output_directory_made_for_nothing_is_gone_again(tree: Path, out: Path) -> None:
+@pytest.mark.parametrize("name", ["new", "new/dir", "new/dir/below"])
+def test_output_directories_are_made(name: str, tree: Path, out: Path) -> None:
+    """Those made for nothing are gone again."""
     (tree / "pipe").symlink_to("x")
-    assert_refused(build(tree / "pipe", "-o", out / "new"), 2, "No such file", out)
-    assert build(tree, "-o", out / "new").returncode == 0
-    assert len(list((out / "new").iterdir())) == 3
+    assert_refused(build(tree / "pipe", "-o", out / name), 2, "No such file", out)
+    os.truncate(tree / "0", 2 << 40)
+    assert_refused(build(tree, "-o", name, "--chunk-size", "0x1000", cwd=out), 4, "metadata needs more", out)
+    os.truncate(tree / "0", 1)
+    assert build(tree, "-o", name, cwd=out).returncode == 0
+    assert len(list((out / name).iterdir())) == 3
 
 
 def test_an_output_that_is_no_file(tree: Path, out: Path, tmp_path: Path) -> None:

@@ -1,32 +1,29 @@
 """Requests to HTTP servers, as all clients send them: one attempt, bounded, checked.
 
-A forward proxy is dealt with here and mirrors by ``first_good``, both by the rules of ``routes.py``. Redirects and
-credentials are the clients' affair: nothing is followed or repeated behind their back.
+A forward proxy is dealt with here, by the rules of ``routes.py``. Redirects and credentials are the clients' affair:
+nothing is followed or repeated behind their back.
 """
 
 from __future__ import annotations
 
 import contextlib
 import re
-import threading
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from http.client import HTTPException
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import urllib3
 from urllib3.exceptions import HTTPError
 
-from ....erofs.errors import BackendError, BlobNotFoundError, DeniedError
+from ....erofs.errors import BackendError
 from ....erofs.record import Buffer
-from ...config.backend import Remote
+from ...config.backend import Proxy, Remote
 from . import body as http_body
 from .errors import host_port, retry_after, server_text, status_error, transport_error
 from .pools import Pools
-from .routes import Route, Routes, mirror_routes, proxy_routes
+from .routes import Route, Routes, proxy_route
 
-T = TypeVar("T")
 # What Dragonfly's proxy wants to hear of a request for data, and what marks an answer as its own.
 _DRAGONFLY = {"X-Dragonfly-Use-P2P": "true", "X-Dragonfly-Priority": "6"}
 _ERROR_LIMIT = 65536  # bytes of a bad answer that are looked at
@@ -49,7 +46,6 @@ class Request:
         span: of a GET: the answer's body is exactly these bytes.
         limit: otherwise the most bytes that the body of a good answer may have.
         timeout: seconds to wait for the answer instead of the configuration's.
-        direct: past the proxy, which stands before the origin alone: a dead mirror is not its fault.
         end_to_end: never let a proxy do the TLS: the request holds or brings credentials of a person.
     """
 
@@ -62,7 +58,10 @@ class Request:
     limit: int = 65536
     timeout: float = 0.0
     end_to_end: bool = False
-    direct: bool = False
+
+    @property
+    def tls(self) -> bool:
+        return self.url.startswith("https:")
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,12 +111,13 @@ class Http:
         pools = Pools(config, connections, bundle)
         self._secrets, self._unix = secrets, unix
         self._direct = pools.unix(unix) if unix else pools.direct()
-        self._proxy_config = None if unix else config.proxy
-        self._proxy = pools.proxy(self._proxy_config.url) if self._proxy_config else None
-        self._around = proxy_routes(self._proxy_config)
-        self._mirrors = mirror_routes(() if unix else config.mirrors)
+        self._proxy_config = config.proxy
+        self._proxy = pools.proxy(config.proxy.url) if config.proxy else None
+        ways: list[Route[urllib3.ProxyManager | None]] = []
+        if config.proxy:
+            ways.append(proxy_route(config.proxy, self._proxy))
+        self._ways = Routes(ways, None, self.ping)
         self._timeout, self._connect_timeout = config.timeout, config.connect_timeout
-        self._lock = threading.Lock()
 
     def send(self, request: Request) -> Answer:
         """Send it, through the proxy if there is one. Any status is an answer.
@@ -125,52 +125,28 @@ class Http:
         Raises:
             BackendError: no answer, or not the bytes that were asked for.
         """
-        proxy, config = self._proxy, self._proxy_config
-        tls = request.url.startswith("https:")
-        if proxy is None or config is None or request.direct or (config.use_http and tls and request.end_to_end):
+        config = self._proxy_config
+        if self._proxy is None or config is None or (config.use_http and request.tls and request.end_to_end):
             return self._exchange(self._direct, request, request.url)
-        url = "http" + request.url.removeprefix("https") if config.use_http and tls else request.url
         if not config.fallback:
-            return self._exchange(proxy, request, url, _DRAGONFLY)
-        return self._first_good(
-            self._around,
-            lambda route: self._through(proxy, request, url) if route else self._direct_again(request),
-        )
+            return self._through(self._proxy, request, config)
+        return self._ways.first_good(lambda proxy: self._by(proxy, request, config))
 
-    def _direct_again(self, request: Request) -> Answer:
-        return self._exchange(self._direct, request, request.url)
-
-    def _through(self, proxy: urllib3.ProxyManager, request: Request, url: str) -> Answer:
-        answer = self._exchange(proxy, request, url, _DRAGONFLY)
-        tunnel = url.startswith("https:")  # what comes out of it is the server's word
+    def _by(self, proxy: urllib3.ProxyManager | None, request: Request, config: Proxy) -> Answer:
+        if proxy is None:
+            return self._exchange(self._direct, request, request.url)
+        answer = self._through(proxy, request, config)
+        tunnel = request.tls and not config.use_http  # what comes out of it is the server's word
         if _DRAGONFLY_ERROR in answer.headers or answer.status == 407 or (answer.status >= 500 and not tunnel):
             raise BackendError(f"{request.what}: the proxy before {answer.where} answers {answer.status}")
         return answer
 
-    def first_good(self, attempt: Callable[[Route | None], T]) -> T:
-        """Try the mirrors in order, then the origin (None): the first result that is one."""
-        return self._first_good(self._mirrors, attempt)
+    def _through(self, proxy: urllib3.ProxyManager, request: Request, config: Proxy) -> Answer:
+        url = "http" + request.url.removeprefix("https") if config.use_http and request.tls else request.url
+        return self._exchange(proxy, request, url, _DRAGONFLY)
 
-    def _first_good(self, routes: Routes, attempt: Callable[[Route | None], T]) -> T:
-        with self._lock:
-            chosen = routes.choose(time.monotonic())
-        for route in chosen:
-            try:
-                if route.doubtful and route.ping_url:
-                    self._ping(route.ping_url)
-                result = attempt(route)
-            except (BlobNotFoundError, DeniedError):
-                continue  # it answers, and has nothing for us
-            except BackendError:
-                with self._lock:
-                    route.failed(time.monotonic())
-                continue
-            with self._lock:
-                route.answered()
-            return result
-        return attempt(None)
-
-    def _ping(self, url: str) -> None:
+    def ping(self, url: str) -> None:
+        """BackendError unless a server answers well, asked past the proxy."""
         request = Request("GET", url, "ping")
         answer = self._exchange(self._direct, request, url)
         if answer.status >= 400:

@@ -22,8 +22,11 @@ from ....erofs.errors import BackendError, BlobNotFoundError, DeniedError
 
 _LONGEST_PAUSE = 60.0  # seconds: a server that asks for more is asked again all the same
 _TEXT = 200  # characters of a server's words that are shown
-_PLAIN_HTTP = ("wrong version number", "http request", "record layer failure")  # OpenSSL's words for a server without
-_SCHEME_HINT = 'does the server speak https? If not, set scheme to "http" (push --plain-http)'
+_PLAIN_HTTP = (  # OpenSSL's words for an answer in the clear
+    "wrong version number", "http request", "record layer failure", "packet length too long",
+)  # fmt: skip
+_SCHEME_HINT = 'does the server speak https? If not, set scheme to "http", or say --plain-http'
+_TRUST_HINT = "name the server's CA in ca_cert_files, or set skip_verify (or say --insecure)"
 
 
 class _Entry(msgspec.Struct):
@@ -121,15 +124,16 @@ def transport_error(what: str, where: str, error: Exception, *, begun: bool) -> 
     timed_out = isinstance(error, (u3.ReadTimeoutError, u3.ConnectTimeoutError, TimeoutError))
     if tls and not (broken or begun or timed_out):
         reason = _tls_reason(tls)
-        plain = reason in _PLAIN_HTTP
-        return BackendError(
-            f"{what}: no TLS with {where}: {reason}",
-            hint=_SCHEME_HINT if plain else "name the server's CA in ca_cert_files, or set skip_verify",
-            retryable=False,
-        )
+        said = f"{what}: no TLS with {where}: {reason}"
+        return BackendError(said, hint=_SCHEME_HINT if speaks_no_tls(error) else _TRUST_HINT, retryable=False)
     if isinstance(error, (u3.LocationValueError, ValueError)) and not isinstance(error, OSError):
         return BackendError(f"{what}: the request to {where} is not valid", retryable=False)
     return BackendError(f"{what}: {_why(error, causes, where)}")
+
+
+def speaks_no_tls(error: Exception) -> bool:
+    """Whether a server answered https in the clear, by an exception of urllib3's or by the error made of it."""
+    return any(_tls_reason([one]) in _PLAIN_HTTP for one in _causes(error) if isinstance(one, ssl.SSLError))
 
 
 def _why(error: Exception, causes: list[BaseException], where: str) -> str:

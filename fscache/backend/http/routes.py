@@ -1,31 +1,35 @@
-"""Which server to ask for an object: pure bookkeeping, with the clock passed in.
+"""Which way to go to the same objects: mirrors before the origin, or a proxy before the server itself.
 
-Beside the origin there may be servers that are asked first: mirrors, or a proxy before the origin. One that fails
-``failure_limit`` times in a row is left alone for ``pause`` seconds. Then one request looks whether it is back: it
-asks the ping URL if there is one, else just tries; the others go round it meanwhile. Nobody looks while nothing is
-asked for, so there is no thread that pings, and nothing to pause.
+A way that fails ``failure_limit`` times in a row is left alone for ``pause`` seconds. Then one request looks whether
+it is back: it asks the ping URL if there is one, else just tries; the others go round it meanwhile. Nobody looks
+while nothing is asked for, so there is no thread that pings, and nothing to pause.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Generic, TypeVar
 
+from ....erofs.errors import BackendError, BlobNotFoundError, DeniedError
 from ...config.backend import Mirror, Proxy
 
+T = TypeVar("T")
+W = TypeVar("W")  # a way: whatever requests are made with
 
-class Route:
-    """A server that is asked before the origin, and how it fared."""
 
-    def __init__(
-        self, url: str, failure_limit: int, pause: float, ping_url: str = "", headers: Mapping[str, str] | None = None
-    ) -> None:
-        self.url, self.ping_url, self.headers = url, ping_url, dict(headers or {})
+class Route(Generic[W]):
+    """A way that is tried before the last one, and how it fared: pure bookkeeping, with the clock passed in."""
+
+    def __init__(self, way: W, failure_limit: int, pause: float, ping_url: str = "") -> None:
+        self.way, self.ping_url = way, ping_url
         self._limit, self._pause = max(failure_limit, 1), pause
         self._failures = 0
         self._rests_until: float | None = None
 
     def enter(self, now: float) -> bool:
-        """Whether this request may use it: a server that rests is for one request at a time to look at."""
+        """Whether this request may use it: one that rests is for one request at a time to look at."""
         if self._rests_until is None:
             return True
         if now < self._rests_until:
@@ -47,35 +51,44 @@ class Route:
             self._rests_until = now + self._pause
 
 
-class Routes:
-    """Several, in the order of the configuration. Not for several threads at once: the caller holds a lock."""
+class Routes(Generic[W]):
+    """Several, in the order of preference, for several threads.
 
-    def __init__(self, routes: Sequence[Route]) -> None:
-        self._routes = tuple(routes)
+    Args:
+        last: the way to go when none of them is good.
+        ping: raises BackendError unless a server answers well at a URL.
+    """
 
-    def choose(self, now: float) -> list[Route]:
-        """Those to try now, in order, before the origin. Ping one that is ``doubtful``, if it has a URL for that."""
-        return [route for route in self._routes if route.enter(now)]
+    def __init__(self, routes: Sequence[Route[W]], last: W, ping: Callable[[str], object]) -> None:
+        self._routes, self._last, self._ping = tuple(routes), last, ping
+        self._lock = threading.Lock()
+
+    def first_good(self, attempt: Callable[[W], T]) -> T:
+        """Try one way after the other: the first result that is one, else what the last way gives or raises."""
+        with self._lock:
+            chosen = [route for route in self._routes if route.enter(time.monotonic())]
+        for route in chosen:
+            try:
+                if route.doubtful and route.ping_url:
+                    self._ping(route.ping_url)
+                result = attempt(route.way)
+            except (BlobNotFoundError, DeniedError):
+                continue  # it answers, and has nothing for us
+            except BackendError:
+                with self._lock:
+                    route.failed(time.monotonic())
+                continue
+            with self._lock:
+                route.answered()
+            return result
+        return attempt(self._last)
 
 
-def mirror_routes(mirrors: Sequence[Mirror]) -> Routes:
-    """Mirrors, each with its headers."""
-    return Routes(
-        [
-            Route(
-                mirror.host.rstrip("/"),
-                mirror.failure_limit,
-                mirror.health_check_interval,
-                mirror.ping_url,
-                mirror.headers,
-            )
-            for mirror in mirrors
-        ]
-    )
+def mirror_route(mirror: Mirror, way: W) -> Route[W]:
+    """A mirror before the origin."""
+    return Route(way, mirror.failure_limit, mirror.health_check_interval, mirror.ping_url)
 
 
-def proxy_routes(proxy: Proxy | None) -> Routes:
-    """The proxy, if there is one that may be gone round: one failure is enough to do so."""
-    if proxy is None or not proxy.fallback:
-        return Routes([])
-    return Routes([Route(proxy.url, 1, proxy.check_interval, proxy.ping_url)])
+def proxy_route(proxy: Proxy, way: W) -> Route[W]:
+    """A proxy that may be gone round: one failure is enough to do so."""
+    return Route(way, 1, proxy.check_interval, proxy.ping_url)

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import re
+import threading
 from dataclasses import replace
 from typing import NamedTuple
 
 import urllib3
+from msgspec.structs import replace as replace_fields
 
 from ....erofs.errors import BackendError, ConfigError, CorruptError
 from ....erofs.record import Buffer
@@ -20,8 +22,8 @@ from ...config.reference import registry_host
 from ...credentials.basic import decode
 from ..base import ObjectInfo
 from ..http.client import Answer, Http, Request, Span
+from ..http.errors import speaks_no_tls
 from ..http.location import location_of, origin
-from ..http.routes import Route
 from .tokens import Tokens
 
 MANIFEST_TYPES = (
@@ -52,18 +54,49 @@ class RegistryClient:
 
     Args:
         connections: kept open to each server.
+        mirror: to ask instead of the registry, with
+        tokens: the registry's.
     """
 
-    def __init__(self, backend: config.Registry, connections: int) -> None:
+    def __init__(
+        self,
+        backend: config.Registry,
+        connections: int,
+        mirror: config.Mirror | None = None,
+        tokens: Tokens | None = None,
+    ) -> None:
         if len(backend.repo) > 255 or not _REPO.fullmatch(backend.repo):
             raise ConfigError(f"repo: {backend.repo!r} is not the name of a repository")
         self.label = config.describe(backend)
-        self._config = backend
-        self._base = f"{backend.scheme}://{registry_host(backend.host)}"
+        if backend.finds_scheme:
+            backend = replace_fields(backend, skip_verify=True)
+        self._config, self._connections, self._mirror = backend, connections, mirror
+        self._known_base = mirror.host.rstrip("/") if mirror else ""
+        self._lock = threading.Lock()
         password = decode(backend.auth)[1] if backend.auth else ""
         self._http = Http(backend, connections, [backend.auth, password, backend.registry_token])
-        self._tokens = Tokens(backend, self._http.send)
+        self._tokens = tokens or Tokens(backend, self._http.send, lambda: self._base.startswith("https:"))
         self._redirects: dict[str, str] = {}  # by blob; single operations on it need no lock
+
+    @property
+    def _base(self) -> str:
+        """Scheme and host of the server."""
+        with self._lock:
+            if not self._known_base:
+                host = registry_host(self._config.host)
+                scheme = self._found_scheme(host) if self._config.finds_scheme else self._config.scheme or "https"
+                self._known_base = f"{scheme}://{host}"
+            return self._known_base
+
+    def _found_scheme(self, host: str) -> str:
+        """As docker and containerd find it: TLS first, and none where the server has none."""
+        try:
+            self._http.send(Request("HEAD", f"https://{host}/v2/", self.label))
+        except BackendError as error:
+            if not speaks_no_tls(error):
+                raise
+            return "http"
+        return "https"
 
     def stat(self, name: str) -> ObjectInfo:
         request = Request("HEAD", "", self.what("blob", name))
@@ -83,16 +116,17 @@ class RegistryClient:
         """
         what = self.what("manifest", reference)
         request = Request("GET", "", what, {"Accept": ", ".join(MANIFEST_TYPES)}, limit=MANIFEST_LIMIT)
-        path = self._path("manifests", reference)
-        answer = self._http.first_good(
-            lambda route: self._good(replace(request, url=self._server(route) + path), route)[0]
-        )
+        answer, _ = self._good(replace(request, url=self.url("manifests", reference)))
         data = bytes(answer.body)
         for digest in (answer.header("Docker-Content-Digest"), reference):
             if _DIGEST.fullmatch(digest) and digest != digest_of(data, digest.partition(":")[0]):
                 raise CorruptError(f"{what}: {answer.where} sends bytes that are not those of {digest}")
         digest = reference if _DIGEST.fullmatch(reference) else digest_of(data)
         return Manifest(data, digest, answer.header("Content-Type", 256).partition(";")[0].strip())
+
+    def at(self, mirror: config.Mirror) -> RegistryClient:
+        """As of ``Client``: the registry's tokens let in there, too, or nothing does."""
+        return RegistryClient(replace_fields(self._config, proxy=None), self._connections, mirror, self._tokens)
 
     # --- for whoever writes ---
 
@@ -112,7 +146,7 @@ class RegistryClient:
     def send(self, request: Request) -> Answer:
         """Send a request that changes something: the registry may lead elsewhere with it, but not with our
         credentials."""
-        return self._send(request, None, "pull,push")
+        return self._send(request, "pull,push")
 
     # --- requests ---
 
@@ -122,30 +156,26 @@ class RegistryClient:
         return f"/v2/{self._config.repo}/{kind}/{reference}"
 
     def _blob(self, request: Request, name: str) -> Answer:
-        path = self._path("blobs", name)
-        return self._http.first_good(lambda route: self._blob_by(request, name, path, route))
-
-    def _blob_by(self, request: Request, name: str, path: str, route: Route | None) -> Answer:
-        keeps = route is None and request.method == "GET"  # a signed URL is good for one method
+        keeps = request.method == "GET"  # a signed URL is good for one method
         if keeps and (target := self._redirects.get(name)):
             try:
-                return self._good(replace(request, url=target), route)[0]
+                return self._good(replace(request, url=target))[0]
             except BackendError as error:
                 self._redirects.pop(name, None)
                 if error.retryable:
                     raise
                 # Its time was over, most likely: ask the registry again.
-        answer, url = self._good(replace(request, url=self._server(route) + path), route)
+        answer, url = self._good(replace(request, url=self.url("blobs", name)))
         if keeps and origin(url) != origin(self._base):
             if len(self._redirects) >= _REDIRECTS_KEPT:
                 self._redirects.clear()
             self._redirects[name] = url
         return answer
 
-    def _good(self, request: Request, route: Route | None) -> tuple[Answer, str]:
+    def _good(self, request: Request) -> tuple[Answer, str]:
         """The good answer at the end of all redirects, and the URL that gave it."""
         for _ in range(_HOPS + 1):
-            answer = self._send(request, route, "pull")
+            answer = self._send(request, "pull")
             if answer.status not in (301, 302, 303, 307, 308):
                 if not answer.good:
                     raise answer.error(request.what)
@@ -164,26 +194,23 @@ class RegistryClient:
             parts = parts._replace(host=host.host, port=host.port or parts.port)
         return parts.url
 
-    def _server(self, route: Route | None) -> str:
-        return route.url if route else self._base
-
-    def _send(self, request: Request, route: Route | None, actions: str) -> Answer:
+    def _send(self, request: Request, actions: str) -> Answer:
         """Send a request, with credentials and a mirror's headers only if it goes to the registry or that mirror."""
-        if origin(request.url) != origin(self._server(route)):
+        if origin(request.url) != origin(self._base):
             return self._http.send(request)
         authorization = self._tokens.header(actions)
-        answer = self._http.send(self._dressed(request, route, authorization))
-        if answer.status != 401 or route:
+        answer = self._http.send(self._dressed(request, authorization))
+        if answer.status != 401 or self._mirror:
             return answer
         renewed = self._tokens.renewed(actions, authorization, answer.header("WWW-Authenticate", 8192))
-        return self._http.send(self._dressed(request, route, renewed)) if renewed else answer
+        return self._http.send(self._dressed(request, renewed)) if renewed else answer
 
-    def _dressed(self, request: Request, route: Route | None, authorization: str) -> Request:
-        headers = {**request.headers, **(route.headers if route else {})}
-        clear = self._base.startswith("https:") and self._server(route).startswith("http:")
+    def _dressed(self, request: Request, authorization: str) -> Request:
+        headers = {**request.headers, **(self._mirror.headers if self._mirror else {})}
+        clear = self._mirror and self._config.scheme != "http" and self._base.startswith("http:")
         if authorization and not (clear and authorization.startswith("Basic ")):
             headers.setdefault("Authorization", authorization)  # a mirror without TLS gets tokens, but no password
-        return replace(request, headers=headers, direct=route is not None)
+        return replace(request, headers=headers)
 
 
 def digest_of(data: bytes, algorithm: str = "sha256") -> str:

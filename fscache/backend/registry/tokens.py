@@ -45,13 +45,14 @@ class Tokens:
 
     Args:
         send: sends a request to a token server.
+        tls: whether the registry itself is behind TLS.
     """
 
-    def __init__(self, backend: config.Registry, send: Callable[[Request], Answer]) -> None:
+    def __init__(self, backend: config.Registry, send: Callable[[Request], Answer], tls: Callable[[], bool]) -> None:
         self._user, self._password = decode(backend.auth) if backend.auth else ("", "")
         self._auth = backend.auth.strip()
         self._given = backend.registry_token
-        self._tls = backend.scheme == "https"
+        self._tls = tls
         self._repo = backend.repo
         self._what = f"token for {config.describe(backend)}"
         self._send = send
@@ -144,7 +145,7 @@ class Tokens:
         scope = challenge.scope or f"repository:{self._repo}:{actions}"
         if not realm.startswith(("http://", "https://")) or len(realm) > 2048 or not realm.isprintable():
             raise DeniedError(f"{self._what}: the registry names no http(s) address of its token server")
-        if self._user and self._tls and not realm.startswith("https://"):
+        if self._user and self._tls() and not realm.startswith("https://"):
             raise DeniedError(
                 f"{self._what}: the registry names a token server without TLS",
                 hint="credentials are not sent in the clear",

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Mapping
 from typing import Any
+
+from msgspec.structs import replace
 
 from ....erofs.errors import BackendError, NydusErofsError
 from ....erofs.record import Buffer
-from ...config.backend import S3, describe
+from ...config.backend import S3, Mirror, describe
 from ..base import ObjectInfo
 
 
@@ -18,12 +21,13 @@ class S3Client:
 
     Args:
         connections: kept open for further requests.
+        headers: of each request, beside those that are signed.
     """
 
-    def __init__(self, config: S3, connections: int) -> None:
+    def __init__(self, config: S3, connections: int, headers: Mapping[str, str] | None = None) -> None:
         self.label = describe(config)
         self.connections = connections
-        self._config = config
+        self._config, self._headers = config, headers or {}
         self._api: Any = None
         self._lock = threading.Lock()
 
@@ -42,6 +46,12 @@ class S3Client:
     def read(self, name: str, offset: int, length: int) -> Buffer:
         body: Buffer = self.call("get_object", name, Range=f"bytes={offset}-{offset + length - 1}")["Body"].read()
         return body
+
+    def at(self, mirror: Mirror) -> S3Client:
+        """As of ``Client``: requests are signed for the mirror, with the same keys."""
+        scheme, _, endpoint = mirror.host.rstrip("/").partition("://")
+        there = replace(self._config, scheme=scheme, endpoint=endpoint, proxy=None, mirrors=[])
+        return S3Client(there, self.connections, mirror.headers)
 
     def what(self, name: str) -> str:
         """One object and its server, for messages."""
@@ -70,7 +80,7 @@ class S3Client:
             if self._api is None:
                 from .connect import connect
 
-                self._api = connect(self._config, self.connections)
+                self._api = connect(self._config, self.connections, self._headers)
             return self._api
 
     def _size(self, answer: dict[str, Any], name: str) -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import botocore.loaders
@@ -31,8 +32,12 @@ _SPAN = re.compile(r"bytes=(\d+)-(\d+)")
 _PROOFS = re.compile(r"Credential=([^/,]+)|Signature=(\w+)")
 
 
-def connect(config: S3, connections: int) -> Any:
-    """The botocore client; raises what botocore raises (NoCredentialsError too, which it leaves to each request)."""
+def connect(config: S3, connections: int, extra: Mapping[str, str]) -> Any:
+    """The botocore client; raises what botocore raises (NoCredentialsError too, which it leaves to each request).
+
+    Args:
+        extra: headers of each request, beside those that are signed.
+    """
     # Their debug lines hold signed headers, the others of these two no more than names.
     logging.getLogger("botocore").setLevel(logging.INFO)
     session = new_session(config.profile)
@@ -60,7 +65,7 @@ def connect(config: S3, connections: int) -> Any:
     if config.proxy is None and (url := get_environ_proxies(api.meta.endpoint_url).get(config.scheme)):
         config = msgspec.structs.replace(config, proxy=Proxy(url=url, fallback=False))
     bundle = session.get_config_variable("ca_bundle") or ""
-    transport = _Transport(config, Http(config, connections, bundle=bundle))
+    transport = _Transport(config, Http(config, connections, bundle=bundle), extra)
     api.meta.events.register("before-send.s3", transport.send)
     api.meta.events.register("before-call.s3", _stay_here)
     return api
@@ -81,13 +86,13 @@ def _stay_here(params: dict[str, Any], **_: Any) -> None:
 class _Transport:
     """Sends prepared requests as all backends do. Whatever changes something may take longer."""
 
-    def __init__(self, config: S3, http: Http) -> None:
-        self._http, self._what = http, describe(config)
+    def __init__(self, config: S3, http: Http, extra: Mapping[str, str]) -> None:
+        self._http, self._extra, self._what = http, extra, describe(config)
         self._writing = max(config.timeout, _PATIENCE)
 
     def send(self, request: AWSPreparedRequest, **_: Any) -> AWSResponse:
         """Botocore's ``before-send``: the answer, checked, and if it is an error cleaned of what we sent."""
-        headers = {name: _plain(value) for name, value in request.headers.items()}
+        headers = {**{name: _plain(value) for name, value in request.headers.items()}, **self._extra}
         span = _SPAN.fullmatch(headers.pop("Range", "")) if request.method == "GET" else None
         wanted = Span(int(span[1]), int(span[2]) + 1 - int(span[1])) if span else None
         writing = self._writing if request.method in ("PUT", "POST") else 0.0

@@ -13,7 +13,7 @@ from ...kernel.holders import holders
 def unmount_ours(target: str, mount_id: int) -> None:
     """Unmount the mount with this id from ``target``.
 
-    Raises BusyError when something else is mounted over it, or when it is in use: by whom, as far as that can be seen.
+    Raises BusyError when something else is mounted over it, or when it is in use: by whom, as far as it shows.
     """
     if statx.mount_id(target) != mount_id:
         raise BusyError(f"something else is mounted over {target}", hint="unmount that first")

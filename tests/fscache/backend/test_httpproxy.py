@@ -128,9 +128,7 @@ def test_size_must_be_told(registry_kit):
             client(f"http://{stub.endpoint}").stat("/blobs/b1")
 
 
-def test_mirror_and_proxy(registry_kit):
+def test_proxy(registry_kit):
     with registry_kit.stub.Stub(files) as stub, contextlib.closing(registry_kit.proxy.ForwardProxy()) as proxy:
-        dead = config.Mirror(host=f"http://127.0.0.1:{registry_kit.free_port()}")
-        reader = client(f"http://{stub.endpoint}", mirrors=[dead], proxy=config.Proxy(url=proxy.url))
-        check(reader)
+        check(client(f"http://{stub.endpoint}", proxy=config.Proxy(url=proxy.url)))
         assert {target.partition("/blobs")[0] for _, target, _ in proxy.requests} == {f"http://{stub.endpoint}"}

@@ -322,6 +322,55 @@ def test_tls(registry_make, registry_kit, tmp_path):
             client("h", ca_cert_files=[str(tmp_path / name)])
 
 
+# --- registries of this host ----------------------------------------------------------------------------
+
+
+def test_of_this_host_without_tls(registry_make, registry_tokens):
+    """As docker and containerd take them: nobody says that it speaks http."""
+    tokens = registry_tokens(users={"me": "secret-word"})
+    for auth, fields in (("", {}), ("basic", {"auth": encode("someone", "correct horse")}),
+                         (tokens.auth, {"auth": encode("me", "secret-word")})):  # fmt: skip
+        registry = registry_make(auth)
+        registry.add(DATA)
+        for host in (registry.host, f"localhost:{registry.port}"):
+            reader = client(host, scheme="", **fields)
+            assert reader.read(NAME, 3, 9) == DATA[3:12]
+            assert reader.label == f"registry {host}/{REPO}"
+
+
+def test_of_this_host_with_tls(registry_kit, tmp_path):
+    reply = lambda request: request.send(404) if request.command == "HEAD" else parts(request)  # noqa: E731
+    stub, _ = tls_stub(registry_kit, tmp_path, reply)
+    with stub:
+        assert client(stub.endpoint, scheme="").read(NAME, 3, 9) == DATA[3:12]
+        error = caught(lambda: client(stub.endpoint, scheme="https").read(NAME, 3, 9))  # said is said
+        assert "--insecure" in error.hint
+
+
+def test_of_this_host_is_asked_once(registry_kit):
+    with registry_kit.stub.Stub(parts) as stub:
+        reader = client(stub.endpoint, scheme="")
+        for _ in range(3):
+            assert reader.read(NAME, 3, 9) == DATA[3:12]
+        assert len([request for request in stub.requests if request.path == PATH]) == 3
+        error = caught(lambda: client(stub.endpoint, scheme="https").read(NAME, 3, 9))
+        assert "--plain-http" in error.hint
+
+
+def test_of_this_host_that_is_not_up_yet(registry_make):
+    registry = registry_make()
+    registry.add(DATA)
+    registry.stop()
+    reader = client(registry.host, scheme="")
+    assert caught(lambda: reader.read(NAME, 3, 9)).retryable
+    registry.start()
+    assert reader.read(NAME, 3, 9) == DATA[3:12]
+
+
+def test_of_this_host_writing(registry_make):
+    assert push(writer_to(registry_make().host, scheme=""), b"small")[1] == [5]
+
+
 def test_wrong_configuration():
     for fields in ({"repo": "a/../b"}, {"repo": "a?b"}, {"repo": "a", "auth": "nocolon"}):
         with pytest.raises(ConfigError):
@@ -527,55 +576,6 @@ def test_proxy_use_http(registry_kit, registry_tokens, tmp_path, proxy):
         }
         assert seen == [f"Basic {auth}"]
         assert not any(auth in str(headers) for _, _, headers in proxy.requests)
-
-
-def test_mirrors(registry_make, registry_kit):
-    registry = registry_make()
-    registry.add(DATA)
-    first, second = [404], [200]
-
-    def reply(state):
-        return lambda request: parts(request) if state[0] == 200 else request.send(state[0])
-
-    with registry_kit.stub.Stub(reply(first)) as one, registry_kit.stub.Stub(reply(second)) as two:
-        headers = {"X-Dragonfly-Registry": f"http://{registry.host}"}
-        mirrors = [
-            config.Mirror(host=f"http://{one.endpoint}", headers=headers, failure_limit=2, health_check_interval=1),
-            config.Mirror(host=f"http://{two.endpoint}", failure_limit=2, health_check_interval=1),
-        ]
-        reader = client(registry.host, mirrors=mirrors)
-
-        def asked():
-            assert reader.read(NAME, 0, 9) == DATA[:9]
-            counts = len(one.requests), len(two.requests)
-            one.requests.clear()
-            two.requests.clear()
-            return counts
-
-        for _ in range(4):
-            assert asked() == (1, 1)  # it has not everything, which is no failure
-        first[0] = 200
-        assert reader.read(NAME, 0, 9) == DATA[:9]
-        assert one.requests[0].path == PATH
-        assert one.requests[0].headers["X-Dragonfly-Registry"] == f"http://{registry.host}"
-        one.requests.clear()
-        first[0] = second[0] = 500
-        assert [asked() for _ in range(4)] == [(1, 1), (1, 1), (0, 0), (0, 0)]
-        second[0] = 200
-        time.sleep(1.1)
-        assert [asked() for _ in range(3)] == [(1, 1), (0, 1), (0, 1)]
-
-
-def test_mirror_gets_the_token(registry_make, registry_tokens, registry_kit):
-    tokens = registry_tokens()
-    registry = registry_make(tokens.auth)
-    registry.add(DATA)
-    mirror = lambda request: parts(request) if request.headers["Authorization"] else request.send(401)  # noqa: E731
-    with registry_kit.stub.Stub(mirror) as stub:
-        reader = client(registry.host, mirrors=[config.Mirror(host=f"http://{stub.endpoint}")])
-        assert reader.read(NAME, 0, 9) == DATA[:9]  # from the registry, which says what it wants
-        registry.stop()
-        assert reader.read(NAME, 0, 9) == DATA[:9]
 
 
 # --- writing --------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ import pytest
 
 from nydus_erofs.erofs.errors import BackendError, BlobNotFoundError, DeniedError
 from nydus_erofs.fscache.backend.meter import Meter
+from nydus_erofs.fscache.backend.mirrored import Mirrored
 from nydus_erofs.fscache.backend.resilient import Resilient
 
 
@@ -35,7 +36,7 @@ def changes():
 
 def resilient(server, changes, retry_limit=3):
     meter = Meter(server.label, lambda: changes.append(1))
-    return Resilient(server, meter, retry_limit), meter
+    return Resilient(Mirrored(server, [], print), meter, retry_limit), meter
 
 
 def reset():

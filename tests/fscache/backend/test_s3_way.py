@@ -1,6 +1,7 @@
 """The way to an S3 server: addresses, connections, a proxy, TLS."""
 
 import hashlib
+import hmac
 import socket
 import ssl
 from collections.abc import Callable
@@ -12,9 +13,10 @@ from typing import Any
 import pytest
 import trustme
 
-from nydus_erofs.erofs.errors import BackendError, ConfigError
+from nydus_erofs.erofs.errors import BackendError, ConfigError, DeniedError
 from nydus_erofs.fscache.backend.s3.client import S3Client
-from nydus_erofs.fscache.config.backend import S3, Proxy
+from nydus_erofs.fscache.config.backend import S3, Mirror, Proxy
+from nydus_erofs.fscache.config.backend_file import convert
 
 DATA = b"".join(hashlib.sha256(bytes([n])).digest() for n in range(256)) * 8  # 64 KiB, as in conftest.py
 Make = Callable[..., S3Client]
@@ -56,6 +58,8 @@ def test_a_host_that_does_not_answer(s3_make: Make, s3_failure: Any) -> None:
     ({}, "https://s3.amazonaws.com/images/x"),
     ({"region": "eu-west-1"}, "https://s3.eu-west-1.amazonaws.com/images/x"),
     ({"region": "eu-west-1", "path_style": False}, "https://images.s3.eu-west-1.amazonaws.com/x"),
+    ({"endpoint": "h.example.com/storage/v1/s3"}, "https://h.example.com/storage/v1/s3/images/x"),
+    ({"endpoint": "h.example.com:8/s3", "path_style": False}, "https://images.h.example.com:8/s3/x"),
     ({"region": "cn-north-1"}, "https://s3.cn-north-1.amazonaws.com.cn/images/x"),
 ])  # fmt: skip
 def test_endpoints(
@@ -75,6 +79,65 @@ def test_endpoints(
     with pytest.raises(BackendError):
         S3Client(config, 1).read("x", 0, 1)
     assert asked == [url]
+
+
+def signed_right(request: Any, secret: str) -> bool:
+    """Whether a request's signature (AWS's version 4) is that of what came: path, query and headers as they are."""
+
+    def mac(key: bytes, text: str) -> bytes:
+        return hmac.digest(key, text.encode(), "sha256")
+
+    headers = {name.lower(): " ".join(value.split()) for name, value in request.headers.items()}
+    fields = dict(field.strip().split("=", 1) for field in headers["authorization"].partition(" ")[2].split(","))
+    names = fields["SignedHeaders"].split(";")
+    path, _, query = request.path.partition("?")
+    parts = sorted(part if "=" in part else f"{part}=" for part in query.split("&") if part)
+    shown = [f"{name}:{headers[name]}" for name in names]
+    canonical = [request.command, path, "&".join(parts), *shown, "", fields["SignedHeaders"]]
+    canonical.append(headers["x-amz-content-sha256"])
+    scope = fields["Credential"].split("/", 1)[1]
+    hashed = hashlib.sha256("\n".join(canonical).encode()).hexdigest()
+    key = f"AWS4{secret}".encode()
+    for part in scope.split("/"):
+        key = mac(key, part)
+    wanted = mac(key, "\n".join(["AWS4-HMAC-SHA256", headers["x-amz-date"], scope, hashed])).hex()
+    return "host" in names and hmac.compare_digest(wanted, fields["Signature"])
+
+
+def test_an_endpoint_behind_a_path(s3_kit: ModuleType, s3_no_keys: None) -> None:
+    """The path belongs to what is signed: such servers check it."""
+    good = s3_kit.objects(DATA)
+
+    def reply(request: Any) -> None:
+        if not request.path.startswith("/storage/v1/s3/images") or not signed_right(request, s3_kit.SECRET):
+            s3_kit.error(403, "SignatureDoesNotMatch")(request)
+        elif "uploads" in request.path:
+            request.send(200, b"<Result><UploadId>1</UploadId></Result>")
+        elif request.command == "PUT":
+            request.send(200, ETag='"etag"')
+        else:
+            good(request)
+
+    with s3_kit.Stub(reply) as server:
+        fields = {
+            "scheme": "http", "bucket_name": s3_kit.BUCKET, "access_key_id": s3_kit.KEY,
+            "access_key_secret": s3_kit.SECRET, "retry_limit": 0,
+        }  # fmt: skip
+        for path in ("/storage/v1/s3", "/storage/v1/s3/"):
+            config = convert("s3", {"endpoint": server.endpoint + path, **fields})
+            assert isinstance(config, S3)
+            client = S3Client(config, 1)
+            assert client.stat("a b/+x").size == len(DATA)
+            assert client.read("a b/+x", 3, 9) == DATA[3:12]
+            client.call("list_multipart_uploads", "x", Prefix="a/b c")
+            assert client.call("create_multipart_upload", "x")["UploadId"] == "1"
+            client.call("upload_part", "x", UploadId="1", PartNumber=1, Body=b"bytes")
+        mirror = Mirror(host=f"http://{server.endpoint}/storage/v1/s3")
+        assert S3Client(config, 1).at(mirror).read("x", 3, 9) == DATA[3:12]
+        elsewhere = convert("s3", {"endpoint": server.endpoint, **fields})
+        assert isinstance(elsewhere, S3)
+        with pytest.raises(DeniedError):
+            S3Client(elsewhere, 1).stat("x")
 
 
 def test_forward_proxy(s3_make: Make, s3_kit: ModuleType, s3_failure: Any) -> None:

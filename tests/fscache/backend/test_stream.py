@@ -3,6 +3,7 @@
 import hashlib
 import json
 import random
+import re
 import uuid
 
 import pytest
@@ -65,6 +66,29 @@ def test_built_there(kind, target, tree, tmp_path, service_kit):
         here = {path.name for path in tmp_path.iterdir() if path.name != "registry0"}
         assert here == {config.name, "plain", "streamed.boot"}
         assert left() == (["app"] if kind == "registry" else sorted([blob, "app.meta", "app.meta.verity"]))
+
+
+@pytest.mark.parametrize("kind", ["s3", "registry"])
+def test_without_any_place_here(kind, target, tree, tmp_path, service_kit):
+    """As the documentation of Nydus has it: a file without a type, and no output at all."""
+    config, found, left = target(kind)
+    fields = json.loads(config.read_text())
+    del fields["type"]
+    config.write_text(json.dumps(fields))
+    for folder in ("here", "tmp"):
+        (tmp_path / folder).mkdir()
+    done = service_kit.cli(
+        "build", "--name", "app", "--source-dir", tree, "--backend-push", "--backend-type", kind,
+        "--backend-config-file", config, check=True, cwd=tmp_path / "here", env={"TMPDIR": str(tmp_path / "tmp")},
+    )  # fmt: skip
+    service_kit.cli("build", tree, "-o", tmp_path / "plain", "--name", "app", check=True)
+    (blob,) = json.loads((tmp_path / "plain" / "output.json").read_text())["blobs"]
+    assert hashlib.sha256(found(blob)).hexdigest() == blob
+    assert left() == (["app"] if kind == "registry" else sorted([blob, "app.meta", "app.meta.verity"]))
+    where = fields["bucket_name"] if kind == "s3" else f"{fields['host']}/team/app"
+    assert re.search(f"{where}.*: app(.meta)? published", done.stdout)
+    assert str(tmp_path) not in done.stdout
+    assert list((tmp_path / "here").iterdir()) == list((tmp_path / "tmp").iterdir()) == []
 
 
 @pytest.mark.parametrize("kind", ["s3", "registry"])

@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -60,7 +60,7 @@ class Sample:
     """An image, and the parts of bootstrap and first blob that are changed: (is of the blob, start, end, unit)."""
 
     boot: bytes
-    blobs: dict[str, bytes]
+    blobs: dict[BlobId, bytes]
     parts: dict[str, tuple[bool, int, int, int]]
 
     def open(self, name: BlobId) -> BufferSource:
@@ -75,7 +75,7 @@ def sample(boot: bytes, folder: Path) -> Sample:
     blobs = {blob.id: (folder / blob.id).read_bytes() for blob in head.blobs}
     name, entry, _ = head.blobs[0]
     blob, (raw, _, _) = blobs[name], read_chunk_info(entry, BufferSource(blobs[name]))
-    plain = {"ci_compression": 0, "ci_compressed_size": len(raw)}
+    plain: dict[str, Any] = {"ci_compression": 0, "ci_compressed_size": len(raw)}
     at = entry.ci_offset + entry.ci_compressed_size
     header = replace(blobmeta.MetaHeader.unpack(blob, at), **plain)
     blobs[name] = blob[: entry.ci_offset] + bytes(raw) + header.pack() + blob[at + blobmeta.MetaHeader.size() :]
