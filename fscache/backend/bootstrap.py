@@ -46,7 +46,7 @@ def fetch_bootstrap(
         FormatError: what has this name is no Nydus image.
     """
     if isinstance(config, Registry):
-        version, claimed = _from_registry(backend, name, fd, known)
+        version, claimed = _from_registry(backend, config, name, fd, known)
     else:
         version, claimed = _from_object(backend, name, fd, known)
     if version == known and known:
@@ -116,9 +116,9 @@ def fetch_tree(backend: Resilient, name: str) -> verity.Tree | None:
         raise CorruptError(f"{backend.label}: {tree}: {error.message}") from None
 
 
-def _from_registry(backend: Resilient, name: str, fd: int, known: str) -> tuple[str, str]:
+def _from_registry(backend: Resilient, config: Registry, name: str, fd: int, known: str) -> tuple[str, str]:
     """(digest of the manifest, identity that the digest tree in the bootstrap layer claims)."""
-    image, version = _manifest(backend, name)
+    image, version = _manifest(backend, f"{config.host}/{config.repo}", name)
     if version == known:
         return version, ""
     layer = image.bootstrap
@@ -134,11 +134,12 @@ def _from_registry(backend: Resilient, name: str, fd: int, known: str) -> tuple[
     return version, verity.parse_tree(tree).identity if tree else ""
 
 
-def _manifest(backend: Resilient, name: str) -> tuple[oci.NydusImage, str]:
+def _manifest(backend: Resilient, repo: str, name: str) -> tuple[oci.NydusImage, str]:
     """The image of a tag or digest, through an index if need be, and the digest of its manifest."""
+    shown = f"{repo}{'@' if ':' in name else ':'}{name}"
     for _ in range(2):
         found = backend.call(partial(_get_manifest, name=name))
-        image = oci.parse_manifest(found.data)
+        image = oci.parse_manifest(found.data, shown)
         if isinstance(image, oci.NydusImage):
             return image, found.digest
         name = image.choose().digest

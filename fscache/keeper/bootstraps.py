@@ -66,7 +66,7 @@ class Bootstraps:
     def require(self, remote: Remote | None) -> None:
         """Something of this backend will be wanted."""
         if remote is not None:
-            self._link.require(str(remote.__struct_config__.tag))
+            self._link.require(remote)
 
     async def bootstrap(self, origin: Origin, local: Fd | None, digest: str = "") -> Fd:
         """An image's bootstrap, fetched if need be.

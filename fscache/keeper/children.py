@@ -23,8 +23,10 @@ from ...erofs.errors import KernelError, NydusErofsError
 from ..kernel import channel
 from ..kernel.fd import Fd
 from ..kernel.process import close_all_but, die_with_parent
+from ..processes import TOOL
 from ..proto.fault import Fault
 from .log import logger
+from .signals import CHANGED
 from .tasks import background
 
 PATIENCE = 30.0  # seconds for what should take a moment
@@ -161,7 +163,8 @@ async def write_out(paths: Sequence[str]) -> bool:
 async def _tool(*command: str) -> int:
     """Run a program of the system's; its exit code."""
     try:
-        pid = os.posix_spawnp(command[0], command, {"PATH": os.environ.get("PATH", os.defpath)})
+        given = {"PATH": os.defpath} | TOOL.variables(os.environ)
+        pid = os.posix_spawnp(command[0], command, given, setsigmask=(), setsigdef=CHANGED)
     except OSError as error:
         logger().warning("a program cannot be run", program=command[0], error=error.strerror)
         return -1

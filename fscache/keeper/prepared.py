@@ -18,16 +18,18 @@ import msgspec
 
 from ...erofs.errors import FormatError, NydusErofsError
 from ...erofs.ids import BlobId, blob_id
+from ..config.service import Uids
 from ..kernel import channel
 from ..kernel.fd import Fd
+from ..processes import PREPARE
 from ..proto import prepare as proto
 from ..proto.fault import Fault
 from ..state import image
 from ..state.layout import BOOT, PLAN, RECORD, STORES
 from . import adopt, epoch
-from .children import exited, in_child, remove, write_out
+from .children import in_child, remove, write_out
 from .paths import NEW, StatePaths
-from .spawn import spawn
+from .spawn import ended, spawn
 from .tasks import background
 
 _PATIENCE = 300.0  # seconds
@@ -42,8 +44,8 @@ Provide = Callable[[BlobId, int, int], Awaitable[tuple[Fd, int]]]
 class Images:
     """Prepared images by id. One is made at a time, and once, however many want it."""
 
-    def __init__(self, paths: StatePaths, segment_size: int, uid: int, *, localize: bool) -> None:
-        self._paths, self._uid = paths, uid
+    def __init__(self, paths: StatePaths, segment_size: int, uids: Uids, *, localize: bool) -> None:
+        self._paths, self._uids = paths, uids
         self._request = proto.Prepare(segment_size, localize)
         self._locks: dict[str, asyncio.Lock] = {}
         self._one = asyncio.Lock()
@@ -94,11 +96,11 @@ class Images:
         try:
             os.mkdir(os.path.join(work, STORES))
             for folder in (os.path.join(work, STORES), work):
-                os.chown(folder, self._uid, self._uid)
+                os.chown(folder, self._uids.prepare, self._uids.prepare)
             await self._run(work, bootstrap, provide)
             localize = self._request.localize
             await in_child(
-                lambda: adopt.adopt(work, self._paths, image_id, self._uid, localized=localize),
+                lambda: adopt.adopt(work, self._paths, image_id, self._uids.worker, localized=localize),
                 "taking the image over",
                 _PATIENCE,
             )
@@ -110,7 +112,7 @@ class Images:
 
     async def _run(self, work: str, bootstrap: Fd, provide: Provide) -> None:
         """One prepare process, from request to result."""
-        pid, sock = spawn("prepare", self._uid)
+        pid, sock = spawn(PREPARE, self._uids.prepare)
         with sock:
             try:
                 with Fd(os.open(work, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)) as folder:
@@ -125,7 +127,7 @@ class Images:
                 # It has nothing more to say; whatever it still does is not wanted.
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
-                await exited(pid)
+                await ended(PREPARE, pid)
         if isinstance(result, proto.NotPrepared):
             raise result.fault.error()
 

@@ -24,9 +24,9 @@ from ..doctor import cachefiles as cachefiles_doctor
 from ..doctor import checks, fanotify
 from ..kernel.cachefiles import Device
 from ..kernel.mount import MOUNT_FLAGS
-from ..kernel.process import raise_file_limit
+from ..kernel.process import own_descriptors, raise_file_limit
 from ..proto import control
-from ..proto.worker import Limits
+from ..proto.worker import Limits, Start
 from . import dispatch
 from .bootstraps import Bootstraps
 from .children import remove, write_out
@@ -59,19 +59,17 @@ class Keeper:
         self.started = time.time()
         self.state = StatePaths(config.state_dir)
         self.run_paths = RunPaths(config.run_dir)
-        self.worker = WorkerLink(
-            config.worker_uid,
-            Limits(
-                config.threads,
-                config.background_threads,
-                config.remote_background_threads,
-                config.patience,
-                config.prefetch_bandwidth,
-            ),
-            [str(config.backend.__struct_config__.tag)] if config.backend else [],
-            self._on_new_worker,
-            lambda: self.table.fail_all(),
+        limits = Limits(
+            config.threads,
+            config.background_threads,
+            config.remote_background_threads,
+            config.patience,
+            config.prefetch_bandwidth,
         )
+        start = Start(config.worker_uid, limits, self.state.store)
+        self.worker = WorkerLink(start, self._on_new_worker, lambda: self.table.fail_all())
+        if config.backend is not None:
+            self.worker.require(config.backend)
         self.table = StoreTable(self.worker.send, asyncio.get_running_loop().call_later, _write_out)
         self.traffic = TrafficTable()
         self.worker.listen(dispatch.table(self.table, self.traffic, self.worker.on_answer))
@@ -245,6 +243,7 @@ def serve(config: Config, load: Load | None = None, on_ready: Callable[[], None]
     async def main() -> None:
         await Keeper(config, load).run(on_ready)
 
+    own_descriptors()
     os.umask(0o077)
     with contextlib.suppress(OSError):
         os.chdir("/")

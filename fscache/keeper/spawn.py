@@ -1,70 +1,60 @@
-"""Starting the keeper's helpers: a Python process with one end of a socket as descriptor 3."""
+"""Starting worker and prepare: a Python process in a session of its own, with one end of a socket as descriptor 3."""
 
 from __future__ import annotations
 
-import asyncio
+import fcntl
 import os
-import re
+import signal
 import socket
 import sys
-from collections.abc import Sequence
 
 from ..kernel import channel
+from ..kernel.fd import Fd
+from ..processes import Process
+from .child_log import read_log
+from .children import exited
+from .log import logger
+from .signals import CHANGED
+from .tasks import background
 
 _SOCKET_FD = 3
+_ABOVE = 16  # what is passed on is kept apart from the descriptors that it becomes
 _PACKAGE = __package__.rpartition(".")[0]
-_ENVIRONMENT = re.compile(
-    "PATH|HOME|LANG|LC_ALL|TZ|SSL_CERT_(FILE|DIR)|AWS_[A-Z_]+|(https?|no|HTTPS?|NO)_(proxy|PROXY)"
-)
 
 
-def spawn(module: str, *arguments: object) -> tuple[int, socket.socket]:
-    """Start ``python -m nydus_erofs.fscache.<module> 3 ARGUMENTS``; (its process id, our end of the socket).
+def spawn(process: Process, *arguments: object) -> tuple[int, socket.socket]:
+    """Start ``python -m nydus_erofs.fscache.<name> 3 ARGUMENTS``; (its process id, our end of the socket).
 
-    It inherits standard error and nothing else, and of the environment what finds programs, certificates, proxies and
-    S3 credentials.
+    It is given what the table of processes says, and nothing else; what it writes to standard error goes to our log.
     """
     ours, theirs = channel.pair()
     # -I: neither the environment nor the working directory can add modules to the program.
-    command = [sys.executable, "-I", "-m", f"{_PACKAGE}.{module}", str(_SOCKET_FD), *map(str, arguments)]
-    environment = {name: value for name, value in os.environ.items() if _ENVIRONMENT.fullmatch(name)}
-    null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
-    try:
-        actions = [
-            (os.POSIX_SPAWN_DUP2, null, 0),
-            (os.POSIX_SPAWN_DUP2, null, 1),
-            (os.POSIX_SPAWN_DUP2, theirs.fileno(), _SOCKET_FD),
-        ]
-        with theirs:
-            if theirs.fileno() == _SOCKET_FD:
-                os.set_inheritable(_SOCKET_FD, True)
-            # A process group of its own: Ctrl-C in the terminal is for the keeper.
-            pid = os.posix_spawn(sys.executable, command, environment, file_actions=actions, setpgroup=0)
-    finally:
-        os.close(null)
+    command = [sys.executable, "-I", "-m", f"{_PACKAGE}.{process.name}", str(_SOCKET_FD), *map(str, arguments)]
+    log, written = map(Fd, os.pipe())
+    with theirs, written, Fd(os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)) as null:
+        places: dict[int, Fd | socket.socket] = {0: null, 1: null, 2: written, _SOCKET_FD: theirs}
+        high = {number: _high(source.fileno()) for number, source in places.items()}
+        pid = os.posix_spawn(
+            sys.executable,
+            command,
+            process.variables(os.environ),
+            file_actions=[(os.POSIX_SPAWN_DUP2, source.fd, number) for number, source in high.items()],
+            # No terminal can be reached from there, and Ctrl-C in ours is for the keeper.
+            setsid=True,
+            setsigmask=(),
+            setsigdef=CHANGED,
+        )
+    background(read_log(process.name, pid, log))
     return pid, ours
 
 
-async def write_out(paths: Sequence[str]) -> bool:
-    """Write files and folders to the disk, however long that takes; whether it was done (sync(1) does it)."""
-    try:
-        pid = os.posix_spawnp("sync", ["sync", "--", *paths], os.environ)
-    except OSError:
-        return False
-    return await exited(pid) == 0
+async def ended(process: Process, pid: int) -> int:
+    """Wait for the end of one; its exit code, negative for a signal."""
+    code = await exited(pid)
+    if code == -signal.SIGSYS:
+        logger().error("a process made a system call that it may not make", process=process.name, pid=pid)
+    return code
 
 
-async def exited(pid: int) -> int:
-    """Wait for a child without blocking; its exit code, negative for a signal."""
-    loop = asyncio.get_running_loop()
-    pidfd = os.pidfd_open(pid)
-    try:
-        done = asyncio.Event()
-        loop.add_reader(pidfd, done.set)
-        try:
-            await done.wait()
-        finally:
-            loop.remove_reader(pidfd)
-    finally:
-        os.close(pidfd)
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+def _high(fd: int) -> Fd:
+    return Fd(fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _ABOVE))

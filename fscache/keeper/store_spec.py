@@ -11,7 +11,7 @@ from ...erofs.errors import FormatError
 from ..config.backend import Remote
 from ..kernel.fd import Fd
 from ..proto import worker as proto
-from ..state.layout import PLAN
+from ..state.layout import PLAN, segment_name
 from ..state.plan import Plan
 from . import epoch
 
@@ -108,15 +108,15 @@ def load_plan(path: str) -> tuple[list[int], Fd]:
     return [segment.size for segment in Plan(file.dup()).segments], file
 
 
-def load_folder(directory: str) -> FolderSpec:
-    """Read a store's folder; FormatError when it is damaged."""
+def load_folder(directory: str, uid: int) -> FolderSpec:
+    """Read a store's folder; FormatError when it is damaged. ``uid``: the worker's, to whom segment files belong."""
     try:
-        return _load_folder(directory)
+        return _load_folder(directory, uid)
     except OSError as error:
         raise FormatError(f"store {directory} is damaged: {error.strerror}") from None
 
 
-def _load_folder(directory: str) -> FolderSpec:
+def _load_folder(directory: str, uid: int) -> FolderSpec:
     folder = Fd(os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
     plan = Fd(os.open(PLAN, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW, dir_fd=folder.fd))
     sizes = [segment.size for segment in Plan(plan.dup()).segments]
@@ -134,4 +134,13 @@ def _load_folder(directory: str) -> FolderSpec:
                     have[segment] = min(entry.stat(follow_symlinks=False).st_size, sizes[segment])
     if len(inodes) != len(sizes):
         raise FormatError(f"store {directory} is damaged: {len(inodes)} of {len(sizes)} segment files")
+    _give(folder, len(sizes), uid)
     return FolderSpec(directory, sizes, have, inodes, trusted, begun, plan, folder)
+
+
+def _give(folder: Fd, segments: int, uid: int) -> None:
+    """Make segment files the worker's, when another user was configured as they were made."""
+    if segments and os.stat(segment_name(0), dir_fd=folder.fd, follow_symlinks=False).st_uid == uid:
+        return
+    for number in reversed(range(segments)):  # the first one last: it says that all are done
+        os.chown(segment_name(number), uid, uid, dir_fd=folder.fd, follow_symlinks=False)

@@ -15,13 +15,14 @@ from typing import Any
 import msgspec
 
 from ...erofs.errors import BackendError
+from ..config.backend import Remote
 from ..kernel import channel
 from ..kernel.fd import Fd
+from ..processes import WORKER
 from ..proto import worker as proto
-from .children import exited
 from .dispatch import Handler, handle
 from .log import logger
-from .spawn import spawn
+from .spawn import ended, spawn
 from .stores import LieError
 
 _LONG = 5.0  # seconds after which a worker that does nothing right is well all the same
@@ -47,23 +48,13 @@ class WorkerLink:
     """One worker process at a time.
 
     Args:
-        limits: of each worker (``worker.Limits``).
-        kinds: of the backends that it must be able to reach.
+        start: what each is started with; what more it must be able to reach is added to it.
         on_start: called when a new worker is there and knows nothing yet.
         on_hopeless: called when no worker has lived for long: readers should not wait any more.
     """
 
-    def __init__(
-        self,
-        uid: int,
-        limits: Sequence[int],
-        kinds: Sequence[str],
-        on_start: Callable[[], None],
-        on_hopeless: Callable[[], None],
-    ) -> None:
-        self._arguments = (uid, *limits)
-        self._kinds = list(kinds)
-        self._on_start, self._on_hopeless = on_start, on_hopeless
+    def __init__(self, start: proto.Start, on_start: Callable[[], None], on_hopeless: Callable[[], None]) -> None:
+        self._start, self._on_start, self._on_hopeless = start, on_start, on_hopeless
         self._handlers: Mapping[type, Handler] = {}
         self._outbox: channel.Outbox | None = None
         self._sock_fd = -1
@@ -133,14 +124,18 @@ class WorkerLink:
         self._well = True
         asked.answer.set_result(answer)
 
-    def require(self, kind: str) -> None:
-        """See to it that the worker can reach backends of this kind. It cannot load what is missing once it runs
-        without privilege, so it makes room for another one, which its readers do not notice."""
-        if kind in self._kinds:
+    def require(self, remote: Remote) -> None:
+        """See to it that the worker can reach this backend. It can load no module and read no certificate that is
+        missing once it runs without privilege, so it makes room for another one, which its readers do not notice."""
+        kind = str(remote.__struct_config__.tag)
+        certificates = [path for path in remote.ca_cert_files if path not in self._start.certificates]
+        if kind in self._start.kinds and not certificates:
             return
-        self._kinds.append(kind)
+        if kind not in self._start.kinds:
+            self._start.kinds.append(kind)
+        self._start.certificates += certificates
         if self.pid:
-            logger().info("worker replaced, to load a backend", backend=kind)
+            logger().info("worker replaced, to reach a backend", backend=kind)
             self._kill()
 
     def _kill(self) -> None:
@@ -180,7 +175,7 @@ class WorkerLink:
     async def _live(self) -> int:
         """One worker's life; its exit code."""
         loop = asyncio.get_running_loop()
-        self.pid, sock = spawn("worker", *self._arguments, *self._kinds)
+        self.pid, sock = spawn(WORKER, proto.encode_start(self._start))
         self.restarts += 1
         self._well = False
         sock.setblocking(False)
@@ -195,7 +190,7 @@ class WorkerLink:
                     asked.answer.set_exception(BackendError("every worker died over this", hint="see the log"))
                 else:
                     self._put(asked.question, asked.fd)
-            return await exited(self.pid)
+            return await ended(WORKER, self.pid)
         finally:
             self.pid = 0
             loop.remove_reader(sock.fileno())

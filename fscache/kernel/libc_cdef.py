@@ -11,12 +11,14 @@ import os
 import cffi
 
 DECLARATIONS = """
+int capset(const char *header, const char *sets);
 int fanotify_init(unsigned int flags, unsigned int event_f_flags);
 int fanotify_mark(int fd, unsigned int flags, uint64_t mask, int dirfd, const char *path);
 int mount(const char *source, const char *target, const char *type, unsigned long flags, const void *data);
 int umount2(const char *target, int flags);
 int prctl(int option, unsigned long a, unsigned long b, unsigned long c, unsigned long d);
 int syncfs(int fd);
+int unshare(int flags);
 int statx(int dirfd, const char *path, int flags, unsigned int mask, char *status);
 long syscall(long number, ...);
 """

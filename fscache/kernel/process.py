@@ -6,14 +6,22 @@ import errno
 import os
 import resource
 import signal
+import struct
 import sys
 from collections.abc import Callable
 from typing import NoReturn
 
-from .libc import checked, lib
+from .libc import checked, integer, lib
 
-_PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_NO_NEW_PRIVS = 1, 4, 38
+_PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_CAPBSET_DROP, _PR_SET_SECUREBITS, _PR_SET_NO_NEW_PRIVS = 1, 4, 24, 28, 38
+# User 0 is nobody special, capabilities outlive no change of user and are handed to no program; and so for ever (the
+# odd bits are locks). Not NO_SETUID_FIXUP: with it the change of user below would leave the capabilities.
+_NOROOT, _KEEP_CAPS_LOCKED, _NO_AMBIENT = 0b11, 0b100000, 0b11000000
+_CAPABILITY_V3 = 0x20080522  # two words each of effective, permitted and inheritable ones
+_MOST_CAPABILITIES = 64
 _MOST_FDS = 1 << 30  # closerange(3) is one call of close_range(2)
+_STANDARD_ERROR, _LAST_FD = 2, (1 << 32) - 1
+_CLOSE_RANGE, _CLOSE_RANGE_CLOEXEC = 436, 4  # Linux 5.11; the same number on every architecture
 _RLIMIT_NOFILE_WANTED = 1 << 20
 
 
@@ -22,11 +30,24 @@ def drop_privileges(uid: int) -> None:
 
     Import everything first: the program's own files may be readable to root alone.
     """
+    _give_up_capabilities_for_good()
     os.setgroups([])
     os.setresgid(uid, uid, uid)
     os.setresuid(uid, uid, uid)
+    # The change of user took all that could be used, this takes those that a program could inherit.
+    checked(lib.capset(struct.pack("=Ii", _CAPABILITY_V3, 0), bytes(24)), "capset")
     checked(lib.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "PR_SET_NO_NEW_PRIVS")
     checked(lib.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0), "PR_SET_DUMPABLE")
+
+
+def _give_up_capabilities_for_good() -> None:
+    """Have no program that this process starts get capabilities, be it setuid or not. Needs CAP_SETPCAP; where the
+    service was given none, that no program gains privilege (``PR_SET_NO_NEW_PRIVS``) is all there is to it."""
+    if lib.prctl(_PR_SET_SECUREBITS, _NOROOT | _KEEP_CAPS_LOCKED | _NO_AMBIENT, 0, 0, 0) < 0:
+        return
+    for capability in range(_MOST_CAPABILITIES):
+        if lib.prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0) < 0:
+            return  # the kernel knows no more
 
 
 def die_with_parent(parent: int) -> None:
@@ -43,6 +64,15 @@ def close_all_but(*kept: int) -> None:
         if low < fd:
             os.closerange(low, fd)
         low = fd + 1
+
+
+def own_descriptors() -> None:
+    """Hand on to no program what this process was given, and have something open as 0, 1 and 2."""
+    while (fd := os.open(os.devnull, os.O_RDWR)) <= _STANDARD_ERROR:
+        os.set_inheritable(fd, True)
+    os.close(fd)
+    first, last = integer(_STANDARD_ERROR + 1), integer(_LAST_FD)
+    checked(lib.syscall(_CLOSE_RANGE, first, last, integer(_CLOSE_RANGE_CLOEXEC)), "close_range")
 
 
 def raise_file_limit() -> int:

@@ -12,7 +12,6 @@ import gc
 import hashlib
 import mmap
 import os
-import resource
 import socket
 import sys
 from collections.abc import Sequence
@@ -27,15 +26,20 @@ from ...erofs.record import Buffer
 from ...erofs.segments import segment_size_for
 from ...erofs.source import BufferSource, FileSource
 from ..kernel import channel
+from ..kernel.confine import confine
 from ..kernel.fd import Fd
-from ..kernel.process import drop_privileges
+from ..kernel.landlock import MAKE, Rule
+from ..processes import PREPARE
 from ..proto import prepare as proto
 from ..proto.fault import Fault
 from ..state.image import ImageRecord, StoreRef
 from ..state.layout import BOOT, PLAN, RECORD, STORES
 from .plan_writer import pack_plan
+from .syscalls import PROFILE
 
-_MEMORY_LIMIT = 8 << 30  # bytes of address space: a bootstrap of 2 GiB is the most that nydusd takes
+# Chunks of its blobs that an image may leave unused, as one that was built with a chunk dictionary does. Each takes
+# about 300 bytes here; the limits of ``processes.PREPARE`` are made for that.
+_SPARE_CHUNKS, _CHUNKS_PER_USED = 1 << 18, 4
 
 
 def prepare(sock: socket.socket, bootstrap: Fd, request: proto.Prepare) -> None:
@@ -46,6 +50,7 @@ def prepare(sock: socket.socket, bootstrap: Fd, request: proto.Prepare) -> None:
     # Left open: views of it may live on in an error's traceback, and closing it would then hide that error.
     data = memoryview(mmap.mmap(bootstrap.fd, size, prot=mmap.PROT_READ))
     head = read_head(BufferSource(data))
+    check_chunks(sum(blob.entry.chunk_count for blob in head.blobs), head.chunk_rows[1])
     total = sum(blob.entry.uncompressed_size for blob in head.blobs)
     segment_size = segment_size_for(total, request.segment_size)
     maps = localize.read_blob_maps(data, head, lambda name: _AskedBlob(sock, name), segment_size)
@@ -58,6 +63,16 @@ def prepare(sock: socket.socket, bootstrap: Fd, request: proto.Prepare) -> None:
     record = ImageRecord(stores=stores, boot_size=boot_size)
     with open(RECORD, "wb") as out:
         out.write(msgspec.json.encode(record))
+
+
+def check_chunks(chunks: int, used: int) -> None:
+    """Whether the blobs of an image that uses ``used`` chunks of them may have so many: each takes memory here."""
+    most = _SPARE_CHUNKS + _CHUNKS_PER_USED * used
+    if chunks > most:
+        raise FormatError(
+            f"its blobs have {chunks} chunks, it uses {used}: more than {most} would take too much memory",
+            hint="build it anew, with larger chunks or without the chunk dictionary",
+        )
 
 
 class _AskedBlob:
@@ -97,11 +112,11 @@ def main(arguments: Sequence[str]) -> None:
     request = proto.decode_for_prepare(packet)
     bootstrap, folder = fds
     os.fchdir(folder.fd)
-    os.umask(0o022)
-    drop_privileges(uid)
+    kept = [fd, bootstrap.fd, folder.fd]
+    size = os.fstat(bootstrap.fd).st_size
+    missing = confine(PREPARE, uid, kept, [Rule(folder.fd, MAKE)], PROFILE, size)
+    sys.stderr.writelines(f"sandbox: {what}\n" for what in missing)
     gc.disable()  # looking for cycles among a million numbers takes longer than to end
-    resource.setrlimit(resource.RLIMIT_NPROC, (0, 0))  # nothing it starts could outlive it
-    resource.setrlimit(resource.RLIMIT_AS, (_MEMORY_LIMIT, _MEMORY_LIMIT))
     reply: proto.ToKeeper = proto.Prepared()
     try:
         if not isinstance(request, proto.Prepare):
@@ -110,7 +125,10 @@ def main(arguments: Sequence[str]) -> None:
     except NydusErofsError as error:
         reply = proto.NotPrepared(Fault.of(error))
     except MemoryError:
-        reply = proto.NotPrepared(Fault("FormatError", "the bootstrap asks for more memory than any image needs"))
+        most = PREPARE.limits[0].most(os.fstat(bootstrap.fd).st_size) >> 20
+        reply = proto.NotPrepared(
+            Fault("FormatError", f"it takes more than {most} MiB of memory, for its size too much")
+        )
     except OSError as error:
         reply = proto.NotPrepared(Fault("CacheFullError", f"writing the prepared image: {error.strerror}"))
     channel.send(sock, proto.encode(reply))

@@ -44,6 +44,17 @@ class Limits(NamedTuple):
     bandwidth: int
 
 
+class Start(msgspec.Struct, forbid_unknown_fields=True):
+    """What a worker is started with: its user, what it may do at a time, the folder of stores, the kinds of backends
+    that it must be able to reach, and the files of certificates that their configurations name."""
+
+    uid: int
+    limits: Limits
+    store: str
+    kinds: list[str] = []
+    certificates: list[str] = []
+
+
 class Why(StrEnum):
     """What a segment was filled for."""
 
@@ -299,6 +310,15 @@ ToKeeper = StoreNews | Traffic | Answer
 _encode = msgspec.json.Encoder().encode
 _to_worker: msgspec.json.Decoder[ToWorker] = msgspec.json.Decoder(ToWorker)
 _to_keeper: msgspec.json.Decoder[ToKeeper] = msgspec.json.Decoder(ToKeeper)
+
+
+def encode_start(start: Start) -> str:
+    """As one argument of a command line."""
+    return msgspec.json.encode(start).decode()
+
+
+def decode_start(argument: str) -> Start:
+    return msgspec.json.decode(argument, type=Start)
 
 
 def encode(message: ToWorker | ToKeeper) -> bytes:

@@ -65,7 +65,7 @@ class CachefilesEngine:
     ) -> None:
         self.config, self._state, self._bootstraps, self._device = config, state, bootstraps, device
         self._objects = ObjectTable(table)
-        self._prepared = Images(state, config.segment_size, config.worker_uid, localize=False)
+        self._prepared = Images(state, config.segment_size, config.uids, localize=False)
         self._names = Names(
             os.path.join(run.root, "names.json"),
             os.path.join(state.root, "objects.json"),

@@ -56,11 +56,11 @@ class FanotifyEngine:
         self._healer = Healer(table)
         self._mounts: list[MountedImage] = []
         self._targets: set[str] = set()  # of mounts under way
-        self._images = Images(state, config.segment_size, config.worker_uid, localize=True)
+        self._images = Images(state, config.segment_size, config.uids, localize=True)
 
     def start(self) -> None:
         """Serve what is still mounted from before."""
-        self._mounts = take_over(self._state, self._run, self._table, self._watcher)
+        self._mounts = take_over(self._state, self._run, self._table, self._watcher, self.config.worker_uid)
         for mounted in self._mounts:
             self._heal(mounted)
         background(find_blobs(self._mounts, self.config, self._table, self._bootstraps))
@@ -127,7 +127,7 @@ class FanotifyEngine:
             specs: list[FolderSpec] = []
             for ref in prepared.stores:
                 settled.enter_context(self._table.opening(ref.key))
-                specs.append(load_folder(self._state.store_of(ref.key)))
+                specs.append(load_folder(self._state.store_of(ref.key), self.config.worker_uid))
                 undo.callback(specs[-1].close)
             incomplete = [spec.directory for spec in specs if spec.trusted and sum(spec.have) < sum(spec.sizes)]
             await places.look_for((blob_id(ref.blob_id) for ref in prepared.stores), begin=incomplete)

@@ -28,8 +28,8 @@ class CacheObject:
     """One open object. Owns its descriptor.
 
     ``cached`` is what it was opened with. ``stores`` fill it, by the key of their plan: images that share a blob may
-    use different chunks of it, so each has its own plan, cut into the same segments. Reads wait until it is known
-    what fills the object.
+    use different chunks of it, so each has its own plan, cut into the same segments. Reads wait until what fills
+    the object is known.
     """
 
     fd: Fd

@@ -42,7 +42,7 @@ def find_live() -> dict[tuple[str, str], int]:
     return {(entry.source, entry.target): entry.mount_id for entry in kernel.mounts(kernel.FS_TYPE)}
 
 
-def take_over(state: StatePaths, run: RunPaths, table: StoreTable, watcher: Watcher) -> list[MountedImage]:
+def take_over(state: StatePaths, run: RunPaths, table: StoreTable, watcher: Watcher, uid: int) -> list[MountedImage]:
     """Watch again what is mounted, clean up behind what is not. Nothing is known of its blobs yet."""
     live = find_live()
     bound = {entry.target for entry in kernel.mounts()}
@@ -53,7 +53,7 @@ def take_over(state: StatePaths, run: RunPaths, table: StoreTable, watcher: Watc
         try:
             if through not in bound:
                 raise FormatError("it was not mounted")
-            mounted = _watch(folder, state, table, watcher)
+            mounted = _watch(folder, state, table, watcher, uid)
         except NydusErofsError as error:
             logger().warning("a mount of the service before cannot be served", folder=folder, error=str(error))
             with contextlib.suppress(OSError):
@@ -68,13 +68,13 @@ def take_over(state: StatePaths, run: RunPaths, table: StoreTable, watcher: Watc
     return taken
 
 
-def _watch(folder: str, state: StatePaths, table: StoreTable, watcher: Watcher) -> MountedImage:
+def _watch(folder: str, state: StatePaths, table: StoreTable, watcher: Watcher, uid: int) -> MountedImage:
     record = load_record(folder)
     prepared = image.load(state.image(record.image))
     with contextlib.ExitStack() as undo:
         stores = []
         for ref in prepared.stores:
-            spec = load_folder(state.store_of(ref.key))
+            spec = load_folder(state.store_of(ref.key), uid)
             if spec.trusted and not spec.begun and sum(spec.have) < sum(spec.sizes):
                 with contextlib.suppress(OSError):  # then nothing can be written there either
                     epoch.begin(spec.directory)

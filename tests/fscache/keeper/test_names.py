@@ -1,6 +1,10 @@
 """What the cachefiles engine remembers: the kernel must never find old data under a name that means something new."""
 
+from __future__ import annotations
+
 import asyncio
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -8,19 +12,19 @@ from hypothesis import strategies as st
 
 from nydus_erofs.erofs.errors import KernelError
 from nydus_erofs.fscache.keeper.engine import disk_table, names
-from nydus_erofs.fscache.keeper.engine.names import Names, Registered
+from nydus_erofs.fscache.keeper.engine.names import Cached, Names, Registered
 from nydus_erofs.fscache.keeper.origin import Given
 
 BLOCK = 4096
 IMAGE = Registered(Given("/a.meta", ["/blobs"]), True)
 
 
-def open_names(folder):
+def open_names(folder: Path) -> Names:
     return Names(f"{folder}/names.json", f"{folder}/objects.json", lambda key: f"{folder}/{key}")
 
 
-def claim(known, identity, length=10 * BLOCK, name="image"):
-    return asyncio.run(known.claim("volume", {name: (identity, length)}))[name]
+def claim(known: Names, identity: str, length: int = 10 * BLOCK) -> Cached:
+    return asyncio.run(known.claim("volume", {"image": (identity, length)}))["image"]
 
 
 @settings(max_examples=25, deadline=None)
@@ -34,11 +38,14 @@ def claim(known, identity, length=10 * BLOCK, name="image"):
         max_size=10,
     )
 )
-def test_content_is_never_stale(tmp_path_factory, steps):
+def test_content_is_never_stale(
+    tmp_path_factory: pytest.TempPathFactory, steps: list[tuple[tuple[str, int], str, bool]]
+) -> None:
     """The kernel takes what it has as long as an object's size is the same (fs/cachefiles/xattr.c, 6.1); after a
     crash that may be anything that it ever had, whatever it was told since."""
     folder = tmp_path_factory.mktemp("n")
-    known, had = open_names(folder), []  # (content, size) of everything the kernel ever had
+    known = open_names(folder)
+    had: list[tuple[str, int]] = []  # (content, size) of everything the kernel ever had
     for (content, blocks), happens, taken in steps:
         if happens == "forget":
             (folder / "objects.json").unlink(missing_ok=True)
@@ -53,7 +60,7 @@ def test_content_is_never_stale(tmp_path_factory, steps):
             had.append((content, size))
 
 
-def test_what_is_claimed_is_on_disk(tmp_path):
+def test_what_is_claimed_is_on_disk(tmp_path: Path) -> None:
     known = open_names(tmp_path / "later")
     for _ in range(2):  # also where it seems to be known already
         with pytest.raises(KernelError, match="No such file or directory"):
@@ -64,15 +71,16 @@ def test_what_is_claimed_is_on_disk(tmp_path):
     assert claim(open_names(tmp_path / "later"), "B").size > size
 
 
-def test_many_at_once_are_written_together(tmp_path, monkeypatch):
-    written, known = [], open_names(tmp_path)
+def test_many_at_once_are_written_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    known = open_names(tmp_path)
+    written: list[str] = []
 
-    async def in_child(call, what):
+    async def in_child(call: Callable[[], None], what: str) -> None:
         written.append(what)
         await asyncio.sleep(0.01)
         call()
 
-    async def claim_all():
+    async def claim_all() -> None:
         await asyncio.gather(*(known.claim("v", {f"{n}": ("x", BLOCK)}) for n in range(50)))
 
     monkeypatch.setattr(disk_table, "in_child", in_child)
@@ -81,7 +89,7 @@ def test_many_at_once_are_written_together(tmp_path, monkeypatch):
     assert len(open_names(tmp_path)._cached.entries) == 50
 
 
-def test_registered_until_a_reboot(tmp_path, monkeypatch):
+def test_registered_until_a_reboot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     known = open_names(tmp_path)
     asyncio.run(known.register("v", "f", IMAGE))
     assert open_names(tmp_path).registered("v", "f") == IMAGE
@@ -96,7 +104,7 @@ def test_registered_until_a_reboot(tmp_path, monkeypatch):
 
 @settings(max_examples=60, deadline=None)
 @given(st.data())
-def test_a_record_counts_whole_or_not_at_all(tmp_path_factory, data):
+def test_a_record_counts_whole_or_not_at_all(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
     """Any other bytes are no record: then nobody knows what the kernel's cache holds."""
     folder = tmp_path_factory.mktemp("n")
     known = open_names(folder)
@@ -115,14 +123,14 @@ def test_a_record_counts_whole_or_not_at_all(tmp_path_factory, data):
     assert claim(again, "A").size == 10 * BLOCK
 
 
-def test_a_record_that_is_well_made_and_makes_no_sense(tmp_path):
+def test_a_record_that_is_well_made_and_makes_no_sense(tmp_path: Path) -> None:
     for entry in (b'"bytes":-1,"size":1', b'"bytes":1,"size":1,"plans":["../../x"]', b'"bytes":1,"size":1e300'):
         body = b'{"v/f":{"identity":"A",' + entry + b"}}"
         (tmp_path / "objects.json").write_bytes(disk_table._digest(body) + b"\n" + body)
         assert not open_names(tmp_path).knows_cache
 
 
-def test_a_record_that_is_no_file_or_too_long(tmp_path, monkeypatch):
+def test_a_record_that_is_no_file_or_too_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     claim(open_names(tmp_path), "A")
     monkeypatch.setattr(disk_table, "MAX_TABLE", 20)
     assert not open_names(tmp_path).knows_cache
