@@ -147,7 +147,7 @@ def test_what_the_keeper_loads(cache_disk: Path, tmp_path: Path) -> None:
     assert {name.split(".")[0] for name in loaded}.isdisjoint(
         {"zstandard", "lz4", "blake3", "urllib3", "boto3", "botocore", "http", "requests"}
     )
-    known = {"errors", "ids", "ondisk", "rafs", "record", "segments", "source", "rules", "blobmeta"}
+    known = {"errors", "ids", "merkle", "ondisk", "rafs", "record", "segments", "source", "rules", "blobmeta"}
     assert {name.split(".")[2] for name in loaded if name.startswith("nydus_erofs.erofs.")} <= known
 
 
