@@ -389,7 +389,7 @@ class CachefilesEngine:
                 raise BusyError(f"{target} is in use", hint="end what uses it, then try again") from None
             raise
 
-    def look(self) -> None:
+    async def look(self) -> None:
         """The kernel tells by itself what it does not use any more; here it may be short of room."""
         if culling.short(self._cache, self._config.cache_cull):
             culling.make_room(self._device, self._cache, self._config.cache_run)
