@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
+import re
 import sys
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import click
 
+from ..erofs.errors import KernelError, ServiceError
 from ..fscache.config.defaults import DEFAULT_STATE
 from . import options
-from .exits import require_root
 
 if TYPE_CHECKING:
     from ..fscache.doctor.checks import Check
 
 DEVICE = "/dev/cachefiles"
+_CONFIGURATIONS = ("/proc/config.gz", "/boot/config-{release}", "/lib/modules/{release}/config")
+# What each engine needs of the kernel's configuration, which anybody may read.
+_NEEDED = {
+    "fanotify": ("CONFIG_EROFS_FS_BACKED_BY_FILE", "CONFIG_FANOTIFY_ACCESS_PERMISSIONS"),
+    "cachefiles": ("CONFIG_EROFS_FS_ONDEMAND", "CONFIG_CACHEFILES_ONDEMAND"),
+}
 
 
 @click.command(short_help="Tell what this host can do, and what to change.")
@@ -25,35 +34,85 @@ DEVICE = "/dev/cachefiles"
 def command(state_dir: str, as_json: bool) -> None:
     """Try what the service needs from this host, on a tiny image, and say what is missing and how to fix it.
 
-    The exit code is 0 when an engine works here.
+    Without root nothing is tried: what can be seen is told, and what cannot. The exit code is 0 when an engine works
+    here, 8 when none does, 9 when only root can tell.
     """
-    require_root("doctor")
-    from ..fscache.doctor import cachefiles, fanotify
-
     existing = os.path.abspath(state_dir or DEFAULT_STATE)
     while not os.path.isdir(existing):
         existing = os.path.dirname(existing)
-    uname = os.uname()
-    engines = {"fanotify": fanotify.fanotify_engine(existing), "cachefiles": []}
-    if os.path.exists(DEVICE):
-        engines["cachefiles"].append(cachefiles.kernel_floor(uname.release, uname.version))
-    engines["cachefiles"] += cachefiles.cachefiles_engine(existing)
-    works = {name: all(check.ok for check in checks) for name, checks in engines.items()}
+    tried = os.geteuid() == 0
+    engines = _try(existing) if tried else _look()
+    works = {name: _verdict(checks, tried) for name, checks in engines.items()}
+    release = os.uname().release
     if as_json:
-        report = {name: {"works": works[name], "checks": [c._asdict() for c in engines[name]]} for name in engines}
-        click.echo(json.dumps({"kernel": uname.release, "cache": existing, "engines": report}, indent=2))
+        report = {
+            name: {"works": works[name], "tried": tried, "checks": [check._asdict() for check in checks]}
+            for name, checks in engines.items()
+        }
+        click.echo(json.dumps({"kernel": release, "cache": existing, "engines": report}, indent=2))
     else:
-        click.echo(f"kernel {uname.release}, cache on {existing}")
+        click.echo(f"kernel {release}, cache on {existing}")
         for name, checks in engines.items():
             _print(name, works[name], checks)
         if not any(works.values()):
-            click.echo("no engine works here")
-    sys.exit(0 if any(works.values()) else 8)
+            click.echo("no engine works here" if None not in works.values() else "run it as root to know")
+    if any(works.values()):
+        return
+    sys.exit(ServiceError.exit_code if None in works.values() else KernelError.exit_code)
 
 
-def _print(name: str, works: bool, checks: list[Check]) -> None:
-    click.echo(f"{name} engine: {'works' if works else 'does not work'}")
+def _try(directory: str) -> dict[str, list[Check]]:
+    """Checks of each engine, the first that failed as the last."""
+    from ..fscache.doctor import cachefiles, fanotify
+
+    engines = {"fanotify": fanotify.fanotify_engine(directory), "cachefiles": []}
+    if os.path.exists(DEVICE):
+        uname = os.uname()
+        engines["cachefiles"].append(cachefiles.kernel_floor(uname.release, uname.version))
+    engines["cachefiles"] += cachefiles.cachefiles_engine(directory)
+    return engines
+
+
+def _look() -> dict[str, list[Check]]:
+    """Checks of each engine that need no root."""
+    from ..fscache.doctor.checks import Check
+
+    configuration = _configuration()
+    if configuration is None:
+        return {name: [] for name in _NEEDED}
+    engines = {}
+    for name, needed in _NEEDED.items():
+        missing = [option for option in needed if option not in configuration]
+        detail = f"lacks {', '.join(missing)}" if missing else f"has {', '.join(needed)}"
+        fix = "use a kernel that is built with what is missing" if missing else ""
+        engines[name] = [Check("kernel configuration", not missing, detail, fix)]
+    return engines
+
+
+def _configuration() -> set[str] | None:
+    """What the running kernel was built with; None where it is not told."""
+    for path in _CONFIGURATIONS:
+        try:
+            with open(path.format(release=os.uname().release), "rb") as file:
+                data = file.read()
+        except OSError:
+            continue
+        text = (gzip.decompress(data) if path.endswith(".gz") else data).decode(errors="replace")
+        return set(re.findall(r"^(CONFIG_\w+)=[ym]$", text, re.MULTILINE))
+    return None
+
+
+def _verdict(checks: Sequence[Check], tried: bool) -> bool | None:
+    """Whether an engine works; None if nothing speaks against it, and it was not tried."""
+    return all(check.ok for check in checks) and (tried or None)
+
+
+def _print(name: str, works: bool | None, checks: Sequence[Check]) -> None:
+    verdict = {True: "works", False: "does not work", None: "may work"}[works]
+    click.echo(f"{name} engine: {verdict}")
     for check in checks:
         click.echo(f"  {'ok  ' if check.ok else 'FAIL'}  {check.name}: {check.detail}")
         if not check.ok and check.fix:
             click.echo(f"        fix: {check.fix}")
+    if works is None:
+        click.echo("  ?     not tried: mounting and reading a tiny image needs root")

@@ -11,8 +11,8 @@ from .exits import require_root
 
 @click.command(short_help="Run the service.")
 @click.option("--config", "config_file", type=click.Path(), help="TOML, or a nydusd JSON file.")
-@click.option("--state-dir", type=click.Path(), help="State folder: prepared images and cached data.")
-@click.option("--run-dir", type=click.Path(), help="Run folder: control socket and mounts.")
+@click.option("--state-dir", metavar="PATH", help="State folder: prepared images and cached data.")
+@click.option("--run-dir", metavar="PATH", help="Run folder: control socket and mounts.")
 @click.option("--log-level", type=click.Choice(["trace", "debug", "info", "warn", "error"]), default="info")
 def command(config_file: str | None, state_dir: str | None, run_dir: str | None, log_level: str) -> None:
     """Run the service in the foreground until SIGTERM or Ctrl-C.

@@ -51,8 +51,11 @@ _IS_FILE, _IS_DIRECTORY, _IS_SYMLINK = (
     bytes(kind == wanted for kind in range(256)) for wanted in (FileType.REG, FileType.DIR, FileType.SYMLINK)
 )
 _WITH_DATA = bytes((FileType.REG, FileType.DIR, FileType.SYMLINK))
-# The others, and the _FORM of their inodes.
-_WITHOUT: dict[int, int] = {kind: mode << 32 for mode, kind in FILE_TYPE_OF_MODE.items() if kind not in _WITH_DATA}
+_HAS_NO_DATA = bytes(kind not in _WITH_DATA for kind in range(256))
+# The types of other files, and the _FORM of their inodes.
+_WITHOUT_DATA: dict[int, int] = {
+    kind: mode << 32 for mode, kind in FILE_TYPE_OF_MODE.items() if kind not in _WITH_DATA
+}
 
 
 def rewrite(
@@ -112,7 +115,7 @@ class _Area:
                 raise FormatError("a directory entry points outside the bootstrap")
             nids = halves[0::3].tolist()
             if types.translate(None, _WITH_DATA):
-                self._check_without_data(nids, types)
+                self._check_without_data(compress(zip(nids, types, strict=True), types.translate(_HAS_NO_DATA)))
             files += compress(nids, types.translate(_IS_FILE))
             symlinks += compress(nids, types.translate(_IS_SYMLINK))
             level = []
@@ -122,15 +125,14 @@ class _Area:
                     level.append(nid)
         return files, symlinks
 
-    def _check_without_data(self, nids: Iterable[int], types: bytes) -> None:
-        """Entries of other types are what they say: anything else would keep addresses that mean nothing here."""
-        for nid, kind in zip(nids, types, strict=True):
-            if kind not in _WITH_DATA:
-                if kind not in _WITHOUT:
-                    raise FormatError(f"a directory entry of the unknown type {kind}")
-                word, size = self.old[nid * 4 : nid * 4 + 2]
-                if word & _FORM != _WITHOUT[kind] or _tail(word, size)[1]:
-                    raise FormatError(f"nid {nid} is listed as a file of type {kind} and is none")
+    def _check_without_data(self, entries: Iterable[tuple[int, int]]) -> None:
+        """Entries (nid, type) of other types are what they say: anything else would keep its old addresses."""
+        for nid, kind in entries:
+            if kind not in _WITHOUT_DATA:
+                raise FormatError(f"a directory entry of the unknown type {kind}")
+            word, size = self.old[nid * 4], self.old[nid * 4 + 1]
+            if word & _FORM != _WITHOUT_DATA[kind] or _tail(word, size)[1]:
+                raise FormatError(f"nid {nid} is listed as a file of type {kind} and is none")
 
     def _move_level(self, nids: Iterable[int]) -> list[memoryview]:
         """Move some directories; the entries of all their blocks, without the names."""
@@ -169,7 +171,8 @@ class _Area:
 
     def _data(self, nid: int, kind: int) -> Iterator[tuple[int, int]]:
         """(byte of the bootstrap, bytes) of what a directory or symlink holds, block by block and the tail."""
-        word, size, third = self.old[nid * 4 : nid * 4 + 3]
+        at = nid * 4
+        word, size, third = self.old[at], self.old[at + 1], self.old[at + 2]
         if word & _FORM not in (kind, kind | _INLINE):
             raise FormatError(f"nid {nid} is listed as a {_NAMES[kind]} and is none")
         tail, size = _tail(word, size)

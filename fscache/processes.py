@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import NamedTuple
 
 _MIB, _GIB = 1 << 20, 1 << 30
@@ -34,7 +34,7 @@ class Process:
 
     Attributes:
         user: the key of the configuration that has its id; or in words.
-        places: what it may do with files by their names, where the kernel has Landlock.
+        places: what it may do with files by their names.
         descriptors: by number; those of messages come later.
         environment: patterns of the variables that it is given; None for all of its parent's.
         hears, says: to and from the keeper.
@@ -51,12 +51,15 @@ class Process:
     hears: str
     says: str
     namespaces: Sequence[str] = ()  # of its own
-    filter: str = ""  # name of its seccomp profile
+    filtered: bool = False  # system calls by list, where the kernel has seccomp
     places: Sequence[str] = ("whatever its user may",)
     network: str = "none"
     connect: bool = False
-    umask: int = 0o077
-    limits: Sequence[Limit] = field(default=())
+    umask: int | None = None  # None: its starter's
+    limits: Sequence[Limit] = ()
+
+    def limit(self, kind: str) -> Limit:
+        return next(limit for limit in self.limits if limit.kind == kind)
 
     def variables(self, of: Mapping[str, str]) -> dict[str, str]:
         """What it is given of an environment."""
@@ -80,6 +83,7 @@ KEEPER = Process(
     environment=None,
     hears="requests of root alone on `control.sock`; what worker and prepare say, checked",
     says="to worker and prepare what they are to do, with the descriptors that this needs",
+    umask=0o077,
 )
 
 WORKER = Process(
@@ -97,13 +101,14 @@ WORKER = Process(
     hears="what to serve (plans, segment folders, objects, blobs: descriptors), which segments to fill, questions",
     says="how far a segment is filled, or why not; answers; what backends were asked. Never a descriptor",
     namespaces=("uts", "ipc"),
-    filter="worker",
+    filtered=True,
     places=(
         "read: the system's own files, Python's, `~/.aws`, folders of files that variables or `ca_cert_files` name",
         "read, write and cut, but not make or remove: files in `STATE/store`",
     ),
     network="TCP and UDP to servers, unix sockets of proxies; no TCP server of its own",
     connect=True,
+    umask=0o077,
     limits=(
         Limit("AS", 4 * _GIB, 256 * _MIB, "thread", "two bootstraps of 2 GiB, and what decoders and stacks take"),
         Limit("NPROC", 4096, why="threads, of all workers with this user on the host"),
@@ -125,13 +130,13 @@ PREPARE = Process(
     hears="the bootstrap and an empty folder (descriptors); bytes of blobs that it asked for",
     says="which bytes of a blob it needs; that it is done, or why not. Never a descriptor",
     namespaces=("uts", "ipc", "net"),
-    filter="prepare",
+    filtered=True,
     places=("make, write and cut, but not read or remove: files and folders in the folder it is given",),
     umask=0o022,
     limits=(
-        Limit("AS", 384 * _MIB, 32, "byte of the bootstrap", "Python itself, chunk tables and what is made of them"),
+        Limit("AS", 256 * _MIB, 32, "byte of the bootstrap", "Python itself, chunk tables and what is made of them"),
         Limit("NPROC", 0, why="nothing it starts could outlive it"),
-        Limit("FSIZE", 384 * _MIB, 32, "byte of the bootstrap", "what it writes was in its memory"),
+        Limit("FSIZE", 256 * _MIB, 32, "byte of the bootstrap", "what it writes was in its memory"),
         Limit("NOFILE", 64),
         _NO_CORE,
     ),

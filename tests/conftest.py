@@ -17,12 +17,12 @@ from typing import Any
 import hypothesis
 import pytest
 
-from kit import command, mounts, reading, service, waiting
-from kit.engines import FANOTIFY, Engine
-from kit.images import unpack_nydus_images
-from kit.mounts import filesystem_of, mounted
-from kit.oracles import Oracles
-from kit.service import MakeService, Service
+from tests.kit import command, mounts, reading, service, waiting
+from tests.kit.engines import FANOTIFY, Engine
+from tests.kit.images import unpack_nydus_images
+from tests.kit.mounts import filesystem_of, mounted
+from tests.kit.oracles import Oracles
+from tests.kit.service import MakeService, Service
 
 # A loaded machine is slow, not wrong: time limits are pytest's alone.
 hypothesis.settings.register_profile("patient", deadline=None)

@@ -6,13 +6,12 @@ import hashlib
 import os
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import NamedTuple
 
-from ...erofs import verity
+from ...erofs import merkle, verity
 from ...erofs.errors import BackendError, BlobNotFoundError, CorruptError, FormatError
 from ..config.backend import Registry, Remote
 from .base import Client, ObjectInfo
-from .files import identify, mapped, write_all
+from .files import mapped, write_all
 from .registry import oci
 from .registry.client import Manifest, RegistryClient
 from .registry.layer import extract_bootstrap
@@ -23,22 +22,17 @@ _PIECE, _PARALLEL = 4 << 20, 4  # bytes in one request, requests at a time
 _SUFFIX = ".meta"
 
 
-class Fetched(NamedTuple):
-    """A bootstrap that is in the file now (or not, when ``version`` is the known one)."""
-
-    version: str  # of what the server has under the name
-    sha256: str = ""
-    identity: str = ""  # sha256: and the fs-verity digest
-
-
 def fetch_bootstrap(
     backend: Resilient, config: Remote, name: str, fd: int, *, known: str = "", digest: str = ""
-) -> Fetched:
-    """Fetch the bootstrap published as ``name`` (an object, a tag or a digest) into an empty file, and to the disk.
+) -> str:
+    """Fetch the bootstrap published as ``name`` (an object, a tag or a digest) into an empty file.
 
     Args:
         known: version that need not be fetched again.
         digest: identity that it must have, if one is demanded.
+
+    Returns:
+        The version that the server has under the name; with the known one, the file stays empty.
 
     Raises:
         BackendError: it cannot be had.
@@ -46,19 +40,19 @@ def fetch_bootstrap(
         FormatError: what has this name is no Nydus image.
     """
     if isinstance(config, Registry):
-        version, claimed = _from_registry(backend, name, fd, known)
+        version, claimed = _from_registry(backend, config, name, fd, known)
     else:
         version, claimed = _from_object(backend, name, fd, known)
     if version == known and known:
-        return Fetched(version)
-    os.fsync(fd)
-    sha256, identity = identify(fd)
+        return version
+    with mapped(fd) as data:
+        identity = merkle.identity(data)
     for what, wanted in (("its digest tree", claimed), ("what is demanded", digest)):
         if wanted and identity != wanted:
             raise CorruptError(
                 f"{backend.label}: bootstrap {name} has the digest {identity}, not {wanted} as {what} says"
             )
-    return Fetched(version, sha256, identity)
+    return version
 
 
 def _from_object(backend: Resilient, name: str, fd: int, known: str) -> tuple[str, str]:
@@ -116,9 +110,9 @@ def fetch_tree(backend: Resilient, name: str) -> verity.Tree | None:
         raise CorruptError(f"{backend.label}: {tree}: {error.message}") from None
 
 
-def _from_registry(backend: Resilient, name: str, fd: int, known: str) -> tuple[str, str]:
+def _from_registry(backend: Resilient, config: Registry, name: str, fd: int, known: str) -> tuple[str, str]:
     """(digest of the manifest, identity that the digest tree in the bootstrap layer claims)."""
-    image, version = _manifest(backend, name)
+    image, version = _manifest(backend, f"{config.host}/{config.repo}", name)
     if version == known:
         return version, ""
     layer = image.bootstrap
@@ -134,11 +128,12 @@ def _from_registry(backend: Resilient, name: str, fd: int, known: str) -> tuple[
     return version, verity.parse_tree(tree).identity if tree else ""
 
 
-def _manifest(backend: Resilient, name: str) -> tuple[oci.NydusImage, str]:
+def _manifest(backend: Resilient, repo: str, name: str) -> tuple[oci.NydusImage, str]:
     """The image of a tag or digest, through an index if need be, and the digest of its manifest."""
+    shown = f"{repo}{'@' if ':' in name else ':'}{name}"
     for _ in range(2):
         found = backend.call(partial(_get_manifest, name=name))
-        image = oci.parse_manifest(found.data)
+        image = oci.parse_manifest(found.data, shown)
         if isinstance(image, oci.NydusImage):
             return image, found.digest
         name = image.choose().digest

@@ -2,7 +2,7 @@
 
 Field names are nydusd's (its ``backend`` configuration, both styles), with the names that older S3 configurations
 use beside them. Types hold the bounds, the comments are the meanings in docs/configuration.md
-(``scripts/config-reference``).
+(``scripts/configuration_page.py``).
 """
 
 from __future__ import annotations
@@ -89,17 +89,17 @@ class LocalFs(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, frozen=T
 class S3(_Remote, forbid_unknown_fields=True, kw_only=True, frozen=True, tag_field="type", tag="s3"):
     """A bucket behind the S3 protocol. Without keys they come from the environment, a profile or the instance."""
 
-    bucket_name: Filled  # the bucket
+    bucket_name: Filled  # the bucket; the image's name may say it
     endpoint: Filled = "s3.amazonaws.com"  # host[:port][/path], without scheme
-    scheme: Scheme = "https"
+    scheme: Scheme = "https"  # how the endpoint is spoken to
     region: str = ""  # us-east-1 if nothing else says it
-    access_key_id: str = ""
-    access_key_secret: str = ""
+    access_key_id: str = ""  # without keys they are looked for where the AWS tools look
+    access_key_secret: str = ""  # goes with access_key_id
     session_token: str = ""  # of temporary keys
     profile: str = ""  # of the AWS configuration files
     object_prefix: str = ""  # of blobs; the same as blob_prefix
-    blob_prefix: str = ""  # of blobs: object <blob_prefix><blob id>
-    meta_prefix: str = ""  # of bootstraps: object <meta_prefix>NAME.meta
+    blob_prefix: str = ""  # of blobs, before the blob id
+    meta_prefix: str = ""  # of bootstraps, before NAME.meta
     path_style: bool = True  # scheme://endpoint/bucket/key instead of scheme://bucket.endpoint/key; false for oss
 
     def blob_object(self, blob_id: str) -> str:
@@ -112,12 +112,12 @@ class S3(_Remote, forbid_unknown_fields=True, kw_only=True, frozen=True, tag_fie
 class Registry(_Remote, forbid_unknown_fields=True, kw_only=True, frozen=True, tag_field="type", tag="registry"):
     """One repository of an OCI registry."""
 
-    host: Filled  # host[:port]
-    repo: Filled  # the repository
+    host: Filled  # host[:port]; the image's name may say it
+    repo: Filled  # the repository; the image's name may say it
     scheme: Scheme | Literal[""] = ""  # empty: https; on this host any certificate will do, or http if it has no TLS
     auth: str = ""  # base64 of user:password; without it docker's configuration is asked
     registry_token: str = ""  # a bearer token, as it is
-    blob_url_scheme: str = ""  # instead of the one of the redirects to blobs
+    blob_url_scheme: Scheme | Literal[""] = ""  # instead of the one of the redirects to blobs
     blob_redirected_host: str = ""  # host[:port] instead of the one of the redirects to blobs
 
     @property

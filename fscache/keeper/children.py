@@ -23,8 +23,10 @@ from ...erofs.errors import KernelError, NydusErofsError
 from ..kernel import channel
 from ..kernel.fd import Fd
 from ..kernel.process import close_all_but, die_with_parent
+from ..processes import TOOL
 from ..proto.fault import Fault
 from .log import logger
+from .signals import CHANGED
 from .tasks import background
 
 PATIENCE = 30.0  # seconds for what should take a moment
@@ -42,17 +44,20 @@ class Packet(NamedTuple):
     fds: list[Fd]
 
 
-async def errand(call: Callable[[Say], None], what: str, patience: float = PATIENCE) -> AsyncGenerator[Packet, None]:
+async def errand(
+    call: Callable[[Say], None], what: str, patience: float = PATIENCE, using: Sequence[Fd] = ()
+) -> AsyncGenerator[Packet, None]:
     """Run ``call`` in a child, and give what it says as it comes. Close the iterator in any case (``aclosing``).
 
     Args:
         what: it does, for messages.
         patience: seconds that it may take, for each thing it says; then it is killed, and not waited for.
+        using: the keeper's descriptors that it needs; all others are closed there.
 
     Raises:
         NydusErofsError: what ``call`` raised; KernelError with its errno for an OSError, and when it took too long.
     """
-    pid, sock = _fork(call)
+    pid, sock = _fork(call, using)
     loop = asyncio.get_running_loop()
     readable = asyncio.Event()
     with sock:
@@ -95,11 +100,13 @@ async def in_child(call: Callable[[], None], what: str, patience: float = PATIEN
     await said_by(lambda _: call(), what, patience)
 
 
-async def said_by(call: Callable[[Say], None], what: str, patience: float = PATIENCE) -> list[Packet]:
+async def said_by(
+    call: Callable[[Say], None], what: str, patience: float = PATIENCE, using: Sequence[Fd] = ()
+) -> list[Packet]:
     """All that ``call`` says in a child; errors as of ``errand``."""
     packets: list[Packet] = []
     try:
-        async with contextlib.aclosing(errand(call, what, patience)) as said:
+        async with contextlib.aclosing(errand(call, what, patience, using)) as said:
             async for packet in said:
                 packets.append(packet)  # noqa: PERF401 - what came before an error is closed
     except BaseException:
@@ -109,18 +116,18 @@ async def said_by(call: Callable[[Say], None], what: str, patience: float = PATI
     return packets
 
 
-def _fork(call: Callable[[Say], None]) -> tuple[int, socket.socket]:
+def _fork(call: Callable[[Say], None], using: Sequence[Fd]) -> tuple[int, socket.socket]:
     ours, theirs = channel.pair()
     parent = os.getpid()
     pid = os.fork()
     if not pid:
-        _run_and_exit(call, theirs, parent)
+        _run_and_exit(call, theirs, using, parent)
     theirs.close()
     ours.setblocking(False)
     return pid, ours
 
 
-def _run_and_exit(call: Callable[[Say], None], sock: socket.socket, parent: int) -> NoReturn:
+def _run_and_exit(call: Callable[[Say], None], sock: socket.socket, using: Sequence[Fd], parent: int) -> NoReturn:
     status = 1
     try:
         gc.disable()  # objects of the keeper's would close descriptors that are others' here
@@ -128,7 +135,7 @@ def _run_and_exit(call: Callable[[Say], None], sock: socket.socket, parent: int)
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, signal.SIG_DFL)
         die_with_parent(parent)
-        close_all_but(0, 1, 2, sock.fileno())
+        close_all_but(0, 1, 2, sock.fileno(), *(fd.fd for fd in using))
         try:
             call(lambda data, fds: channel.send(sock, _SAID + data, fds))
         except NydusErofsError as error:
@@ -158,7 +165,8 @@ async def write_out(paths: Sequence[str]) -> bool:
 async def _tool(*command: str) -> int:
     """Run a program of the system's; its exit code."""
     try:
-        pid = os.posix_spawnp(command[0], command, {"PATH": os.environ.get("PATH", os.defpath)})
+        given = {"PATH": os.defpath} | TOOL.variables(os.environ)
+        pid = os.posix_spawnp(command[0], command, given, setsigmask=(), setsigdef=CHANGED)
     except OSError as error:
         logger().warning("a program cannot be run", program=command[0], error=error.strerror)
         return -1

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 
 
 def write(path: str, data: bytes) -> None:
     """Give a file these bytes, all or nothing, on disk when this returns."""
     new = f"{path}.new"
-    with open(new, "wb") as file:
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(new)  # a process that was given up may be writing to it still
+    with open(new, "xb") as file:
         file.write(data)
     replace(new, path)
 

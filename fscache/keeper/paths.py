@@ -9,6 +9,8 @@ State (survives reboots, one filesystem: ext4, xfs or btrfs; root only)::
     bootstraps/             bootstraps from afar (bootstraps.py)
     store/<key>/plan        what fills which segment (state/plan.py); owner root
     store/<key>/<segment>   segment files; owner the worker
+    cachefiles/             the kernel's cache (cachefiles engine)
+    objects.json            what that holds: it is not believed without (engine/names.py)
     .../epoch               present while data may not be on disk (epoch.py)
 
 Run (gone after a reboot; root only)::
@@ -16,6 +18,7 @@ Run (gone after a reboot; root only)::
     control.sock            control socket
     mounts/<n>/mount.json   one served mount: image, target, blob folders
     mounts/<n>/through      private bind mount of store/, the way the kernel takes to the segments
+    names.json              images by fsid (cachefiles engine)
 """
 
 from __future__ import annotations
@@ -43,6 +46,7 @@ class StatePaths:
         self.images = os.path.join(self.root, "images")
         self.store = os.path.join(self.root, "store")
         self.bootstraps = os.path.join(self.root, "bootstraps")
+        self.cachefiles = os.path.join(self.root, "cachefiles")
         for path in (self.root, self.images, self.store, self.bootstraps):
             os.makedirs(path, mode=0o700, exist_ok=True)
         self._lock = Fd(os.open(os.path.join(self.root, "lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
@@ -73,7 +77,7 @@ class StatePaths:
         return self._named(_GONE, NEW)
 
     def _named(self, *prefixes: str) -> list[str]:
-        folders = (self.images, self.store)
+        folders = filter(os.path.isdir, (self.images, self.store, self.cachefiles))
         return [os.path.join(f, name) for f in folders for name in os.listdir(f) if name.startswith(prefixes)]
 
 

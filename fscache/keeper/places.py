@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Self
 
 import msgspec
@@ -16,7 +16,7 @@ from ..proto.fault import Fault
 from . import epoch
 from .children import Say, said_by
 from .files import check_target, open_blob, open_bootstrap
-from .origin import Given, Origin, resolve
+from .origin import Given, Origin, by_name, resolve
 
 _ORIGIN = msgspec.json.Decoder(Origin)
 _FAULT = msgspec.json.Decoder(Fault)
@@ -35,17 +35,29 @@ async def arrive(given: Given, config: Config, auth: str = "", target: str = "")
         ServiceError: nothing can be mounted on ``target``.
     """
 
-    def call(say: Say) -> None:
+    def find() -> Origin:
         if target:
             check_target(target)
-        origin = resolve(given, config, auth)
+        return resolve(given, config, auth)
+
+    return await _arrive(find, given.image)
+
+
+async def arrive_by_name(fsid: str, config: Config) -> tuple[Origin, Fd | None]:
+    """The same for the name in a plain mount(8); BlobNotFoundError when it means nothing."""
+    return await _arrive(lambda: by_name(fsid, config), fsid)
+
+
+async def _arrive(find: Callable[[], Origin], name: str) -> tuple[Origin, Fd | None]:
+    def call(say: Say) -> None:
+        origin = find()
         if origin.name:
             say(msgspec.json.encode(origin), [])
         else:
             with open_bootstrap(origin.image) as bootstrap:
                 say(msgspec.json.encode(origin), [bootstrap])
 
-    (packet,) = await said_by(call, f"looking for {given.image}")
+    (packet,) = await said_by(call, f"looking for {name}")
     return _ORIGIN.decode(packet.data), packet.fds[0] if packet.fds else None
 
 

@@ -28,10 +28,10 @@ from ..proto.fault import Fault
 from ..state import image
 from ..state.layout import PLAN, STORES
 from . import adopt, epoch
-from .children import exited, in_child, remove
+from .children import in_child, remove
 from .log import logger
 from .paths import NEW, StatePaths
-from .spawn import spawn
+from .spawn import ended, spawn
 from .tasks import background
 
 _PATIENCE = 300.0  # seconds
@@ -130,7 +130,7 @@ class Images:
                 # It has nothing more to say; whatever it still does is not wanted.
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
-                await exited(pid)
+                await ended(PREPARE, pid)
         if isinstance(result, proto.NotPrepared):
             raise result.fault.error()
 

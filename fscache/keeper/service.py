@@ -24,7 +24,7 @@ from ..doctor import cachefiles as cachefiles_doctor
 from ..doctor import checks, fanotify
 from ..kernel.cachefiles import Device
 from ..kernel.mount import MOUNT_FLAGS
-from ..kernel.process import raise_file_limit
+from ..kernel.process import own_descriptors, raise_file_limit
 from ..proto import control
 from ..proto.worker import Limits, Start
 from . import dispatch
@@ -99,7 +99,7 @@ class Keeper:
 
         try:
             self._check_floor()
-            return CachefilesEngine(*common, self.worker, Device.open())
+            return CachefilesEngine(*common, Device.open())
         except NydusErofsError as error:
             if config.engine == "cachefiles":
                 raise
@@ -243,6 +243,7 @@ def serve(config: Config, load: Load | None = None, on_ready: Callable[[], None]
     async def main() -> None:
         await Keeper(config, load).run(on_ready)
 
+    own_descriptors()
     os.umask(0o077)
     with contextlib.suppress(OSError):
         os.chdir("/")

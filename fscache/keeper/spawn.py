@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import signal
 import socket
 import sys
 
@@ -11,6 +12,8 @@ from ..kernel import channel
 from ..kernel.fd import Fd
 from ..processes import Process
 from .child_log import read_log
+from .children import exited
+from .log import logger
 from .signals import CHANGED
 from .tasks import background
 
@@ -43,6 +46,14 @@ def spawn(process: Process, *arguments: object) -> tuple[int, socket.socket]:
         )
     background(read_log(process.name, pid, log))
     return pid, ours
+
+
+async def ended(process: Process, pid: int) -> int:
+    """Wait for the end of one; its exit code, negative for a signal."""
+    code = await exited(pid)
+    if code == -signal.SIGSYS:
+        logger().error("a process made a system call that it may not make", process=process.name, pid=pid)
+    return code
 
 
 def _high(fd: int) -> Fd:

@@ -99,6 +99,15 @@ class BootstrapSpec:
         self.cache_object.close()
 
 
+def load_plan(path: str) -> tuple[list[int], Fd]:
+    """Bytes of each segment of a plan, and its open file; FormatError when it is damaged."""
+    try:
+        file = Fd(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW))
+    except OSError as error:
+        raise FormatError(f"plan {path} is damaged: {error.strerror}") from None
+    return [segment.size for segment in Plan(file.dup()).segments], file
+
+
 def load_folder(directory: str, uid: int) -> FolderSpec:
     """Read a store's folder; FormatError when it is damaged. ``uid``: the worker's, to whom segment files belong."""
     try:

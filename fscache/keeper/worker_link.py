@@ -20,10 +20,9 @@ from ..kernel import channel
 from ..kernel.fd import Fd
 from ..processes import WORKER
 from ..proto import worker as proto
-from .children import exited
 from .dispatch import Handler, handle
 from .log import logger
-from .spawn import spawn
+from .spawn import ended, spawn
 from .stores import LieError
 
 _LONG = 5.0  # seconds after which a worker that does nothing right is well all the same
@@ -191,7 +190,7 @@ class WorkerLink:
                     asked.answer.set_exception(BackendError("every worker died over this", hint="see the log"))
                 else:
                     self._put(asked.question, asked.fd)
-            return await exited(self.pid)
+            return await ended(WORKER, self.pid)
         finally:
             self.pid = 0
             loop.remove_reader(sock.fileno())

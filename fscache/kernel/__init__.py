@@ -1,1 +1,1 @@
-"""System calls: thin wrappers and types that own descriptors. Nothing here knows images or backends."""
+"""System calls: thin wrappers, types that own descriptors, and what a process gives up. Nothing here knows images."""

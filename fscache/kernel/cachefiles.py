@@ -55,7 +55,10 @@ class Device:
     def read(self) -> proto.Message | None:
         """The next message, or None when none waits."""
         packet = os.read(self.fd, proto.BUFFER_SIZE)
-        return proto.parse(packet) if packet else None
+        message = proto.parse(packet) if packet else None
+        if isinstance(message, proto.Open):
+            os.set_inheritable(message.fd, False)  # the kernel does not make it so
+        return message
 
     def close(self) -> None:
         if self.fd >= 0:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 from ..processes import Limit, Process
-from . import landlock
+from . import landlock, seccomp
 from .libc import checked, lib
 from .process import close_all_but, die_with_parent, drop_privileges
 
@@ -21,7 +21,12 @@ _NAMESPACES = {"uts": 0x04000000, "ipc": 0x08000000, "net": 0x40000000}
 
 
 def confine(
-    process: Process, uid: int, descriptors: Sequence[int], rules: Sequence[landlock.Rule], count: int
+    process: Process,
+    uid: int,
+    descriptors: Sequence[int],
+    rules: Sequence[landlock.Rule],
+    calls: seccomp.Profile,
+    count: int,
 ) -> list[str]:
     """Be what the table says of this kind of process. Import everything first.
 
@@ -29,6 +34,7 @@ def confine(
         uid: its user and group.
         descriptors: to keep besides standard input, output and error.
         rules: what of its places Landlock must know.
+        calls: system calls that it needs from then on.
         count: of what its limits depend on.
 
     Returns:
@@ -38,7 +44,8 @@ def confine(
     parent = os.getppid()
     missing: list[str] = []
     close_all_but(0, 1, 2, *descriptors)
-    os.umask(process.umask)
+    if process.umask is not None:
+        os.umask(process.umask)
     for name in process.namespaces:
         _try(missing, f"{name} namespace", partial(_unshare, name))
     for limit in process.limits:
@@ -46,6 +53,7 @@ def confine(
     _try(missing, "landlock", lambda: _restrict(process, rules))
     drop_privileges(uid)
     die_with_parent(parent)
+    _try(missing, "seccomp", lambda: seccomp.install(calls))
     return missing
 
 

@@ -170,10 +170,10 @@ def fsid_support() -> bool | None:
         os.close(context)
 
 
-def bind(source: str, target: str, flags: int = 0) -> None:
-    """Bind-mount directory ``source`` on ``target``, with MS_* flags of its own."""
+def bind(source: str, target: str, flags: int | None = None) -> None:
+    """Bind-mount directory ``source`` on ``target``; read-only with MS_* ``flags`` of its own, if they are given."""
     checked(lib.mount(os.fsencode(source), os.fsencode(target), ffi.NULL, _MS_BIND, ffi.NULL), f"bind {target}")
-    if flags:
+    if flags is not None:
         what = _MS_REMOUNT | _MS_BIND | _MS_RDONLY | flags
         if lib.mount(ffi.NULL, os.fsencode(target), ffi.NULL, what, ffi.NULL) < 0:
             number = ffi.errno

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn
 
-from .libc import checked, lib
+from .libc import checked, integer, lib
 
 _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_CAPBSET_DROP, _PR_SET_SECUREBITS, _PR_SET_NO_NEW_PRIVS = 1, 4, 24, 28, 38
 # User 0 is nobody special, capabilities outlive no change of user and are handed to no program; and so for ever (the
@@ -20,6 +20,8 @@ _NOROOT, _KEEP_CAPS_LOCKED, _NO_AMBIENT = 0b11, 0b100000, 0b11000000
 _CAPABILITY_V3 = 0x20080522  # two words each of effective, permitted and inheritable ones
 _MOST_CAPABILITIES = 64
 _MOST_FDS = 1 << 30  # closerange(3) is one call of close_range(2)
+_STANDARD_ERROR, _LAST_FD = 2, (1 << 32) - 1
+_CLOSE_RANGE, _CLOSE_RANGE_CLOEXEC = 436, 4  # Linux 5.11; the same number on every architecture
 _RLIMIT_NOFILE_WANTED = 1 << 20
 
 
@@ -62,6 +64,15 @@ def close_all_but(*kept: int) -> None:
         if low < fd:
             os.closerange(low, fd)
         low = fd + 1
+
+
+def own_descriptors() -> None:
+    """Hand on to no program what this process was given, and have something open as 0, 1 and 2."""
+    while (fd := os.open(os.devnull, os.O_RDWR)) <= _STANDARD_ERROR:
+        os.set_inheritable(fd, True)
+    os.close(fd)
+    first, last = integer(_STANDARD_ERROR + 1), integer(_LAST_FD)
+    checked(lib.syscall(_CLOSE_RANGE, first, last, integer(_CLOSE_RANGE_CLOEXEC)), "close_range")
 
 
 def raise_file_limit() -> int:

@@ -35,6 +35,11 @@ from ..proto.fault import Fault
 from ..state.image import ImageRecord, StoreRef
 from ..state.layout import BOOT, PLAN, RECORD, STORES
 from .plan_writer import pack_plan
+from .syscalls import PROFILE
+
+# Chunks of its blobs that an image may leave unused, as one that was built with a chunk dictionary does. Each takes
+# about 300 bytes here; the limits of ``processes.PREPARE`` are made for that.
+_SPARE_CHUNKS, _CHUNKS_PER_USED = 1 << 18, 4
 
 
 def prepare(sock: socket.socket, bootstrap: Fd, request: proto.Prepare) -> None:
@@ -45,6 +50,7 @@ def prepare(sock: socket.socket, bootstrap: Fd, request: proto.Prepare) -> None:
     # Left open: views of it may live on in an error's traceback, and closing it would then hide that error.
     data = memoryview(mmap.mmap(bootstrap.fd, size, prot=mmap.PROT_READ))
     head = read_head(BufferSource(data))
+    check_chunks(sum(blob.entry.chunk_count for blob in head.blobs), head.chunk_rows[1])
     total = sum(blob.entry.uncompressed_size for blob in head.blobs)
     segment_size = segment_size_for(total, request.segment_size)
     maps = localize.read_blob_maps(data, head, lambda name: _AskedBlob(sock, name), segment_size)
@@ -57,6 +63,16 @@ def prepare(sock: socket.socket, bootstrap: Fd, request: proto.Prepare) -> None:
     record = ImageRecord(stores=stores, boot_size=boot_size)
     with open(RECORD, "wb") as out:
         out.write(msgspec.json.encode(record))
+
+
+def check_chunks(chunks: int, used: int) -> None:
+    """Whether the blobs of an image that uses ``used`` chunks of them may have so many: each takes memory here."""
+    most = _SPARE_CHUNKS + _CHUNKS_PER_USED * used
+    if chunks > most:
+        raise FormatError(
+            f"its blobs have {chunks} chunks, it uses {used}: more than {most} would take too much memory",
+            hint="build it anew, with larger chunks or without the chunk dictionary",
+        )
 
 
 class _AskedBlob:
@@ -97,7 +113,8 @@ def main(arguments: Sequence[str]) -> None:
     bootstrap, folder = fds
     os.fchdir(folder.fd)
     kept = [fd, bootstrap.fd, folder.fd]
-    missing = confine(PREPARE, uid, kept, [Rule(folder.fd, MAKE)], os.fstat(bootstrap.fd).st_size)
+    size = os.fstat(bootstrap.fd).st_size
+    missing = confine(PREPARE, uid, kept, [Rule(folder.fd, MAKE)], PROFILE, size)
     sys.stderr.writelines(f"sandbox: {what}\n" for what in missing)
     gc.disable()  # looking for cycles among a million numbers takes longer than to end
     reply: proto.ToKeeper = proto.Prepared()
@@ -108,7 +125,10 @@ def main(arguments: Sequence[str]) -> None:
     except NydusErofsError as error:
         reply = proto.NotPrepared(Fault.of(error))
     except MemoryError:
-        reply = proto.NotPrepared(Fault("FormatError", "the bootstrap asks for more memory than any image needs"))
+        most = PREPARE.limits[0].most(os.fstat(bootstrap.fd).st_size) >> 20
+        reply = proto.NotPrepared(
+            Fault("FormatError", f"it takes more than {most} MiB of memory, for its size too much")
+        )
     except OSError as error:
         reply = proto.NotPrepared(Fault("CacheFullError", f"writing the prepared image: {error.strerror}"))
     channel.send(sock, proto.encode(reply))

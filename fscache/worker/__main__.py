@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 import sys
 import traceback
@@ -15,6 +16,11 @@ from ..processes import SYSTEM, WORKER
 from ..proto.worker import decode_start
 from .preload import preload
 from .service import CRASHED, Worker
+from .syscalls import PROFILE
+
+_VARIABLES = {"config": "AWS_CONFIG_FILE", "credentials": "AWS_SHARED_CREDENTIALS_FILE"}
+_NAMED = re.compile(rb"^[ \t]*\w+[ \t]*=[ \t]*(/[^\n]*?)[ \t\r]*$", re.MULTILINE)
+_MOST_CONFIGURATION = 1 << 20  # bytes
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -24,7 +30,7 @@ def main(arguments: Sequence[str]) -> None:
     for kind in start.kinds:
         preload(kind)
     rules = [Rule(start.store, FILL), *(Rule(path, READ) for path in readable(start.certificates, os.environ))]
-    missing = confine(WORKER, start.uid, [fd], rules, start.limits.threads)
+    missing = confine(WORKER, start.uid, [fd], rules, PROFILE, start.limits.threads)
     sys.stderr.writelines(f"sandbox: {what}\n" for what in missing)
     try:
         Worker(sock, start.limits).run()
@@ -39,12 +45,27 @@ def main(arguments: Sequence[str]) -> None:
 
 def readable(certificates: Iterable[str], environment: Mapping[str, str]) -> list[str]:
     """Where TLS, names and credentials may need a file of: what an administrator names, and what systems have."""
-    named = [value for name, value in environment.items() if name.startswith(("AWS_", "SSL_CERT_"))]
-    files = [path for path in (*certificates, *named) if os.path.isabs(path)]
-    # Whole folders: a file that is renewed is another file.
-    folders = {path if os.path.isdir(path) else os.path.dirname(path) for path in files} - {"/"}
     aws = os.path.join(environment.get("HOME", "/root"), ".aws")
+    named = [value for name, value in environment.items() if name.startswith(("AWS_", "SSL_CERT_"))]
+    configured = [
+        path
+        for name in ("config", "credentials")
+        for path in _named_in(environment.get(_VARIABLES[name]) or os.path.join(aws, name))
+    ]
+    files = [path for path in (*certificates, *named, *configured) if os.path.isabs(path)]
+    # Whole folders: a file that is renewed is another file. What is a link is renewed here or there.
+    ways = {way for path in files for way in (path, os.path.realpath(path))}
+    folders = {way if os.path.isdir(way) else os.path.dirname(way) for way in ways} - {"/"}
     return sorted({*SYSTEM, sys.prefix, sys.base_prefix, aws, *folders})
+
+
+def _named_in(path: str) -> list[str]:
+    """Files that a configuration of the AWS tools names: tokens, certificates."""
+    try:
+        with open(path, "rb") as file:
+            return [os.fsdecode(name) for name in _NAMED.findall(file.read(_MOST_CONFIGURATION))]
+    except OSError:
+        return []
 
 
 if __name__ == "__main__":

@@ -9,6 +9,9 @@ medians of this one run; seconds of two machines say nothing.
 "peak" is the sum over all processes of a builder, sampled every 50 ms.
 """
 
+import environment
+
+# isort: split
 import argparse
 import json
 import os
@@ -115,11 +118,9 @@ def show(builders: list[Builder]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    beside = Path(sys.executable).with_name("nydus-erofs")
-    default = str(beside) if beside.exists() else shutil.which("nydus-erofs") or "nydus-erofs"
     parser.add_argument("tree", metavar="TREE", type=Path, help="for example made by make_tree.py")
     parser.add_argument("--rounds", type=int, default=3, help="runs of each builder (default: 3)")
-    parser.add_argument("--nydus-erofs", default=default, metavar="PROGRAM")
+    parser.add_argument("--nydus-erofs", default=environment.PROGRAM, metavar="PROGRAM")
     parser.add_argument("--nydus-image", action="append", metavar="[LABEL=]PROGRAM", help="may be given again")
     parser.add_argument("--mkfs-erofs", metavar="PROGRAM")
     parser.add_argument("--without", action="append", default=[], metavar="NAME", help="leave out, say, mkfs.erofs")

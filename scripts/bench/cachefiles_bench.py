@@ -23,12 +23,11 @@ from typing import Any
 
 _HOME = Path(__file__).resolve().parents[2]
 os.environ.setdefault("NYDUS_EROFS_PATIENCE", "200")
-sys.path.insert(0, str(_HOME / "tests"))
 
-from kit.engines import CACHEFILES  # noqa: E402
-from kit.reading import compare, read  # noqa: E402
-from kit.service import Service  # noqa: E402
-from kit.waiting import wait_for  # noqa: E402
+from tests.kit.engines import CACHEFILES  # noqa: E402
+from tests.kit.reading import compare, read  # noqa: E402
+from tests.kit.service import Service  # noqa: E402
+from tests.kit.waiting import wait_for  # noqa: E402
 
 _SHARE = Path("/share")
 _MANY, _FEW = 100_000, 1000  # files

@@ -7,6 +7,9 @@ with their version links, one crowded directory.  The median file has about 4 KB
 MB, a few more than 10 MB; one file in sixteen is a copy of another.
 """
 
+import environment  # noqa: F401
+
+# isort: split
 import argparse
 import hashlib
 import os

@@ -16,6 +16,9 @@ nydusd is taken from --nydusd (may be given again), NYDUSD or PATH.  Needs root;
 whole machine.  Seconds of two machines say nothing: look at the ratios.
 """
 
+import environment
+
+# isort: split
 import argparse
 import contextlib
 import json
@@ -173,14 +176,12 @@ def build(program: str, tree: Path, out: Path) -> Path:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    beside = Path(sys.executable).with_name("nydus-erofs")
-    default = str(beside) if beside.exists() else shutil.which("nydus-erofs") or "nydus-erofs"
     parser.add_argument("tree", metavar="TREE", type=Path, help="for example made by make_tree.py")
     parser.add_argument(
         "--image", type=Path, metavar="BOOTSTRAP", help="of TREE, with its blob beside (default: build)"
     )
     parser.add_argument("--rounds", type=int, default=1)
-    parser.add_argument("--nydus-erofs", default=default, metavar="PROGRAM")
+    parser.add_argument("--nydus-erofs", default=environment.PROGRAM, metavar="PROGRAM")
     parser.add_argument("--nydusd", action="append", metavar="[LABEL=]PROGRAM", help="may be given again")
     parser.add_argument("--validate", action="store_true", help="let nydusd verify digests too; we always do")
     parser.add_argument("--without", action="append", default=[], choices=["ours", "nydusd", "complete"])

@@ -13,6 +13,9 @@ With --latency all go through a relay that adds so many milliseconds to each rou
 nothing: look at the ratios.
 """
 
+import environment
+
+# isort: split
 import argparse
 import json
 import os
@@ -36,9 +39,9 @@ from nydus_erofs.fscache.backend.s3.client import S3Client
 from nydus_erofs.fscache.config.backend import S3
 
 HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE.parents[1] / "tests"))
+sys.path.insert(0, str(HERE.parents[1]))
 
-from kit.servers import s3  # noqa: E402
+from tests.kit.servers import s3  # noqa: E402
 
 PIECE, THREADS = 8 << 20, 4
 NAME = "bench"
@@ -148,12 +151,11 @@ class Remote(read_bench.Bench):
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    beside = Path(sys.executable).with_name("nydus-erofs")
     parser.add_argument("tree", metavar="TREE", type=Path, help="for example made by make_tree.py")
     parser.add_argument("--image", type=Path, metavar="BOOTSTRAP", help="of TREE, its blob beside (default: build)")
     parser.add_argument("--latency", type=float, default=0.0, metavar="MS", help="added to each round trip")
     parser.add_argument("--rounds", type=int, default=1)
-    parser.add_argument("--nydus-erofs", default=str(beside), metavar="PROGRAM")
+    parser.add_argument("--nydus-erofs", default=environment.PROGRAM, metavar="PROGRAM")
     parser.add_argument("--nydusd", action="append", default=[], metavar="[LABEL=]PROGRAM")
     parser.add_argument("--without-local", action="store_true", help="leave out our reads from a local folder")
     parser.add_argument("--work", type=Path, metavar="DIR", help="for image and caches (default: TMPDIR or /var/tmp)")

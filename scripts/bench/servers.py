@@ -4,6 +4,9 @@
 them.  Each keeps what it fetched in a folder of its own; `forget` empties it, so that nothing is local.
 """
 
+import environment  # noqa: F401
+
+# isort: split
 import json
 import os
 import shutil

@@ -8,10 +8,14 @@ import shutil
 import struct
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
+
+from nydus_erofs.erofs.image import Bootstrap
+from nydus_erofs.erofs.rafs import BlobEntry
+from nydus_erofs.erofs.source import BufferSource
 
 COMMAND = [sys.executable, "-m", "nydus_erofs"]
 
@@ -143,7 +147,7 @@ def test_summary_as_json(image: Path) -> None:
     assert blob["compressed_size"] == blob_of(image).stat().st_size
 
 
-def test_keys_are_not_shown(nydus_images: Path, load_entry: Any) -> None:
+def test_keys_are_not_shown(nydus_images: Path, load_entry: Callable[[Path], BlobEntry]) -> None:
     path = nydus_images / "encrypt" / "boot"
     key = load_entry(path).meta_digest
     assert any(key)
@@ -153,10 +157,7 @@ def test_keys_are_not_shown(nydus_images: Path, load_entry: Any) -> None:
 
 
 @pytest.fixture
-def load_entry() -> Any:
-    from nydus_erofs.erofs.image import Bootstrap
-    from nydus_erofs.erofs.source import BufferSource
-
+def load_entry() -> Callable[[Path], BlobEntry]:
     return lambda path: Bootstrap(BufferSource(path.read_bytes())).blobs[0].entry
 
 

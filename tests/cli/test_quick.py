@@ -1,7 +1,10 @@
 """Plain command lines are understood without click, and mean exactly what click takes them for."""
 
+from __future__ import annotations
+
 import subprocess
 import sys
+from pathlib import Path
 
 import click
 import pytest
@@ -22,7 +25,7 @@ options = st.sampled_from(
 
 
 @given(st.sampled_from(list(COMMANDS)), st.lists(words | options, max_size=6))
-def test_as_click(verb, arguments):
+def test_as_click(verb: str, arguments: list[str]) -> None:
     fields = quick.parse([verb, *arguments])
     if fields is None:
         return  # click is asked
@@ -47,26 +50,28 @@ def test_as_click(verb, arguments):
         ("status --json", {"as_json": True}),
     ],
 )  # fmt: skip
-def test_plain_lines_are_understood(line, fields):
+def test_plain_lines_are_understood(
+    line: str, fields: dict[str, bool | list[str] | str] | dict[str, bool] | dict[str, str]
+) -> None:
     assert quick.parse(line.split()) == {"verb": line.split()[0], **fields}
 
 
 @pytest.mark.parametrize(
     "line", ["", "serve", "--version", "mount", "mount i", "mount -h", "umount a b", "status --js"]
 )
-def test_the_rest_is_for_click(line):
+def test_the_rest_is_for_click(line: str) -> None:
     assert quick.parse(line.split()) is None
 
 
 @pytest.mark.parametrize("line", ["mount /i /m", "umount /m", "status", "status --json"])
-def test_little_is_imported(line, tmp_path):
+def test_little_is_imported(line: str, tmp_path: Path) -> None:
     """What takes longer to import than the service takes to answer is not imported."""
     code = (
         "import sys; from nydus_erofs.cli import main\n"
         "try: main()\n"
         "finally: print(*{'click', 'typing', 'dataclasses', 'asyncio', 'msgspec', 'cffi'} & set(sys.modules))"
     )
-    command = [sys.executable, "-I", "-c", code, *line.split(), "--run-dir", tmp_path / "nobody"]
+    command = [sys.executable, "-I", "-c", code, *line.split(), "--run-dir", str(tmp_path / "nobody")]
     if line.startswith("mount"):
         command += ["--state-dir", "/dev/null/none"]  # no service can start there
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)

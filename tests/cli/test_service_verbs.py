@@ -1,5 +1,7 @@
 """The service's verbs as people type them: serve, mount, status, umount."""
 
+from __future__ import annotations
+
 import concurrent.futures
 import json
 import os
@@ -7,29 +9,31 @@ import shutil
 import signal
 import stat
 import subprocess
-import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 
-from kit.command import CLI, cli
-from kit.engines import FANOTIFY
-from kit.mounts import mounted, unmount_all
-from kit.processes import alive
-from kit.reading import compare_expected, read
-from kit.service import Service
-from kit.waiting import wait_for
+from tests.kit.command import CLI, AsNobody, cli
+from tests.kit.engines import FANOTIFY
+from tests.kit.mounts import mounted, unmount_all
+from tests.kit.processes import alive
+from tests.kit.reading import compare_expected, read
+from tests.kit.service import MakeService, Service
+from tests.kit.waiting import wait_for
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(180)]
 
 
 @pytest.fixture
-def place(make_service):
+def place(make_service: MakeService) -> Service:
     """Folders for a service that nobody has started yet."""
     return make_service(start=False)
 
 
 @pytest.fixture
-def started(place):
+def started(place: Service) -> Iterator[Service]:
     """Whatever service a test makes ``mount`` start ends with the test."""
     yield place
     pid = None
@@ -49,19 +53,21 @@ def started(place):
 
 
 @pytest.fixture
-def image(nydus_images):
+def image(nydus_images: Path) -> tuple[Path, Path]:
     """Arguments of mount: an image."""
     return nydus_images / "plain" / "boot", nydus_images / "plain" / "blobs"
 
 
-def mount(place, bootstrap, blobs, target, *more, **options):
+def mount(
+    place: Service, bootstrap: Path, blobs: Path | None, target: Path, *more: str, **options: Any
+) -> subprocess.CompletedProcess[str]:
     arguments = ["mount", bootstrap, target, "--run-dir", place.run, "--state-dir", place.state]
     if blobs is not None:
         arguments += ["--blob-dir", blobs]
     return cli(*arguments, *more, **options)
 
 
-def says(done, code, *texts):
+def says(done: subprocess.CompletedProcess[str], code: int, *texts: str) -> None:
     """An error of one line, and a hint at most."""
     assert done.returncode == code, done.stderr
     lines = done.stderr.splitlines()
@@ -71,7 +77,7 @@ def says(done, code, *texts):
         assert text in done.stderr, done.stderr
 
 
-def test_a_day(started, image, nydus_images):
+def test_a_day(started: Service, image: tuple[Path, Path], nydus_images: Path) -> None:
     """mount starts a service and says so; status, a second mount, umount."""
     first, second = started.target(), started.target()
     done = mount(started, *image, first, "--no-prefetch")
@@ -99,7 +105,7 @@ def test_a_day(started, image, nydus_images):
     assert "0 mounted" in cli("status", "--run-dir", started.run, check=True).stdout
 
 
-def test_a_socket_that_nobody_listens_on(started, image):
+def test_a_socket_that_nobody_listens_on(started: Service, image: tuple[Path, Path]) -> None:
     """The service before was killed: a new one is started."""
     target = started.target()
     assert mount(started, *image, target).returncode == 0
@@ -111,7 +117,7 @@ def test_a_socket_that_nobody_listens_on(started, image):
     read(target / "links" / "h1")
 
 
-def test_two_mounts_at_once_without_a_service(started, image):
+def test_two_mounts_at_once_without_a_service(started: Service, image: tuple[Path, Path]) -> None:
     """As at boot: one service is started, and both get their mount."""
     targets = [started.target() for _ in range(2)]
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
@@ -120,7 +126,7 @@ def test_two_mounts_at_once_without_a_service(started, image):
     assert len(started.status()["mounts"]) == 2
 
 
-def test_the_service_does_not_start(place, image):
+def test_the_service_does_not_start(place: Service, image: tuple[Path, Path]) -> None:
     """mount says why: the service's own reason and hint."""
     subprocess.run(["mount", "-t", "tmpfs", "tmpfs", place.work], check=True, timeout=20)
     try:
@@ -132,7 +138,7 @@ def test_the_service_does_not_start(place, image):
         unmount_all(place.work)
 
 
-def test_the_state_folder_is_in_use(service, place, image):
+def test_the_state_folder_is_in_use(service: Service, place: Service, image: tuple[Path, Path]) -> None:
     """By a service with another run folder: mount says so."""
     place.state = service.state
     says(mount(place, *image, place.target()), 9, "another service uses the state folder", "--state-dir")
@@ -143,7 +149,7 @@ def test_the_state_folder_is_in_use(service, place, image):
 
 
 @pytest.fixture(scope="module")
-def service(cache_disk, tmp_path_factory):
+def service(cache_disk: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     service = Service(tmp_path_factory.mktemp("s"), FANOTIFY).start()
     try:
         yield service
@@ -153,7 +159,7 @@ def service(cache_disk, tmp_path_factory):
         service.close()
 
 
-def test_exit_codes(service, image, tmp_path):
+def test_exit_codes(service: Service, image: tuple[Path, Path], tmp_path: Path) -> None:
     bootstrap, blobs = image
     shutil.copy(bootstrap, tmp_path / "image.meta")
     file = tmp_path / "file"
@@ -162,7 +168,7 @@ def test_exit_codes(service, image, tmp_path):
     says(mount(service, bootstrap, blobs, tmp_path / "none"), 9, "none does not exist", "mkdir")
     says(mount(service, bootstrap, blobs, file), 9, "not a directory")
     says(mount(service, tmp_path / "no.meta", blobs, target), 3, "no.meta: No such file")
-    says(mount(service, file, blobs, target), 3, "not an EROFS image")
+    says(mount(service, file, blobs, target), 3, "not a RAFS v6 bootstrap")
     says(mount(service, tmp_path / "image.meta", None, target), 6, "blob ", "--blob-dir")
     assert mount(service, bootstrap, blobs, target).returncode == 0
     says(mount(service, bootstrap, blobs, target), 10, "already")
@@ -176,13 +182,13 @@ def test_exit_codes(service, image, tmp_path):
     says(cli(*umount), 9, f"nothing of this service is mounted on {target}")
 
 
-def test_without_a_service(place):
+def test_without_a_service(place: Service) -> None:
     for verb in (["status"], ["status", "--json"], ["umount", "/mnt"]):
         says(cli(*verb, "--run-dir", place.run), 9, "no service", "nydus-erofs serve")
 
 
 @pytest.mark.parametrize("verb", ["serve", "mount", "umount", "status", "doctor"])
-def test_help(verb):
+def test_help(verb: str) -> None:
     done = cli(verb, "--help", check=True)
     assert len(done.stdout.splitlines()) > 3
 
@@ -190,7 +196,7 @@ def test_help(verb):
 # --- paths --------------------------------------------------------------------------------------------------
 
 
-def test_relative_paths_and_symlinks(service, image, tmp_path):
+def test_relative_paths_and_symlinks(service: Service, image: tuple[Path, Path], tmp_path: Path) -> None:
     """The service runs elsewhere; paths mean what they mean to the caller."""
     target = service.target()
     (tmp_path / "link").symlink_to(target)
@@ -209,7 +215,7 @@ NAMES = ["with blank", "new\nline", "tab\t", "back\\slash", "octal\\040", "hash#
 
 
 @pytest.mark.parametrize("name", [*NAMES, "a" * 200])
-def test_names_of_every_kind(name, service, image):
+def test_names_of_every_kind(name: str, service: Service, image: tuple[Path, Path]) -> None:
     """Blanks and worse are escaped in mountinfo; the mount is known all the same."""
     target = service.work / name
     target.mkdir()
@@ -225,20 +231,12 @@ def test_names_of_every_kind(name, service, image):
     assert service.status()["mounts"] == []
 
 
-def test_a_name_that_is_no_utf8(service, image):
+def test_a_name_that_is_no_utf8(service: Service, image: tuple[Path, Path]) -> None:
     """Mounted, or refused in one line; never half."""
     target = os.fsencode(service.work) + b"/\xff\xfe"
     os.mkdir(target)
-    command = [
-        *CLI,
-        "mount",
-        str(image[0]),
-        target,
-        "--blob-dir",
-        str(image[1]),
-        "--run-dir",
-        str(service.run),
-    ]
+    words: list[str | bytes | Path] = ["mount", image[0], target, "--blob-dir", image[1], "--run-dir", service.run]
+    command = [os.fsencode(word) for word in (*CLI, *words)]
     done = subprocess.run(command, capture_output=True, timeout=60, check=False)
     assert b"Traceback" not in done.stderr
     mounted = service.status()["mounts"]
@@ -252,39 +250,13 @@ def test_a_name_that_is_no_utf8(service, image):
 
 # --- not root -----------------------------------------------------------------------------------------------
 
-AS_NOBODY = """
-import importlib, os, pkgutil, sys
-import nydus_erofs
-for module in pkgutil.walk_packages(nydus_erofs.__path__, "nydus_erofs."):
-    if not module.name.endswith("__main__"):
-        importlib.import_module(module.name)
-os.setgroups([])
-os.setresgid(65534, 65534, 65534)
-os.setresuid(65534, 65534, 65534)
-sys.argv[0] = "nydus-erofs"
-nydus_erofs.cli.main()
-"""
+
+@pytest.mark.parametrize("arguments", [["serve"], ["mount", "x", "/mnt"], ["umount", "/mnt"]], ids=" ".join)
+def test_needs_root(arguments: list[str], service: Service, as_nobody: AsNobody) -> None:
+    says(as_nobody(*arguments, "--run-dir", service.run), 9, "needs root", "sudo")
 
 
-def as_nobody(*arguments):
-    """The command as an ordinary user. What it imports may be readable to root alone, hence imported before."""
-    command = [sys.executable, "-I", "-c", AS_NOBODY, *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, cwd="/")
-    assert "Traceback" not in done.stderr, done.stderr
-    return done
-
-
-@pytest.mark.parametrize(
-    "arguments",
-    [["serve"], ["mount", "x", "/mnt"], ["umount", "/mnt"], ["doctor"], ["doctor", "--json"]],
-    ids=" ".join,
-)
-def test_needs_root(arguments, service):
-    done = as_nobody(*arguments, *([] if arguments[0] == "doctor" else ["--run-dir", service.run]))
-    says(done, 9, "needs root", "sudo")
-
-
-def test_status_of_somebody_elses_service(service):
+def test_status_of_somebody_elses_service(service: Service, as_nobody: AsNobody) -> None:
     """Its folder is root's."""
     says(as_nobody("status", "--run-dir", service.run), 9, "permission denied", "root")
     assert stat.S_IMODE(service.run.stat().st_mode) == 0o700
@@ -293,7 +265,7 @@ def test_status_of_somebody_elses_service(service):
 # --- what serve and status print ----------------------------------------------------------------------------
 
 
-def test_status_tells_of_failures(service, nydus_images, tmp_path):
+def test_status_tells_of_failures(service: Service, nydus_images: Path, tmp_path: Path) -> None:
     shutil.copytree(nydus_images / "lz4" / "blobs", tmp_path / "blobs")
     (blob,) = (tmp_path / "blobs").iterdir()
     target = service.mount(nydus_images / "lz4" / "boot", tmp_path / "blobs")
@@ -307,7 +279,7 @@ def test_status_tells_of_failures(service, nydus_images, tmp_path):
     service.umount(target)
 
 
-def test_serve_takes_folders_from_the_command_line(place):
+def test_serve_takes_folders_from_the_command_line(place: Service) -> None:
     """They go before the configuration's."""
     other = place.work / "other"
     place.spawn("--state-dir", other)
@@ -316,7 +288,7 @@ def test_serve_takes_folders_from_the_command_line(place):
     assert place.stop() == 0
 
 
-def test_log_level(place):
+def test_log_level(place: Service) -> None:
     place.spawn("--log-level", "error")
     wait_for("it answers", place.answers)
     assert place.stop() == 0

@@ -1,8 +1,12 @@
 """A wrong command line: one line that says what is wrong, one that says what to do, exit code 2."""
 
+from __future__ import annotations
+
 import subprocess
 
 import pytest
+
+from tests.kit.command import PYTHON, cli
 
 ALL = ["build", "check", "doctor", "inspect", "mount", "push", "serve", "status", "umount"]
 
@@ -20,17 +24,17 @@ WRONG = {
     ("inspect", "x", "blob"): "'blob' is not one of 'summary', 'superblock',",
     ("inspect", "x", "chunks"): "chunks needs a PATH",
     ("push",): "missing argument 'BOOTSTRAP'",
-    ("push", "x"): "say where to push to, with --backend-config-file",
+    ("push", "x"): "say where to push to: with --backend-config-file, or a REFERENCE",
     ("build",): "name one directory, as the argument or with --source-dir",
     ("build", "x", "--chunk-size", "many"): "invalid value for '--chunk-size': 'many' is not a number",
     ("build", "x", "-o"): "option '-o' requires an argument",
     ("build", "x", "--backend-type", "s3"): "--backend-type and --backend-config-file need --backend-push",
     ("mounts",): "no such command 'mounts'",
-    ("--nonsense",): "no such option '--nonsense'",
+    ("--xyzzy",): "no such option '--xyzzy'",
 }
 
 
-def says(done, what, hint):
+def says(done: subprocess.CompletedProcess[str], what: str, hint: str) -> None:
     assert (done.returncode, done.stdout) == (2, "")
     first, second = done.stderr.splitlines()
     assert first.startswith("nydus-erofs: ")
@@ -40,27 +44,27 @@ def says(done, what, hint):
 
 
 @pytest.mark.parametrize("arguments", WRONG, ids=lambda arguments: repr(" ".join(arguments)))
-def test_wrong(arguments, service_kit):
+def test_wrong(arguments: tuple[str, ...]) -> None:
     verb = f"{arguments[0]} " if arguments[0] in ALL else ""
-    says(service_kit.cli(*arguments), WRONG[arguments], f"see nydus-erofs {verb}--help")
+    says(cli(*arguments), WRONG[arguments], f"see nydus-erofs {verb}--help")
 
 
 @pytest.mark.parametrize("verb", ALL)
-def test_an_option_that_no_verb_has(verb, service_kit):
-    says(service_kit.cli(verb, "--nonsense"), "no such option '--nonsense'", f"see nydus-erofs {verb} --help")
+def test_an_option_that_no_verb_has(verb: str) -> None:
+    says(cli(verb, "--xyzzy"), "no such option '--xyzzy'", f"see nydus-erofs {verb} --help")
 
 
-def test_an_option_that_is_nearly_right(service_kit):
-    done = service_kit.cli("mount", "x", "y", "--prefetsch")
+def test_an_option_that_is_nearly_right() -> None:
+    done = cli("mount", "x", "y", "--prefetsch")
     says(done, "no such option '--prefetsch'", "did you mean --prefetch or --no-prefetch?")
 
 
-def test_without_a_verb(service_kit):
+def test_without_a_verb() -> None:
     """The help, but as an error."""
-    done = service_kit.cli()
+    done = cli()
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("Usage: nydus-erofs [OPTIONS] [COMMAND]")
-    assert done.stderr == service_kit.cli("--help").stdout
+    assert done.stderr == cli("--help").stdout
 
 
 @pytest.mark.parametrize(
@@ -70,14 +74,14 @@ def test_without_a_verb(service_kit):
         (["x"], "an image and a mountpoint are needed, not 1 names", "usage: "),
         (["x", "y", "z"], "an image and a mountpoint are needed, not 3 names", "usage: "),
         (["x", "y", "-o"], "-o needs a value", "usage: "),
-        (["x", "y", "--nonsense"], "unknown option --nonsense", "usage: "),
+        (["x", "y", "--xyzzy"], "unknown option --nonsense", "usage: "),
         (["x", "y", "-o", "ro,nonsense=1"], "unknown mount option 'nonsense=1'", "known: "),
     ],
 )
-def test_the_mount_helper(arguments, what, hint, service_kit):
+def test_the_mount_helper(arguments: list[str], what: str, hint: str) -> None:
     program = "from nydus_erofs.cli.mount_helper import main; main()"
     done = subprocess.run(
-        [*service_kit.PYTHON, "-c", program, *arguments], capture_output=True, text=True, timeout=60, check=False
+        [*PYTHON, "-c", program, *arguments], capture_output=True, text=True, timeout=60, check=False
     )
     assert (done.returncode, done.stdout) == (2, "")
     first, second = done.stderr.splitlines()

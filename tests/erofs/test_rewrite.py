@@ -168,7 +168,7 @@ def test_a_chunk_format_that_means_other_bytes(size, chunk_format, chunks):
 
 
 @pytest.mark.parametrize("nid", [1 << 20, 1 << 40, (1 << 64) - 1])
-@pytest.mark.parametrize("kind", [FileType.DIR, FileType.REG, FileType.SYMLINK])
+@pytest.mark.parametrize("kind", [FileType.DIR, FileType.REG, FileType.SYMLINK, FileType.FIFO])
 def test_pointing_outside(nid, kind):
     area = Area()
     names = entries((b"x", nid, kind))

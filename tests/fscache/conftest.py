@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from kit.engines import CACHEFILES, ENGINES, Engine, hindrances
-from kit.images import Built, build, plant
-from kit.service import MakeService, Service
-from kit.stores import MadeStore, MakeStore, OpenImage, OpenImages, make_store
+from tests.kit.engines import CACHEFILES, ENGINES, Engine, hindrances
+from tests.kit.images import Built, build, plant
+from tests.kit.service import MakeService, Service
+from tests.kit.stores import MadeStore, MakeStore, OpenImage, OpenImages, make_store
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """What tests are written with.
 
     command    ``nydus-erofs``, run to its end
+    child      gives something up, then tries what it should not be able to do
     waiting    for what becomes true in time
     processes  whether they live, what they cost
     mounts     what is mounted, disks of their own, unmounting whatever happens
@@ -13,5 +14,4 @@
     servers/   servers to read from and push to
 
 Nothing in a test's own process touches a mount that a service serves: a read that nobody answers can only be killed.
-Importable as ``kit``: pytest has this folder's parent on its path (pyproject.toml).
 """

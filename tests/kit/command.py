@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from kit.waiting import PATIENCE
+from tests.kit.waiting import PATIENCE
 
 PYTHON = [sys.executable, "-I"]
 CLI = [*PYTHON, "-m", "nydus_erofs"]
+
+AsNobody = Callable[..., subprocess.CompletedProcess[str]]  # ``nydus-erofs`` as an ordinary user
 
 
 def cli(

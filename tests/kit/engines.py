@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import Protocol
 
-from kit.command import CLI
+from tests.kit.command import CLI
 
 
 class Engine(Protocol):

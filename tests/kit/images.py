@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import zstandard
 
-from kit.command import cli
+from tests.kit.command import cli
 
 NYDUS_IMAGES = Path(__file__).parents[1] / "data" / "nydus-v2.4-images.tar.zst"
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from kit.waiting import PATIENCE
+from tests.kit.waiting import PATIENCE
 
 
 class Mounted(NamedTuple):

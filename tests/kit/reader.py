@@ -20,13 +20,15 @@ import random
 import stat
 import sys
 import time
+from collections import Counter
+from collections.abc import Callable
 
 PIECE = 1 << 20
 
 
 def described(root: bytes) -> dict[str, dict[str, object]]:
     """A tree in the form of expected.json."""
-    tree = {}
+    tree: dict[str, dict[str, object]] = {}
     pending = [b"."]
     while pending:
         name = pending.pop()
@@ -102,7 +104,9 @@ def loop(tree: str, root: str, stop: str, seed: str, share: str = "0.1") -> dict
     rng = random.Random(int(seed))
     a_root, b_root = os.fsencode(tree), os.fsencode(root)
     names = files(a_root)
-    counts = {"reads": 0, "bytes": 0, "errors": {}, "wrong": []}
+    reads = total = 0
+    errors: Counter[str] = Counter()
+    wrong = []
     while not os.path.exists(stop):
         name = rng.choice(names)
         with open(os.path.join(a_root, name), "rb", 0) as a:
@@ -113,16 +117,20 @@ def loop(tree: str, root: str, stop: str, seed: str, share: str = "0.1") -> dict
         try:
             seen = read_piece(os.path.join(b_root, name), offset, len(right), mapped=rng.random() < float(share))
         except OSError as error:
-            kind = errno.errorcode.get(error.errno, str(error.errno))
-            counts["errors"][kind] = counts["errors"].get(kind, 0) + 1
+            errors[named(error)] += 1
             time.sleep(0.05)
             continue
-        counts["reads"] += 1
-        counts["bytes"] += len(seen)
+        reads += 1
+        total += len(seen)
         if seen != right:
-            counts["wrong"].append([repr(name), offset, length])
+            wrong.append([repr(name), offset, length])
             break
-    return counts
+    return {"reads": reads, "bytes": total, "errors": errors, "wrong": wrong}
+
+
+def named(error: OSError) -> str:
+    """EIO and the like."""
+    return errno.errorcode.get(error.errno or 0, str(error.errno))
 
 
 def read_piece(path: bytes, offset: int, length: int, *, mapped: bool) -> bytes:
@@ -153,7 +161,7 @@ def read(path: str, offset: str = "0", length: str = "-1") -> dict[str, object]:
                 parts.append(part)
                 want -= len(part) if want > 0 else 0
     except OSError as error:
-        return {"error": errno.errorcode.get(error.errno, str(error.errno))}
+        return {"error": named(error)}
     data = b"".join(parts)
     return {"length": len(data), "sha256": hashlib.sha256(data).hexdigest()}
 
@@ -166,7 +174,13 @@ def hold(path: str, ready: str) -> dict[str, object]:
 
 
 if __name__ == "__main__":
-    modes = {"expected": expected, "mapped": mapped, "loop": loop, "read": read, "hold": hold}
+    modes: dict[str, Callable[..., dict[str, object]]] = {
+        "expected": expected,
+        "mapped": mapped,
+        "loop": loop,
+        "read": read,
+        "hold": hold,
+    }
     with contextlib.suppress(KeyboardInterrupt):
         result = modes[sys.argv[1]](*sys.argv[2:])
         print(json.dumps(result))

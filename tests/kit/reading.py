@@ -7,8 +7,8 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-from kit.command import PYTHON
-from kit.waiting import PATIENCE
+from tests.kit.command import PYTHON
+from tests.kit.waiting import PATIENCE
 
 READER = Path(__file__).with_name("reader.py")
 COMPARE = Path(__file__).parents[2] / "scripts" / "compare_trees.py"

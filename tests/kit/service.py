@@ -9,15 +9,16 @@ import signal
 import socket
 import subprocess
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
-from kit.command import CLI
-from kit.engines import Engine
-from kit.mounts import mounted, unmount_all
-from kit.processes import alive, children
-from kit.reading import reader
-from kit.waiting import PATIENCE, wait_for
+from tests.kit.command import CLI
+from tests.kit.engines import Engine
+from tests.kit.mounts import mounted, unmount_all
+from tests.kit.processes import alive, children
+from tests.kit.reading import reader
+from tests.kit.waiting import PATIENCE, wait_for
 
 
 class RefusedError(Exception):
@@ -36,10 +37,16 @@ class Service:
         self.state, self.run, self.log = work / "state", work / "run", work / "log"
         self.config = {"engine": engine.name, "segment_size": 1 << 20, **config}
         self.backend: dict[str, Any] = {}  # fields of its table [backend]
-        self.keeper: subprocess.Popen[bytes] | None = None
+        self._keeper: subprocess.Popen[bytes] | None = None
         self.readers: list[subprocess.Popen[str]] = []
         self._targets = 0
         self.program: Sequence[str] = CLI
+
+    @property
+    def keeper(self) -> subprocess.Popen[bytes]:
+        """Its process."""
+        assert self._keeper is not None, "it was never started"
+        return self._keeper
 
     @property
     def socket(self) -> Path:
@@ -51,21 +58,25 @@ class Service:
         wait_for("the service answers", self.answers)
         return self
 
-    def spawn(self, *arguments: object, **environment: str) -> None:
+    def spawn(self, *arguments: object, pass_fds: Sequence[int] = (), **environment: str) -> None:
+        """Start it with its configuration; it may not come to answer."""
         path = self.work / "config.toml"
         config = {"state_dir": str(self.state), "run_dir": str(self.run), **self.config}
         lines = [f"{key} = {json.dumps(value)}\n" for key, value in config.items()]
         if self.backend:
             lines += ["[backend]\n", *(f"{key} = {json.dumps(value)}\n" for key, value in self.backend.items())]
         path.write_text("".join(lines))
+        self.spawn_with("--config", path, *arguments, pass_fds=pass_fds, **environment)
+
+    def spawn_with(self, *arguments: object, pass_fds: Sequence[int] = (), **environment: str) -> None:
+        """Start it with these arguments alone."""
         with open(self.log, "ab") as log:
-            self.keeper = subprocess.Popen(
-                [*self.program, "serve", "--config", str(path), *map(str, arguments)],
-                stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=os.environ | environment,
+            self._keeper = subprocess.Popen(
+                [*self.program, "serve", *map(str, arguments)],
+                stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=os.environ | environment, pass_fds=pass_fds,
             )  # fmt: skip
 
     def answers(self) -> bool:
-        assert self.keeper is not None
         assert self.keeper.poll() is None, f"the service ended: {self.log_text()}"
         with contextlib.suppress(OSError):
             self.status()
@@ -94,18 +105,22 @@ class Service:
         path.mkdir()
         return path
 
-    def mount(self, bootstrap: Path, *blob_dirs: Path, target: Path | None = None, prefetch: bool = False) -> Path:
+    def mount(
+        self, bootstrap: Path | str, *blob_dirs: Path, target: Path | None = None, prefetch: bool = False
+    ) -> Path:
         """Mount an image; the mountpoint."""
         dirs = [str(path) for path in blob_dirs]
         return self.mount_image(str(bootstrap), target=target, blob_dirs=dirs, prefetch=prefetch)
 
-    def mount_image(self, image: str, *, target: Path | None = None, prefetch: bool = False, **fields: Any) -> Path:
+    def mount_image(
+        self, image: str | Path, *, target: Path | None = None, prefetch: bool = False, **fields: Any
+    ) -> Path:
         """Mount what has this name somewhere; the mountpoint."""
         target = target or self.target()
-        self.request("mount", image=image, target=str(target), prefetch=prefetch, **fields)
+        self.request("mount", image=str(image), target=str(target), prefetch=prefetch, **fields)
         return target
 
-    def umount(self, target: Path) -> None:
+    def umount(self, target: Path | str) -> None:
         self.request("umount", target=str(target))
 
     def status(self, target: Path | None = None) -> dict[str, Any]:
@@ -141,7 +156,6 @@ class Service:
 
     def kill_all(self) -> None:
         """Keeper and worker at once, as when memory runs out."""
-        assert self.keeper is not None
         worker = self.worker
         os.kill(self.keeper.pid, signal.SIGSTOP)
         with contextlib.suppress(ProcessLookupError):
@@ -151,7 +165,6 @@ class Service:
 
     def stop(self) -> int:
         """SIGTERM; the exit code."""
-        assert self.keeper is not None
         self.keeper.terminate()
         try:
             return self.keeper.wait(PATIENCE)
@@ -180,21 +193,25 @@ class Service:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.communicate(timeout=20)
         helpers: list[int] = []
-        if self.keeper is not None and self.keeper.poll() is None:
-            helpers = children(self.keeper.pid)
+        if self._keeper is not None and self._keeper.poll() is None:
+            helpers = children(self._keeper.pid)
             # Not through the service: it may be what is broken.
             for target, kind, _ in reversed(mounted(self.work)):
                 if kind == "erofs":
                     subprocess.run(["umount", "-l", target], check=False, timeout=20, capture_output=True)
-            self.keeper.terminate()
+            self._keeper.terminate()
             try:
-                self.keeper.wait(10)
+                self._keeper.wait(10)
             except subprocess.TimeoutExpired:
-                self.keeper.kill()
-                self.keeper.wait(10)
+                self._keeper.kill()
+                self._keeper.wait(10)
         unmount_all(self.work)
         for pid in helpers:
-            wait_for("the worker ends with its keeper", lambda pid=pid: not alive(pid), 20)
+            wait_for("the worker ends with its keeper", partial(_gone, pid), 20)
+
+
+def _gone(pid: int) -> bool:
+    return not alive(pid)
 
 
 class MakeService(Protocol):

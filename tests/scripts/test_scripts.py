@@ -35,9 +35,7 @@ def tree(tmp_path: Path) -> Path:
     return tmp_path / "tree"
 
 
-@pytest.mark.parametrize(
-    "script", ["setup", "oracles", "test", "quickstart", "compare_trees.py", "bench/make_tree.py"]
-)
+@pytest.mark.parametrize("script", ["setup", "oracles", "test", "quickstart", "compare_trees.py"])
 def test_help_says_how_to_use_it(script: str) -> None:
     done = run(script, "--help")
     assert done.returncode == 0
@@ -50,6 +48,34 @@ def test_unknown_option_is_one_line(script: str) -> None:
     done = run(script, "--nonsense")
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.startswith(f"{script}: error: unknown ")
+    assert done.stderr.count("\n") == 1
+
+
+BENCHES = sorted(path.name for path in (SCRIPTS / "bench").glob("*.py"))
+
+
+def outside(bench: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run a benchmark with a Python that has nothing of the project."""
+    python = getattr(sys, "_base_executable", sys.executable)
+    command = [python, str(SCRIPTS / "bench" / bench), "--help"]
+    wanted = {**os.environ, **environment}
+    return subprocess.run(command, capture_output=True, text=True, timeout=280, check=False, env=wanted)
+
+
+@pytest.mark.parametrize("bench", BENCHES)
+def test_benches_find_their_environment(bench: str) -> None:
+    done = outside(bench)
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    if os.access(SCRIPTS / "bench" / bench, os.X_OK):
+        assert done.stdout.startswith(f"usage: {bench} ")
+
+
+def test_benches_without_an_environment() -> None:
+    """What setup says is all that is said."""
+    done = outside("build_bench.py", PYTHON="/nonexistent")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("setup: error: PYTHON=/nonexistent is not a Python")
     assert done.stderr.count("\n") == 1
 
 

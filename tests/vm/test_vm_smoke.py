@@ -13,11 +13,10 @@ from pathlib import Path
 
 import pytest
 
-HOME = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(HOME))
+from vm.kernels import KERNELS, usual
+from vm.prepare import prepare
 
-from vm.kernels import KERNELS, usual  # noqa: E402
-from vm.prepare import prepare  # noqa: E402
+HOME = Path(__file__).resolve().parents[2]
 
 pytestmark = [
     pytest.mark.vm,

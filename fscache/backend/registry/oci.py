@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from ....erofs.errors import FormatError, UnsupportedError
+from .foreign import kind_of
 
 MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 _CONFIG = "application/vnd.oci.image.config.v1+json"
@@ -72,27 +73,40 @@ def _fits(wanted: Platform | None, machine: str) -> bool:
     return wanted is None or (wanted.os in ("", "linux") and wanted.architecture in ("", machine))
 
 
-class _Document(msgspec.Struct):
-    """A manifest has ``layers``, an index has ``manifests``."""
+class _Config(msgspec.Struct, rename={"media_type": "mediaType"}):
+    media_type: str = ""
+
+
+class _Document(msgspec.Struct, rename="camel"):
+    """A manifest has ``layers``, an index has ``manifests``; docker's first form had ``fsLayers``."""
 
     layers: list[Descriptor] | None = None
     manifests: list[Descriptor] | None = None
+    fs_layers: list[Any] | None = None
+    artifact_type: str = ""
+    config: _Config = msgspec.field(default_factory=_Config)
 
 
 _decoder = msgspec.json.Decoder(_Document)
 
 
-def parse_manifest(raw: bytes) -> NydusImage | Index:
+def parse_manifest(raw: bytes, image: str) -> NydusImage | Index:
     """A manifest or an index; FormatError when it is neither, or not that of a Nydus image.
 
     Args:
         raw: its bytes, of bounded size, whose digest was checked.
+        image: its name, for messages.
     """
     try:
         document = _decoder.decode(raw)
     except (msgspec.MsgspecError, RecursionError) as error:
         raise FormatError(f"not a manifest: {error}") from None
     found = document.manifests if document.layers is None else document.layers
+    if document.fs_layers is not None:
+        raise FormatError(
+            f"not a Nydus image: {image} is one of docker's first form (schema 1)",
+            hint="pull and push it again first",
+        )
     if found is None:
         raise FormatError("not a manifest: it has neither layers nor manifests")
     for descriptor in found:
@@ -100,19 +114,30 @@ def parse_manifest(raw: bytes) -> NydusImage | Index:
             raise FormatError(f"the manifest names {descriptor.digest[:80]!r} of {descriptor.size} bytes")
     if document.layers is None:
         return Index(found)
-    return _nydus(document.layers)
+    return _nydus(document, document.layers, image)
 
 
-def _nydus(layers: list[Descriptor]) -> NydusImage:
+def _nydus(document: _Document, layers: list[Descriptor], image: str) -> NydusImage:
     *blobs, last = layers or [Descriptor("", "", 0)]
     annotations = last.annotations or {}
     if annotations.get(_IS_BOOTSTRAP) != "true":
-        raise FormatError("not a Nydus image: no layer of its is a bootstrap", hint="convert it first")
+        known = [(layer.media_type, layer.annotations or {}) for layer in layers]
+        kind, convertible = kind_of(document.artifact_type, document.config.media_type, known)
+        raise FormatError(
+            f"not a Nydus image: {image} is {kind}", hint=_conversion(image) if convertible else "name an image"
+        )
     if annotations.get(_FS_VERSION, "6") != "6":
         raise UnsupportedError(
-            f"a Nydus image of RAFS version {annotations[_FS_VERSION][:20]}", hint="build it again with version 6"
+            f"{image} is a Nydus image of RAFS version {annotations[_FS_VERSION][:20]}, which no kernel mounts",
+            hint="convert the image that it was made of again, with nydusify convert --fs-version 6",
         )
     return NydusImage(last, [blob for blob in blobs if blob.media_type == _BLOB_LAYER])
+
+
+def _conversion(image: str) -> str:
+    """The command of Nydus's own tools: this project has none yet."""
+    target = image.partition("@")[0] + ("-nydus" if "@" not in image else ":nydus")
+    return f"convert it: nydusify convert --fs-version 6 --source {image} --target {target}"
 
 
 # --- publishing ---------------------------------------------------------------------------------------------

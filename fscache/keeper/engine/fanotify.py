@@ -11,7 +11,7 @@ import os
 from functools import partial
 
 from ....erofs.errors import BackendError, BusyError, FormatError, NydusErofsError, ServiceError
-from ....erofs.ids import BlobId, blob_id
+from ....erofs.ids import blob_id
 from ...config.service import Config
 from ...kernel import mount as kernel
 from ...kernel.fd import Fd
@@ -19,9 +19,9 @@ from ...proto import control
 from ...state import image
 from ..bootstraps import Bootstraps
 from ..children import Say, errand, in_child, said_by
+from ..healing import Healer
 from ..kept_store import KeptStore
 from ..log import logger
-from ..origin import Origin
 from ..paths import RunPaths, StatePaths
 from ..places import Places, arrive
 from ..prepared import Images
@@ -54,9 +54,9 @@ class FanotifyEngine:
     ) -> None:
         self.config, self._state, self._run, self._table, self._bootstraps = config, state, run, table, bootstraps
         self._watcher = Watcher(table, budget)
+        self._healer = Healer(table)
         self._mounts: list[MountedImage] = []
         self._targets: set[str] = set()  # of mounts under way
-        self._looking: set[str] = set()  # keys of stores whose blob is being looked for
         self._images = Images(state, config.segment_size, config.uids, localize=True)
 
     def start(self) -> None:
@@ -154,25 +154,7 @@ class FanotifyEngine:
     def _heal(self, mounted: MountedImage) -> None:
         """From now on a blob that cannot be read is looked for again: there may be an intact copy in its place."""
         for store, blob in zip(mounted.stores, mounted.blobs, strict=True):
-            store.reopen = partial(self._look_again, store, blob, mounted)
-
-    def _look_again(self, store: KeptStore, blob: BlobId, mounted: MountedImage) -> None:
-        if store.key not in self._looking:
-            self._looking.add(store.key)
-            background(self._reopen(store, blob, mounted.origin))
-
-    async def _reopen(self, store: KeptStore, blob: BlobId, origin: Origin) -> None:
-        try:
-            with Places(origin) as places:
-                found = await places.find(blob)
-                if self._table.is_open(store):
-                    self._table.add_source(store, found)
-                elif isinstance(found, Fd):
-                    found.close()
-        except NydusErofsError as error:
-            logger().debug("its blob is not there", store=store.label, error=error.message)
-        finally:
-            self._looking.discard(store.key)
+            self._healer.watch(store, blob, lambda: mounted.origin)
 
     async def _mount(self, mounted: MountedImage, devices: list[str], flags: int) -> int:
         boot, target = boot_of(self._state, mounted.record), mounted.record.target

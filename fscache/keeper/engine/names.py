@@ -1,130 +1,126 @@
 """What the cachefiles engine remembers under names: registered images, and what the kernel's cache holds.
 
-The kernel finds cached data again by name and size alone. So the engine notes what each name stood for, and
-when that changes it gives the object another size (a block more), upon which the kernel throws the old data
-away.
+The kernel finds cached data again by name and size alone. So it is noted, on disk and before the kernel is answered,
+what each name stands for; other content gets a size that no content of that name ever had, upon which the kernel
+throws the old data away. It may have lost that in a crash, and come up with older data again: hence *ever*. And where
+nothing is noted (any more), nothing may be cached: then the cache must be emptied before the kernel sees it.
 """
 
 from __future__ import annotations
 
-import contextlib
 import os
-from typing import TypeVar
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Annotated
 
 import msgspec
+from msgspec import Meta
 
-from ....erofs.errors import FormatError
 from ...proto.cachefiles import BLOCK_SIZE
-from ...proto.packets import decoded
-from ...state.layout import PLAN
-from ...state.plan import Plan, PlanFlags
+from ..children import in_child
 from ..origin import Given
+from .agreement import check_agreement
+from .disk_table import DiskTable
 
-T = TypeVar("T")
-_UNUSED = PlanFlags.UNUSED.value
+_MOST_REGISTERED = 4096  # the one registered longest ago goes first
+_COMPARING = 300.0  # seconds that plans may be compared for
+_MOST_BYTES = 1 << 53  # of a content
+
+PlanKey = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
+Bytes = Annotated[int, Meta(ge=0, le=_MOST_BYTES)]
 
 
-class Registered(msgspec.Struct):
+class Registered(msgspec.Struct, frozen=True):
     """An image registered under an fsid."""
 
     given: Given
     prefetch: bool
 
 
-class _Cached(msgspec.Struct):
-    """What the kernel's cache holds under one name: ``identity`` of the content, and its object's size."""
+class Cached(msgspec.Struct, eq=False):
+    """One content that the kernel's cache holds under a name.
+
+    ``bytes`` is its length, in whole blocks, and ``size`` that of the object it is given to the kernel with. Only
+    ``plans`` (keys) may fill the object; no two of them disagree.
+    """
 
     identity: str
-    size: int
-    plans: list[str] = []  # folders of the plans that its data was verified with
+    bytes: Bytes
+    size: Bytes
+    plans: list[PlanKey] = []
 
 
 class Names:
-    """Both registries, on disk: registrations until a reboot, cached objects as long as the cache."""
+    """Both registries: registrations until a reboot, cached contents as long as the cache.
 
-    def __init__(self, registrations: str, cached: str) -> None:
-        self._registrations, self._cached = registrations, cached
-        self._by_name = _load(registrations, dict[str, Registered])
-        self._objects = _load(cached, dict[str, _Cached])
+    Args:
+        plan_of: path of the plan with a key.
+    """
 
-    def register(self, volume: str, fsid: str, given: Given, prefetch: bool) -> None:
-        self._by_name[f"{volume}/{fsid}"] = Registered(given, prefetch)
-        _save(self._registrations, self._by_name)
+    def __init__(self, registered: str, cached: str, plan_of: Callable[[str], str]) -> None:
+        self._registered = DiskTable(registered, Registered)
+        self._cached = DiskTable(cached, Cached)
+        self._plan_of = plan_of
+
+    @property
+    def knows_cache(self) -> bool:
+        """Whether it is known what the kernel's cache holds; else that must be thrown away, all of it."""
+        return not self._cached.fresh
+
+    # --- registered images ---
 
     def registered(self, volume: str, fsid: str) -> Registered | None:
-        return self._by_name.get(f"{volume}/{fsid}")
+        return self._registered.entries.get(f"{volume}/{fsid}")
 
-    def size_of(self, volume: str, cookie: str, identity: str, size: int) -> int:
-        """The size to open an object with, given its content's identity and bytes (whole blocks)."""
-        name = f"{volume}/{cookie}"
-        known = self._objects.get(name)
-        if known is not None and _same(known, identity, size):
-            return known.size
-        if known is not None and known.size == size:
-            size += BLOCK_SIZE
-        self._objects[name] = _Cached(identity, size)
-        _save(self._cached, self._objects)
-        return size
+    async def register(self, volume: str, fsid: str, image: Registered | None) -> None:
+        """Register an image, or take back what is registered under that name."""
+        name, entries = f"{volume}/{fsid}", self._registered.entries
+        entries.pop(name, None)
+        if image is not None:
+            entries[name] = image
+        for oldest in list(entries)[:-_MOST_REGISTERED]:
+            del entries[oldest]
+        self._registered.changed()
+        await self._registered.saved()
 
-    def holds(self, volume: str, cookie: str) -> bool:
-        """Whether data was cached under a blob's name."""
-        known = self._objects.get(f"{volume}/{cookie}")
-        return known is not None and bool(known.plans) and _there(known)
+    # --- cached contents ---
 
-    def agree(self, volume: str, cookie: str, folder: str) -> None:
-        """Note a plan that fills a blob's object; FormatError when its data was verified with a contrary one."""
-        known = self._objects.get(f"{volume}/{cookie}")
-        if known is None or folder in known.plans:
-            return
-        if not all(_compatible(plan, folder) for plan in known.plans):
-            raise FormatError(
-                f"blob {cookie} has other digests in another image of domain {volume}",
-                hint="mount one of the images in another domain",
-            )
-        known.plans.append(folder)
-        _save(self._cached, self._objects)
+    async def claim(self, volume: str, contents: Mapping[str, tuple[str, int]]) -> dict[str, Cached]:
+        """What objects of a volume are to be opened with.
 
+        Args:
+            contents: object's name -> (identity of its content, bytes in whole blocks).
+        """
+        claimed = {cookie: self._claim(f"{volume}/{cookie}", *content) for cookie, content in contents.items()}
+        await self._cached.saved()
+        return claimed
 
-def _same(known: _Cached, identity: str, size: int) -> bool:
-    """Whether what is cached can be used; not when nobody can tell any more what it was verified with."""
-    return _there(known) and known.identity == identity and known.size in (size, size + BLOCK_SIZE)
+    def _claim(self, name: str, identity: str, length: int) -> Cached:
+        known = self._cached.entries.get(name)
+        if known is not None and (known.identity, known.bytes) == (identity, length) and self._can_tell(known):
+            return known
+        size = length if known is None else max(length, known.size + BLOCK_SIZE)
+        self._cached.entries[name] = new = Cached(identity, length, size)
+        self._cached.changed()
+        return new
 
+    def _can_tell(self, known: Cached) -> bool:
+        """Whether it is still there what the cached data was verified with."""
+        return all(os.path.exists(self._plan_of(key)) for key in known.plans)
 
-def _there(known: _Cached) -> bool:
-    return all(os.path.exists(os.path.join(plan, PLAN)) for plan in known.plans)
+    def cached(self, volume: str, cookie: str) -> Cached:
+        """What was claimed last for an object."""
+        return self._cached.entries[f"{volume}/{cookie}"]
 
-
-def _compatible(one: str, other: str) -> bool:
-    """Whether two plans of a blob say the same of every chunk that both use."""
-    first, second = _plan(one), _plan(other)
-    if first.segments != second.segments or first.digest_algo != second.digest_algo:
-        return False
-    for number in range(len(first.segments)):
-        for a, b in zip(first.chunks(number), second.chunks(number), strict=True):
-            if a != b and not (a.flags | b.flags) & _UNUSED:
-                return False
-    return True
-
-
-def _plan(folder: str) -> Plan:
-    return Plan(os.open(os.path.join(folder, PLAN), os.O_RDONLY | os.O_CLOEXEC))
-
-
-def _load(path: str, kind: type[T]) -> T:
-    with contextlib.suppress(FileNotFoundError, msgspec.MsgspecError), open(path, "rb") as file:
-        return decoded(msgspec.json.Decoder(kind), file.read())
-    return kind()
-
-
-def _save(path: str, value: object) -> None:
-    with open(f"{path}.new", "wb") as file:
-        file.write(msgspec.json.encode(value))
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(f"{path}.new", path)
-    # A record that a crash takes back would let the next content have the size of this one.
-    folder = os.open(os.path.dirname(path), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    async def agree(self, cached: Cached, volume: str, blob: str, key: str) -> None:
+        """Note a plan that is going to fill a blob's object; FormatError when it disagrees with one that does."""
+        while key not in cached.plans:
+            known = list(cached.plans)
+            if known:
+                paths = [self._plan_of(other) for other in known]
+                check = partial(check_agreement, paths, self._plan_of(key), blob, volume)
+                await in_child(check, f"comparing plans of blob {blob}", _COMPARING)
+            if cached.plans == known:
+                cached.plans.append(key)
+                self._cached.changed()
+        await self._cached.saved()

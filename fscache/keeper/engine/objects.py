@@ -9,31 +9,37 @@ from __future__ import annotations
 
 import bisect
 import itertools
-import os
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from ....erofs.errors import FormatError
+from ...config.backend import Remote
 from ...kernel.cachefiles import complete
+from ...kernel.fd import Fd
 from ...proto import cachefiles as proto
-from ...proto import worker
-from ..stores import KeptStore, StoreTable, Waiter
+from ..kept_store import KeptStore, Waiter
+from ..store_spec import StoreSpec
+from ..stores import StoreTable
 from .counters import EventCounters
+from .names import Cached
 
 
 @dataclass(eq=False, slots=True)
 class CacheObject:
     """One open object. Owns its descriptor.
 
-    ``stores`` fill it, by the key of their plan: images that share a blob may use different chunks of it, so
-    each has a plan of its own, cut into the same segments. Reads wait until it is known what fills the object.
+    ``cached`` is what it was opened with. ``stores`` fill it, by the key of their plan: images that share a blob may
+    use different chunks of it, so each has its own plan, cut into the same segments. Reads wait until what fills
+    the object is known.
     """
 
-    fd: int
+    fd: Fd
     volume: str
     cookie: str
+    cached: Cached
     counters: EventCounters = field(default_factory=EventCounters)
     stores: dict[str, KeptStore] = field(default_factory=dict)
     ready: bool = False  # reads are served
+    closed: bool = False
     starts: list[int] = field(default_factory=list)  # of each segment, bytes from the object's start
     early: list[proto.Read] = field(default_factory=list)  # reads that came before it was ready
     hopeless: bool = False  # its bytes cannot be had: no plan
@@ -46,43 +52,33 @@ class ObjectTable:
     def __init__(self, table: StoreTable) -> None:
         self._table = table
         self._objects: dict[int, CacheObject] = {}
-        self._served = 0  # objects that were given a store, ever
+        self._by_name: dict[tuple[str, str], CacheObject] = {}  # the one opened last
+        self._served = 0  # stores that objects were given, ever
 
     def add(self, object_id: int, cache_object: CacheObject) -> None:
         self._objects[object_id] = cache_object
+        self._by_name[cache_object.volume, cache_object.cookie] = cache_object
 
     def find(self, volume: str, cookie: str) -> CacheObject | None:
         """The object with these names, if the kernel has it open."""
-        for candidate in self._objects.values():
-            if (candidate.volume, candidate.cookie) == (volume, cookie):
-                return candidate
-        return None
+        return self._by_name.get((volume, cookie))
 
     def add_store(
-        self,
-        cache_object: CacheObject,
-        plan: str,
-        sizes: list[int],
-        message: Callable[[int], worker.OpenObject],
-        descriptors: Callable[[], list[int]],
+        self, cache_object: CacheObject, plan: str, spec: StoreSpec, source: Fd | Remote | None
     ) -> KeptStore:
-        """One more store that fills the object.
+        """One more store that fills the object. Takes the spec, and the descriptor of its blob.
 
         Args:
-            plan: key of its plan.
-            sizes: bytes of each segment, the same for all stores of an object.
-            message, descriptors: what a worker is told, with copies of the descriptors that go with it.
+            plan: key of its plan; empty for a bootstrap.
         """
-
-        def introduce(number: int) -> tuple[worker.ToWorker, list[int]]:
-            return message(number), [os.dup(cache_object.fd), *descriptors()]
-
+        starts = [0, *itertools.accumulate(spec.sizes[:-1])]
+        if cache_object.stores and starts != cache_object.starts:
+            raise FormatError(f"object {cache_object.cookie}: plans with different segments")
         # The kernel may open an object again before it has closed the last one of that name.
         self._served += 1
         key = f"{self._served}/{cache_object.volume}/{cache_object.cookie}"
-        store = self._table.open_object(key, sizes, introduce)
-        cache_object.stores[plan] = store
-        cache_object.starts = [0, *itertools.accumulate(sizes[:-1])]
+        cache_object.starts = starts
+        cache_object.stores[plan] = store = self._table.open(key, spec, source)
         return store
 
     def serve(self, cache_object: CacheObject) -> None:
@@ -97,7 +93,7 @@ class ObjectTable:
         cache_object.hopeless = True
         early, cache_object.early = cache_object.early, []
         for read in early:
-            self._fail(cache_object, read)
+            _fail(cache_object, read)
 
     def on_read(self, read: proto.Read) -> None:
         cache_object = self._objects.get(read.object_id)
@@ -105,22 +101,18 @@ class ObjectTable:
             return  # closed meanwhile: the kernel has failed the read
         cache_object.counters.events += 1
         if cache_object.hopeless:
-            self._fail(cache_object, read)
+            _fail(cache_object, read)
         elif not cache_object.ready:
             cache_object.early.append(read)
         else:
             self._serve_read(cache_object, read)
 
-    def _fail(self, cache_object: CacheObject, read: proto.Read) -> None:
-        cache_object.counters.denied += 1
-        complete(cache_object.fd, read.msg_id)
-
     def _serve_read(self, cache_object: CacheObject, read: proto.Read) -> None:
         stores = list(cache_object.stores.values())
-        sizes = stores[0].sizes
+        sizes = stores[0].spec.sizes
         end = min(read.offset + read.length, cache_object.starts[-1] + sizes[-1])
         if read.offset >= end:
-            self._fail(cache_object, read)
+            _fail(cache_object, read)
             return
         first = bisect.bisect_right(cache_object.starts, read.offset) - 1
         last = bisect.bisect_left(cache_object.starts, end) - 1
@@ -131,15 +123,24 @@ class ObjectTable:
             for store in stores:
                 self._table.wait(store, segment, upto, waiter)
 
-    def on_close(self, message: proto.Close) -> None:
-        cache_object = self._objects.pop(message.object_id, None)
-        if cache_object is not None:
-            for store in cache_object.stores.values():
-                self._table.close(store)
-            os.close(cache_object.fd)
+    def on_close(self, object_id: int) -> CacheObject | None:
+        """Let go of an object, if it is open."""
+        cache_object = self._objects.pop(object_id, None)
+        if cache_object is None:
+            return None
+        name = cache_object.volume, cache_object.cookie
+        if self._by_name.get(name) is cache_object:
+            del self._by_name[name]
+        for store in cache_object.stores.values():
+            self._table.close(store)
+        cache_object.fd.close()
+        cache_object.closed = True
+        return cache_object
 
-    def all(self) -> list[CacheObject]:
-        return list(self._objects.values())
+
+def _fail(cache_object: CacheObject, read: proto.Read) -> None:
+    cache_object.counters.denied += 1
+    complete(cache_object.fd.fd, read.msg_id)
 
 
 class _Reader(Waiter):
@@ -161,7 +162,8 @@ class _Reader(Waiter):
         counters.stall_total += self._waited
         counters.stall_max = max(counters.stall_max, self._waited)
         counters.denied += not self._ok
-        complete(self._object.fd, self._msg_id)
+        if not self._object.closed:
+            complete(self._object.fd.fd, self._msg_id)
 
     def completed(self, store: KeptStore, segment: int) -> None:
         """The kernel asks no more for what is there."""

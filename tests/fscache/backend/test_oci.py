@@ -15,6 +15,7 @@ from nydus_erofs.fscache.backend.registry import oci
 from nydus_erofs.fscache.backend.registry.layer import extract_bootstrap, pack_layer
 
 HEX = "ab" * 32
+IMAGE = "hub.example.com/team/app:v1"
 DATA = random.Random(3).randbytes(300_000)
 TREE = verity.build_tree(DATA).pack()
 
@@ -39,7 +40,7 @@ def test_a_manifest_is_what_nydus_expects():
         "containerd.io/snapshot/nydus-fs-version": "6",
     }
     assert json.loads(config)["rootfs"]["diff_ids"] == [f"sha256:{HEX}", layer.diff_id]
-    image = oci.parse_manifest(manifest)
+    image = oci.parse_manifest(manifest, IMAGE)
     assert (image.bootstrap.digest, [blob.digest for blob in image.blobs]) == (layer.digest, [f"sha256:{HEX}"])
 
 
@@ -53,8 +54,8 @@ PLAIN = {"mediaType": "application/vnd.oci.image.layer.v1.tar+gzip", "digest": f
 @pytest.mark.parametrize(
     ("raw", "kind", "match"),
     [
-        (manifest(PLAIN), FormatError, "not a Nydus image"),
         (manifest(), FormatError, "not a Nydus image"),
+        (json.dumps({"schemaVersion": 1, "fsLayers": [{"blobSum": "x"}]}).encode(), FormatError, "schema 1"),
         (b"{}", FormatError, "neither layers nor manifests"),
         (b"<html>", FormatError, "not a manifest"),
         (b"[" * 100_000, FormatError, "not a manifest"),
@@ -69,7 +70,55 @@ PLAIN = {"mediaType": "application/vnd.oci.image.layer.v1.tar+gzip", "digest": f
 )  # fmt: skip
 def test_what_is_no_image_of_nydus(raw, kind, match):
     with pytest.raises(kind, match=match):
-        oci.parse_manifest(raw)
+        oci.parse_manifest(raw, IMAGE)
+
+
+def layer(media_type="application/vnd.oci.image.layer.v1.tar+gzip", **annotations):
+    return {**PLAIN, "mediaType": media_type, "annotations": annotations}
+
+
+OCI = {"config": {"mediaType": "application/vnd.oci.image.config.v1+json"}}
+DOCKER = {"config": {"mediaType": "application/vnd.docker.container.image.v1+json"}}
+
+
+@pytest.mark.parametrize(
+    ("raw", "said"),
+    [
+        (manifest(layer(), **OCI), "an ordinary OCI image of 1 layer"),
+        (manifest(layer(), layer(), **DOCKER), "an ordinary docker image of 2 layers"),
+        (
+            manifest(layer(**{"containerd.io/snapshot/stargz/toc.digest": "x"}), **OCI),
+            "an image of 1 layer in eStargz",
+        ),
+        (manifest(layer("application/vnd.oci.image.layer.v1.erofs"), **OCI), "an image of 1 layer in EROFS"),
+    ],
+)
+def test_what_can_be_converted(raw, said):
+    for image, target in ((IMAGE, f"{IMAGE}-nydus"), (f"h.io/a@sha256:{HEX}", "h.io/a:nydus")):
+        with pytest.raises(FormatError) as caught:
+            oci.parse_manifest(raw, image)
+        assert caught.value.message == f"not a Nydus image: {image} is {said}"
+        command = f"nydusify convert --fs-version 6 --source {image} --target {target}"
+        assert caught.value.hint == f"convert it: {command}"
+
+
+@pytest.mark.parametrize(
+    ("raw", "said"),
+    [
+        (manifest(layer(), artifactType="application/x-\x1b[31m", **OCI), "an artifact (application/x-?[31m)"),
+        (
+            manifest(layer(), config={"mediaType": "application/vnd.cncf.helm.config.v1+json"}),
+            "(application/vnd.cncf.helm",
+        ),
+        (manifest(layer("application/vnd.in-toto+json"), **OCI), "an artifact"),
+        (manifest(layer()), "an artifact (of no type)"),
+    ],
+)
+def test_what_is_no_image_of_files(raw, said):
+    with pytest.raises(FormatError) as caught:
+        oci.parse_manifest(raw, IMAGE)
+    assert said in caught.value.message
+    assert "convert" not in caught.value.hint
 
 
 def test_an_index_has_nydus_image_for_this_machine(monkeypatch):
@@ -81,10 +130,10 @@ def test_an_index_has_nydus_image_for_this_machine(monkeypatch):
 
     feature = "nydus.remoteimage.v1"
     entries = [entry("1", "arm64", feature), entry("2", "amd64"), entry("3", "amd64", feature)]
-    index = oci.parse_manifest(json.dumps({"manifests": entries}).encode())
+    index = oci.parse_manifest(json.dumps({"manifests": entries}).encode(), IMAGE)
     assert index.choose().digest == "sha256:" + "3" * 64
     with pytest.raises(UnsupportedError, match="linux/amd64"):
-        oci.parse_manifest(json.dumps({"manifests": entries[:1]}).encode()).choose()
+        oci.parse_manifest(json.dumps({"manifests": entries[:1]}).encode(), IMAGE).choose()
 
 
 # --- the layer ----------------------------------------------------------------------------------------------

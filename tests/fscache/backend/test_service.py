@@ -259,9 +259,9 @@ def test_an_ordinary_image_in_a_registry(publish, serve, service_kit, registry_k
     manifest = {"schemaVersion": 2, "mediaType": media_type, "config": config, "layers": [layer]}
     writer.put(digest, io.BytesIO(b""), 0, digest[7:], lambda count: None)
     writer.put_manifest("plain", json.dumps(manifest).encode(), media_type)
-    with pytest.raises(service_kit.RefusedError, match="not a Nydus image") as caught:
+    with pytest.raises(service_kit.RefusedError, match="an ordinary OCI image of 1 layer") as caught:
         service.mount_image(place.image.replace(":v1", ":plain"), backend_file=str(place.config))
-    assert caught.value.hint == "convert it first"
+    assert f"nydusify convert --fs-version 6 --source {place.image.replace(':v1', ':plain')}" in caught.value.hint
     with pytest.raises(service_kit.RefusedError, match="nosuchtag"):
         service.mount_image(place.image.replace(":v1", ":nosuchtag"), backend_file=str(place.config))
 

@@ -1,12 +1,17 @@
 """Configuration files: nydusd's JSON and our TOML mean the same things, and what is wrong is named."""
 
+from __future__ import annotations
+
 import json
+from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from nydus_erofs.erofs.errors import ConfigError, UnsupportedError
+from nydus_erofs.fscache.config import backend as records
 from nydus_erofs.fscache.config.backend import describe
 from nydus_erofs.fscache.config.backend_file import convert
 from nydus_erofs.fscache.config.load import load
@@ -26,13 +31,13 @@ NYDUSD = {
 }
 
 
-def written(tmp_path, what):
+def written(tmp_path: Path, what: object) -> str:
     path = tmp_path / "config"
     path.write_bytes(what if isinstance(what, bytes) else json.dumps(what).encode())
     return str(path)
 
 
-def changed(path, value):
+def changed(path: str, value: int | list[str] | str) -> dict[str, Any]:
     """The example with one value set; a path is `device.cache.type`."""
     document = json.loads(json.dumps(NYDUSD))
     *parents, last = path.split(".")
@@ -40,10 +45,10 @@ def changed(path, value):
     for name in parents:
         inner = inner.setdefault(name, {})
     inner[last] = value
-    return document
+    return dict(document)
 
 
-def test_nydusd_localfs(tmp_path):
+def test_nydusd_localfs(tmp_path: Path) -> None:
     config = load(written(tmp_path, NYDUSD))
     assert config.blob_dirs == ["/images/blobs", "/other"]
     assert config.state_dir == "/var/cache/blobs"
@@ -52,14 +57,14 @@ def test_nydusd_localfs(tmp_path):
 
 @pytest.mark.parametrize("mode", ["direct", "cached"])
 @pytest.mark.parametrize("path", ["digest_validate", "iostats_files", "enable_xattr", "access_pattern"])
-def test_what_has_no_meaning_here_is_accepted(path, mode, tmp_path):
+def test_what_has_no_meaning_here_is_accepted(path: str, mode: str, tmp_path: Path) -> None:
     for value in (True, False):
         document = changed(path, value)
         document["mode"] = mode
         assert load(written(tmp_path, document)).blob_dirs == ["/images/blobs", "/other"]
 
 
-def test_smallest(tmp_path):
+def test_smallest(tmp_path: Path) -> None:
     config = load(written(tmp_path, {"device": {"backend": {"type": "localfs", "config": {"dir": "/b"}}}}))
     assert config == check(Config(blob_dirs=["/b"]))
 
@@ -79,7 +84,7 @@ def test_smallest(tmp_path):
         ("fs_prefetch.enable", 1, "$.fs_prefetch.enable"),
     ],
 )
-def test_an_error_names_the_json_path(path, value, named, tmp_path):
+def test_an_error_names_the_json_path(path: str, value: int | list[str] | str, named: str, tmp_path: Path) -> None:
     document = changed(path, value)
     if path.endswith("config.dir") and not value:
         del document["device"]["backend"]["config"]["alt_dirs"]
@@ -90,7 +95,7 @@ def test_an_error_names_the_json_path(path, value, named, tmp_path):
     assert "\n" not in caught.value.message
 
 
-def test_an_unknown_backend_is_refused_by_name(tmp_path):
+def test_an_unknown_backend_is_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(UnsupportedError, match="nonsense"):
         load(written(tmp_path, changed("device.backend.type", "nonsense")))
 
@@ -107,20 +112,22 @@ S3 = {
 }
 
 
-def in_backend(**fields):
+def in_backend(**fields: Any) -> dict[str, Any]:
     return {"device": {"backend": {"type": "s3", "config": {**S3, **fields}}, "cache": {"type": "blobcache"}}}
 
 
-def test_nydusd_s3(tmp_path):
+def test_nydusd_s3(tmp_path: Path) -> None:
     backend = load(written(tmp_path, in_backend())).backend
+    assert isinstance(backend, records.S3)
     assert backend.blob_object("ab" * 32) == "blobs/" + "ab" * 32
     assert backend.meta_object("app.meta") == "meta/app.meta"
     assert describe(backend) == "s3 http://127.0.0.1:9000/images"
     prefixed = load(written(tmp_path, in_backend(blob_prefix="", object_prefix="o/"))).backend
+    assert isinstance(prefixed, records.S3)
     assert prefixed.blob_object("x") == "o/x"
 
 
-def test_s3_as_a_table_of_our_own(tmp_path):
+def test_s3_as_a_table_of_our_own(tmp_path: Path) -> None:
     text = "".join(f"{name} = {json.dumps(value)}\n" for name, value in S3.items())
     config = load(written(tmp_path, f'patience = 7\n[backend]\ntype = "s3"\n{text}'.encode()))
     assert config == check(Config(patience=7, backend=load(written(tmp_path, in_backend())).backend))
@@ -151,7 +158,7 @@ def test_s3_as_a_table_of_our_own(tmp_path):
         ),
     ],
 )
-def test_a_wrong_backend_is_named_by_json_path(fields, named, tmp_path):
+def test_a_wrong_backend_is_named_by_json_path(fields: dict[str, Any], named: str, tmp_path: Path) -> None:
     with pytest.raises((ConfigError, UnsupportedError)) as caught:
         load(written(tmp_path, in_backend(**fields)))
     assert named in caught.value.message
@@ -167,12 +174,12 @@ def test_a_wrong_backend_is_named_by_json_path(fields, named, tmp_path):
         {"ca_cert_files": ["x"]},
     ],
 )
-def test_a_unix_socket_has_neither_tls_nor_other_servers(fields):
+def test_a_unix_socket_has_neither_tls_nor_other_servers(fields: dict[str, object]) -> None:
     with pytest.raises(ConfigError, match=f"[$].{next(iter(fields))}: a unix socket"):
         convert("http-proxy", {"addr": "/run/proxy.sock", **fields})
 
 
-def test_toml(tmp_path):
+def test_toml(tmp_path: Path) -> None:
     text = b"""
     state_dir = "/cache/"
     run_dir = "/run/x"
@@ -207,25 +214,25 @@ def test_toml(tmp_path):
         ("{}", "device"),
     ],
 )
-def test_a_wrong_value_is_named(text, named, tmp_path):
+def test_a_wrong_value_is_named(text: str, named: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         load(written(tmp_path, text.encode()))
     assert named in caught.value.message
 
 
-def test_not_there(tmp_path):
+def test_not_there(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="No such file"):
         load(str(tmp_path / "nothing"))
     with pytest.raises(ConfigError, match="directory"):
         load(str(tmp_path))
 
 
-def test_too_large(tmp_path):
+def test_too_large(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="larger than 1 MiB"):
         load(written(tmp_path, b" " * ((1 << 20) + 1)))
 
 
-def _load_any(raw, path):
+def _load_any(raw: bytes, path: Path) -> None:
     path.write_bytes(raw)
     try:
         assert isinstance(load(str(path)), Config)
@@ -241,16 +248,16 @@ json_values = st.recursive(
 
 
 @given(value=st.dictionaries(st.sampled_from([*NYDUSD, "id", "x"]), json_values, max_size=5))
-def test_any_json(value, tmp_path_factory):
+def test_any_json(value: dict[str, dict[str, None]], tmp_path_factory: pytest.TempPathFactory) -> None:
     _load_any(json.dumps(value).encode(), tmp_path_factory.getbasetemp() / "config-json")
 
 
 @given(raw=st.binary(max_size=200) | st.binary(max_size=200).map(lambda b: b"{" + b))
-def test_any_bytes(raw, tmp_path_factory):
+def test_any_bytes(raw: bytes, tmp_path_factory: pytest.TempPathFactory) -> None:
     _load_any(raw, tmp_path_factory.getbasetemp() / "config-bytes")
 
 
-def test_deeply_nested(tmp_path):
+def test_deeply_nested(tmp_path: Path) -> None:
     for opening in (b'{"device":' * 5000, b'{"x":' + b"[" * 100_000, b"x = " + b"[" * 5000):
         with pytest.raises(ConfigError):
             load(written(tmp_path, opening))

@@ -1,6 +1,10 @@
 """What an image's name means, and what it adds to a backend's configuration."""
 
+from __future__ import annotations
+
 import json
+from pathlib import Path
+from typing import Any, TypeVar
 
 import pytest
 from hypothesis import given
@@ -31,14 +35,14 @@ DIGEST = f"sha256:{HEX}"
         ("docker.io/me/app", ("docker.io", "me/app", "", ""), "latest"),
     ],
 )
-def test_in_a_registry(text, expected, manifest):
+def test_in_a_registry(text: str, expected: tuple[str, str, str, str], manifest: str) -> None:
     image = parse_image(text)
     assert image == RegistryImage(*expected)
     assert image.manifest == manifest
 
 
 @pytest.mark.parametrize("text", ["s3://images/app.meta", "s3://images/a/b/app.meta", "s3://my.bucket/x"])
-def test_in_a_bucket(text):
+def test_in_a_bucket(text: str) -> None:
     assert parse_image(text) == BucketImage(*text.removeprefix("s3://").split("/", 1))
 
 
@@ -46,7 +50,7 @@ def test_in_a_bucket(text):
     "text", ["", "app.meta", "/images/app.meta", "./h.io/app", "../h.io/app", "out/app.meta", "alpine", "team/app:v1",
              "/a:b/c", "images.d"],
 )  # fmt: skip
-def test_a_file(text):
+def test_a_file(text: str) -> None:
     assert parse_image(text) == FileImage(text)
 
 
@@ -56,7 +60,7 @@ def test_a_file(text):
      "user:pw@h.io/a", "h.io/" + "a" * 300, "h.io/a:" + "t" * 200, "registry://alpine", "s3://", "s3://bucket",
      "s3://bucket/", "s3:///x", "s3://bucket/a/../b", "https://h.io/app:v1", "docker://h.io/app:v1", "oss://b/x"],
 )  # fmt: skip
-def test_no_image(text):
+def test_no_image(text: str) -> None:
     with pytest.raises(ConfigError) as caught:
         parse_image(text)
     assert "\n" not in str(caught.value)
@@ -64,7 +68,7 @@ def test_no_image(text):
 
 
 @given(st.text(max_size=40) | st.from_regex(r"[a-z.:/@-]{0,30}", fullmatch=True))
-def test_any_name(text):
+def test_any_name(text: str) -> None:
     try:
         image = parse_image(text)
     except ConfigError:
@@ -72,7 +76,7 @@ def test_any_name(text):
     assert not isinstance(image, FileImage) or image.path == text
 
 
-def test_this_host():
+def test_this_host() -> None:
     for host in ("localhost", "localhost:5000", "127.0.0.1:5000", "127.9.9.9", "[::1]:5000", "[::1]"):
         assert is_loopback(host), host
         assert Registry(host=host, repo="a").finds_scheme
@@ -90,60 +94,69 @@ HUB = Registry(
 )  # fmt: skip
 
 
-def test_the_same_registry():
-    remote = backend_of(parse_image("hub.local:5000/team/app:v1"), HUB, auth="eDp5")
+T = TypeVar("T", S3, Registry, HttpProxy)
+
+
+def of(kind: type[T], remote: object) -> T:
+    """What is of this kind."""
+    assert isinstance(remote, kind)
+    return remote
+
+
+def test_the_same_registry() -> None:
+    remote = of(Registry, backend_of(parse_image("hub.local:5000/team/app:v1"), HUB, auth="eDp5"))
     assert (remote.repo, remote.auth, remote.scheme, remote.mirrors) == ("team/app", "dTpw", "http", HUB.mirrors)
     hub = Registry(host="docker.io", repo="x/y", registry_token="token")
-    remote = backend_of(parse_image("index.docker.io/me/app"), hub, auth="eDp5")
+    remote = of(Registry, backend_of(parse_image("index.docker.io/me/app"), hub, auth="eDp5"))
     assert (remote.host, remote.auth, remote.registry_token) == ("index.docker.io", "", "token")
 
 
-def test_another_registry_gets_nothing_of_it_but_the_way():
+def test_another_registry_gets_nothing_of_it_but_the_way() -> None:
     remote = backend_of(parse_image("evil.local/team/app:v1"), HUB)
-    way = {"timeout": 7, "retry_limit": 1, "proxy": HUB.proxy, "ca_cert_files": ["/ca"]}
+    way: dict[str, Any] = {"timeout": 7, "retry_limit": 1, "proxy": HUB.proxy, "ca_cert_files": ["/ca"]}
     assert remote == Registry(host="evil.local", repo="team/app", **way)
-    assert backend_of(parse_image("evil.local/team/app:v1"), HUB, auth="eDp5").auth == "eDp5"
+    assert of(Registry, backend_of(parse_image("evil.local/team/app:v1"), HUB, auth="eDp5")).auth == "eDp5"
 
 
-def test_nothing_configured():
+def test_nothing_configured() -> None:
     assert backend_of(parse_image("h.io/a:v1"), None, auth="eDp5") == Registry(host="h.io", repo="a", auth="eDp5")
     assert backend_of(parse_image("s3://b/x"), None) == S3(bucket_name="b")
     assert backend_of(parse_image("/x.meta"), None) is None
 
 
-def test_a_bucket_and_a_file():
+def test_a_bucket_and_a_file() -> None:
     bucket = S3(bucket_name="images", endpoint="e", access_key_id="K", access_key_secret="S")
-    assert backend_of(parse_image("s3://other/x"), bucket).bucket_name == "other"
-    assert backend_of(parse_image("s3://other/x"), bucket).access_key_id == "K"
+    assert of(S3, backend_of(parse_image("s3://other/x"), bucket)).bucket_name == "other"
+    assert of(S3, backend_of(parse_image("s3://other/x"), bucket)).access_key_id == "K"
     assert backend_of(parse_image("/x.meta"), bucket) == bucket
 
 
-def test_another_kind():
+def test_another_kind() -> None:
     with pytest.raises(ConfigError, match=r"the configured backend is registry .*, but the image's name says s3"):
         backend_of(parse_image("s3://b/x"), HUB)
     with pytest.raises(ConfigError, match="says registry"):
         backend_of(parse_image("h.io/a"), S3(bucket_name="b"))
 
 
-def test_options_of_the_transport():
+def test_options_of_the_transport() -> None:
     image = parse_image("h.io/a:v1")
-    assert backend_of(image, None, plain_http=True).scheme == "http"
-    assert backend_of(image, None, insecure=True).skip_verify
-    assert backend_of(image, None, insecure=True).scheme == ""
-    assert backend_of(parse_image("s3://b/x"), None, plain_http=True).scheme == "http"
-    assert with_transport(HttpProxy(addr="https://h"), plain_http=False, insecure=True).skip_verify
+    assert of(Registry, backend_of(image, None, plain_http=True)).scheme == "http"
+    assert of(Registry, backend_of(image, None, insecure=True)).skip_verify
+    assert of(Registry, backend_of(image, None, insecure=True)).scheme == ""
+    assert of(S3, backend_of(parse_image("s3://b/x"), None, plain_http=True)).scheme == "http"
+    assert of(HttpProxy, with_transport(HttpProxy(addr="https://h"), plain_http=False, insecure=True)).skip_verify
     for backend in (None, LocalFs(dir="/x"), HttpProxy(addr="https://h"), HttpProxy(addr="/sock")):
         with pytest.raises(ConfigError):
             with_transport(backend, plain_http=True, insecure=True)
 
 
-def test_what_the_name_says_need_not_be_in_the_file(tmp_path):
+def test_what_the_name_says_need_not_be_in_the_file(tmp_path: Path) -> None:
     path = tmp_path / "backend.json"
     path.write_text(json.dumps({"endpoint": "e", "scheme": "http"}))
     known = parse_image("s3://images/app.meta").known
     assert load(str(path), known=known) == S3(bucket_name="images", endpoint="e", scheme="http")
     path.write_text(json.dumps({"bucket_name": "other", "endpoint": "e"}))
-    assert load(str(path), "s3", known).bucket_name == "other"
+    assert of(S3, load(str(path), "s3", known)).bucket_name == "other"
     path.write_text(json.dumps({"auth": "dTpw"}))
     assert load(str(path), known=parse_image("h.io/a").known) == Registry(host="h.io", repo="a", auth="dTpw")
     with pytest.raises(ConfigError, match="type is missing"):

@@ -7,14 +7,14 @@ import time
 import pytest
 
 from nydus_erofs.erofs.errors import BusyError, KernelError
-from nydus_erofs.fscache.keeper.children import in_child, said_by
+from nydus_erofs.fscache.keeper.children import Say, in_child, said_by
 from nydus_erofs.fscache.kernel.fd import Fd
 
 pytestmark = pytest.mark.timeout(60)
 
 
-def test_what_it_says_and_opens():
-    def call(say):
+def test_what_it_says_and_opens() -> None:
+    def call(say: Say) -> None:
         with Fd(os.open(__file__, os.O_RDONLY)) as fd:
             say(b"one", [fd])
         say(b"two", [])
@@ -26,8 +26,8 @@ def test_what_it_says_and_opens():
         assert os.read(fd.fd, 100)
 
 
-def test_errors_are_those_of_the_call():
-    def busy():
+def test_errors_are_those_of_the_call() -> None:
+    def busy() -> None:
         raise BusyError("in use", hint="wait")
 
     with pytest.raises(BusyError, match="in use") as caught:
@@ -38,22 +38,22 @@ def test_errors_are_those_of_the_call():
     assert missing.value.number == 2
 
 
-def test_one_that_dies():
+def test_one_that_dies() -> None:
     with pytest.raises(KernelError, match="trying: the process for it died"):
         asyncio.run(in_child(lambda: os.kill(os.getpid(), 9), "trying"))
 
 
-def test_one_that_hangs_is_not_waited_for():
+def test_one_that_hangs_is_not_waited_for() -> None:
     started = time.monotonic()
     with pytest.raises(KernelError, match="trying: not done within 0 s"):
         asyncio.run(in_child(lambda: time.sleep(30), "trying", 0.2))
     assert time.monotonic() - started < 10
 
 
-def test_one_that_takes_long_to_end_costs_nothing():
+def test_one_that_takes_long_to_end_costs_nothing() -> None:
     """It has said all, and its memory is still being taken down: the loop rests until it is gone."""
 
-    def call():
+    def call() -> None:
         os.closerange(3, 1 << 10)
         time.sleep(1)
 

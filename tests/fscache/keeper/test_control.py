@@ -1,10 +1,15 @@
 """The control socket: garbage in, one refusal out, and the server lives."""
 
+from __future__ import annotations
+
 import asyncio
 import contextlib
 import json
 import os
 import stat
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -42,13 +47,13 @@ GARBAGE = [
 
 
 @pytest.mark.parametrize("line", GARBAGE, ids=range(len(GARBAGE)))
-def test_garbage_is_an_error_of_the_decoder(line):
+def test_garbage_is_an_error_of_the_decoder(line: bytes) -> None:
     with pytest.raises(msgspec.DecodeError):
         proto.decode(line)
 
 
 @given(st.binary(max_size=300))
-def test_any_bytes(line):
+def test_any_bytes(line: bytes) -> None:
     with contextlib.suppress(msgspec.DecodeError):
         proto.decode(line)
 
@@ -57,7 +62,7 @@ paths = st.text(st.characters(codec="utf-8"), max_size=40)
 
 
 @given(paths, paths, st.lists(paths, max_size=3), st.none() | st.booleans())
-def test_mount_round_trip(bootstrap, target, dirs, prefetch):
+def test_mount_round_trip(bootstrap: str, target: str, dirs: list[str], prefetch: bool | None) -> None:
     line = json.dumps(
         {"verb": "mount", "image": bootstrap, "target": target, "blob_dirs": dirs, "prefetch": prefetch}
     )
@@ -65,7 +70,7 @@ def test_mount_round_trip(bootstrap, target, dirs, prefetch):
 
 
 @given(st.text(max_size=50), st.none() | st.text(max_size=50), st.integers(0, 255))
-def test_answers_are_one_line(message, hint, code):
+def test_answers_are_one_line(message: str, hint: str | None, code: int) -> None:
     line = proto.refusal(message, hint, code)
     assert line.count(b"\n") == 1
     assert json.loads(line) == {"ok": False, "error": message, "hint": hint, "exit_code": code}
@@ -74,7 +79,7 @@ def test_answers_are_one_line(message, hint, code):
 # --- the server, on a real socket ---------------------------------------------------------------------------
 
 
-async def handle(request):
+async def handle(request: proto.Request) -> dict[str, int]:
     match request:
         case proto.Status():
             return {"answer": 42}
@@ -87,10 +92,10 @@ async def handle(request):
     return {}
 
 
-def serving(path, work):
+def serving(path: Path, work: Callable[..., Any]) -> Any:
     """Run `work` in a thread beside a server; what it returns."""
 
-    async def main():
+    async def main() -> Any:
         server = ControlServer(str(path), handle)
         await server.start()
         try:
@@ -98,7 +103,7 @@ def serving(path, work):
         finally:
             server.close()
 
-    failed = []
+    failed: list[dict[str, Any]] = []
     loop = asyncio.new_event_loop()
     loop.set_exception_handler(lambda _, context: failed.append(context))
     try:
@@ -109,7 +114,7 @@ def serving(path, work):
     return result
 
 
-def exchange(path, *lines):
+def exchange(path: Path | str, *lines: bytes) -> list[Any]:
     import socket
 
     with socket.socket(socket.AF_UNIX) as sock:
@@ -125,10 +130,10 @@ def exchange(path, *lines):
 
 
 @pytest.mark.root
-def test_garbage_is_refused_and_the_next_request_is_answered(tmp_path):
+def test_garbage_is_refused_and_the_next_request_is_answered(tmp_path: Path) -> None:
     path = tmp_path / "sock"
 
-    def work():
+    def work() -> None:
         for line in GARBAGE:
             refusal, answer = exchange(path, line.replace(b"\n", b""), b'{"verb":"status"}')
             assert refusal["ok"] is False
@@ -142,7 +147,7 @@ def test_garbage_is_refused_and_the_next_request_is_answered(tmp_path):
 @pytest.mark.root
 @settings(max_examples=5, deadline=None)
 @given(lines=st.lists(st.binary(min_size=1, max_size=80).map(lambda b: b.replace(b"\n", b"")), max_size=30))
-def test_noise(lines, tmp_path_factory):
+def test_noise(lines: list[bytes], tmp_path_factory: pytest.TempPathFactory) -> None:
     path = tmp_path_factory.getbasetemp() / "noise-sock"
     answers = serving(path, lambda: exchange(path, *lines, b'{"verb":"status"}'))
     assert answers[-1] == {"ok": True, "answer": 42}
@@ -150,10 +155,10 @@ def test_noise(lines, tmp_path_factory):
 
 
 @pytest.mark.root
-def test_errors_come_with_hint_and_exit_code(tmp_path):
+def test_errors_come_with_hint_and_exit_code(tmp_path: Path) -> None:
     path = tmp_path / "sock"
 
-    def work():
+    def work() -> list[Any]:
         return exchange(
             path, b'{"verb":"umount","target":"busy"}', b'{"verb":"umount","target":"none"}',
             b'{"verb":"umount","target":"zero\\u0000byte"}',
@@ -166,11 +171,11 @@ def test_errors_come_with_hint_and_exit_code(tmp_path):
 
 
 @pytest.mark.root
-def test_a_line_without_end(tmp_path):
+def test_a_line_without_end(tmp_path: Path) -> None:
     """The sender is cut off; others are served."""
     path = tmp_path / "sock"
 
-    def work():
+    def work() -> dict[str, int]:
         with contextlib.suppress(ConnectionError):
             assert exchange(path, b"x" * (2 << 20)) == [None]
         return client.request(str(path), "status")
@@ -179,12 +184,12 @@ def test_a_line_without_end(tmp_path):
 
 
 @pytest.mark.root
-def test_clients_that_leave_early(tmp_path):
+def test_clients_that_leave_early(tmp_path: Path) -> None:
     import socket
 
     path = tmp_path / "sock"
 
-    def work():
+    def work() -> dict[str, int]:
         for sent in (b"", b'{"verb"', b'{"verb":"status"}\n' * 100):
             with socket.socket(socket.AF_UNIX) as sock:
                 sock.connect(str(path))
@@ -195,21 +200,21 @@ def test_clients_that_leave_early(tmp_path):
 
 
 @pytest.mark.root
-def test_only_root_can_reach_it(tmp_path):
+def test_only_root_can_reach_it(tmp_path: Path) -> None:
     path = tmp_path / "sock"
 
-    def work():
+    def work() -> int:
         return stat.S_IMODE(path.stat().st_mode)
 
     assert serving(path, work) == 0o600
 
 
 @pytest.mark.root
-def test_others_get_no_answer_even_if_they_can_connect(tmp_path):
+def test_others_get_no_answer_even_if_they_can_connect(tmp_path: Path) -> None:
     path = tmp_path / "sock"
     tmp_path.chmod(0o755)
 
-    def work():
+    def work() -> int:
         path.chmod(0o666)
         pid = os.fork()
         if not pid:
@@ -227,10 +232,10 @@ def test_others_get_no_answer_even_if_they_can_connect(tmp_path):
     assert serving(path, work) == 0
 
 
-def test_two_servers(tmp_path):
+def test_two_servers(tmp_path: Path) -> None:
     path = tmp_path / "sock"
 
-    async def main():
+    async def main() -> None:
         first, second = ControlServer(str(path), handle), ControlServer(str(path), handle)
         await first.start()
         with pytest.raises(ServiceError, match="another service"):
@@ -242,7 +247,7 @@ def test_two_servers(tmp_path):
     asyncio.run(main())
 
 
-def test_a_dead_socket_is_replaced(tmp_path):
+def test_a_dead_socket_is_replaced(tmp_path: Path) -> None:
     import socket
 
     path = tmp_path / "sock"
@@ -252,15 +257,15 @@ def test_a_dead_socket_is_replaced(tmp_path):
     assert not path.exists()
 
 
-async def start_and_close(path):
+async def start_and_close(path: Path) -> None:
     server = ControlServer(str(path), handle)
     await server.start()
     server.close()
 
 
 @pytest.mark.parametrize("make", [lambda path: None, lambda path: path.touch()], ids=["missing", "a file"])
-def test_client_without_a_service(make, tmp_path):
+def test_client_without_a_service(make: Callable[[Path], None], tmp_path: Path) -> None:
     make(tmp_path / "sock")
     with pytest.raises(ServiceError, match="no service at") as caught:
         client.request(str(tmp_path / "sock"), "status")
-    assert "nydus-erofs serve" in caught.value.hint
+    assert "nydus-erofs serve" in str(caught.value.hint)

@@ -1,7 +1,10 @@
 """What counts after a crash: the note that this boot leaves, and every state a power cut may leave it in."""
 
+from __future__ import annotations
+
 import os
 import re
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -12,12 +15,12 @@ from nydus_erofs.fscache.keeper import epoch
 FOREIGN = "00000000-1111-2222-3333-444444444444"
 
 
-def test_boot_id_is_this_boots():
+def test_boot_id_is_this_boots() -> None:
     assert re.fullmatch(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", epoch.boot_id())
     assert epoch.boot_id() == epoch.boot_id()
 
 
-def test_life(tmp_path):
+def test_life(tmp_path: Path) -> None:
     folder = str(tmp_path)
     assert epoch.trusted(folder)  # nothing was ever begun: it was synced
     epoch.begin(folder)
@@ -30,35 +33,35 @@ def test_life(tmp_path):
     assert os.listdir(folder) == []
 
 
-def test_only_root_may_read_it(tmp_path):
+def test_only_root_may_read_it(tmp_path: Path) -> None:
     epoch.begin(str(tmp_path))
     assert (tmp_path / "epoch").stat().st_mode & 0o777 == 0o600
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(raw=st.binary(max_size=60))
-def test_anything_but_this_boot_is_not_trusted(raw, tmp_path):
+def test_anything_but_this_boot_is_not_trusted(raw: bytes, tmp_path: Path) -> None:
     """An empty or half-written note is a crash while it was written: before any data."""
     (tmp_path / "epoch").write_bytes(raw)
     assert not epoch.trusted(str(tmp_path))
 
 
 @pytest.mark.parametrize("cut", [0, 1, 35])
-def test_a_cut_off_note_of_this_boot(cut, tmp_path):
+def test_a_cut_off_note_of_this_boot(cut: int, tmp_path: Path) -> None:
     (tmp_path / "epoch").write_text(epoch.boot_id()[:cut])
     assert not epoch.trusted(str(tmp_path))
     epoch.begin(str(tmp_path))
     assert epoch.trusted(str(tmp_path))
 
 
-def test_many_are_settled_by_one_sync(tmp_path, monkeypatch):
+def test_many_are_settled_by_one_sync(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """All that is there; what was put in a folder's place meanwhile was not written, and is not settled."""
     folders = [tmp_path / name for name in ("one", "two", "replaced", "gone")]
     for folder in folders[:3]:
         folder.mkdir()
         epoch.begin(str(folder))
 
-    def sync(fd):
+    def sync(fd: int) -> None:
         assert os.path.samestat(os.fstat(fd), os.stat(tmp_path))
         folders[2].rename(tmp_path / "before")
         folders[2].mkdir()

@@ -1,11 +1,14 @@
 """Logging never waits for who reads it, and never fails."""
 
+from __future__ import annotations
+
 import os
 import pty
 import socket
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 
@@ -60,7 +63,7 @@ def test_a_terminal(stopped: bool) -> None:
     os.close(theirs)
 
 
-def test_whoever_reads_gets_every_line(tmp_path) -> None:
+def test_whoever_reads_gets_every_line(tmp_path: Path) -> None:
     reading, writing = os.pipe()
     got: list[bytes] = []
 

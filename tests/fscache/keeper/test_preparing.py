@@ -4,24 +4,31 @@ A child plays it, over the real socket and in the real folder; each time the ans
 outside the image's own folder is touched.
 """
 
+from __future__ import annotations
+
 import asyncio
 import hashlib
 import json
 import os
 import signal
+from collections.abc import Awaitable, Callable
 from pathlib import Path
+from socket import socket
+from typing import Any
 
 import pytest
 
 from nydus_erofs.erofs.errors import BlobNotFoundError, CorruptError, FormatError, NydusErofsError
+from nydus_erofs.erofs.ids import BlobId
 from nydus_erofs.fscache.config.service import Config
 from nydus_erofs.fscache.keeper import prepared as preparing
 from nydus_erofs.fscache.keeper.paths import StatePaths
 from nydus_erofs.fscache.kernel import channel
 from nydus_erofs.fscache.kernel.fd import Fd
-from nydus_erofs.fscache.processes import PREPARE
+from nydus_erofs.fscache.processes import PREPARE, Process
 from nydus_erofs.fscache.proto import prepare as proto
 from nydus_erofs.fscache.proto.fault import Fault
+from nydus_erofs.fscache.state.image import ImageRecord
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(60)]
 UIDS = Config().uids
@@ -30,7 +37,18 @@ PLAN = b"not looked into by the keeper"
 KEY = hashlib.sha256(PLAN).hexdigest()
 
 
-def leave(folder=".", *, key=KEY, plan=PLAN, claims=2, boot=b"boot"):
+Act = Callable[[socket], object]  # None: it says that it is done
+Ask = Callable[..., ImageRecord]
+Provide = Callable[[BlobId, int, int], Awaitable[tuple[Fd, int]]]
+
+
+async def nothing_known(blob: BlobId, offset: int, length: int) -> tuple[Fd, int]:
+    pytest.fail(f"asked for {blob}")
+
+
+def leave(
+    folder: Path | str = ".", *, key: str = KEY, plan: bytes = PLAN, claims: int = 2, boot: bytes = b"boot"
+) -> None:
     """What an honest one leaves in its working directory."""
     Path(folder, "boot").write_bytes(boot)
     store = {"key": key, "blob_id": "cd" * 32, "segments": claims, "size": 8192}
@@ -40,17 +58,17 @@ def leave(folder=".", *, key=KEY, plan=PLAN, claims=2, boot=b"boot"):
 
 
 @pytest.fixture
-def state(tmp_path):
+def state(tmp_path: Path) -> StatePaths:
     tmp_path.chmod(0o755)
     return StatePaths(str(tmp_path / "state"))
 
 
 @pytest.fixture
-def ask(state, monkeypatch, tmp_path):
+def ask(state: StatePaths, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Ask:
     """`ask(act)`: one preparation by a child that runs `act(socket)` in its folder; the record."""
 
-    def ask(act, provide=None):
-        def spawn(module, uid):
+    def ask(act: Act, provide: Provide = nothing_known) -> ImageRecord:
+        def spawn(module: Process, uid: int) -> tuple[int, socket]:
             assert (module, uid) == (PREPARE, UID)
             ours, theirs = channel.pair()
             pid = os.fork()
@@ -72,7 +90,7 @@ def ask(state, monkeypatch, tmp_path):
         monkeypatch.setattr(preparing, "spawn", spawn)
         boot = Fd(os.open(tmp_path / "published", os.O_RDWR | os.O_CREAT))
 
-        async def get():
+        async def get() -> ImageRecord:
             return await preparing.Images(state, 1 << 20, UIDS, localize=True).get("0" * 32, boot, provide, anew=True)
 
         try:
@@ -84,7 +102,7 @@ def ask(state, monkeypatch, tmp_path):
     return ask
 
 
-def test_an_honest_one(ask, state):
+def test_an_honest_one(ask: Ask, state: StatePaths) -> None:
     record = ask(lambda sock: leave())
     assert record.stores[0].key == KEY
     store, image = Path(state.store_of(KEY)), Path(state.image("0" * 32))
@@ -99,13 +117,15 @@ def test_an_honest_one(ask, state):
     assert (store.stat().st_uid, image.stat().st_uid) == (0, 0)
 
 
-def test_fresh_images_are_written_to_disk_and_then_outlive_a_crash(ask, state, monkeypatch):
+def test_fresh_images_are_written_to_disk_and_then_outlive_a_crash(
+    ask: Ask, state: StatePaths, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(preparing, "_SETTLE_AFTER", 0.0)
     ask(lambda sock: leave())
     directory = Path(state.image("0" * 32))
     assert (directory / "epoch").exists()
 
-    async def settled():
+    async def settled() -> None:
         images = preparing.Images(state, 1 << 20, UIDS, localize=True)
         for name in ("0" * 32, "1" * 32):  # the other one has gone meanwhile
             images._settle_later(name)
@@ -115,7 +135,7 @@ def test_fresh_images_are_written_to_disk_and_then_outlive_a_crash(ask, state, m
     assert not (directory / "epoch").exists()
 
 
-def test_a_second_time_keeps_what_was_fetched(ask, state):
+def test_a_second_time_keeps_what_was_fetched(ask: Ask, state: StatePaths) -> None:
     ask(lambda sock: leave())
     segment = Path(state.store_of(KEY), "00001")
     segment.write_bytes(b"fetched")
@@ -124,45 +144,51 @@ def test_a_second_time_keeps_what_was_fetched(ask, state):
     assert os.listdir(state.store) == [KEY]
 
 
-def refused(ask, act, match, kind=FormatError, **options):
+def refused(
+    ask: Ask,
+    act: Act,
+    match: str,
+    kind: type[FormatError] = FormatError,
+    **options: Any,
+) -> None:
     with pytest.raises(kind, match=match) as caught:
         ask(act, **options)
     assert "\n" not in caught.value.message
 
 
-def test_it_dies(ask):
+def test_it_dies(ask: Ask) -> None:
     refused(ask, lambda sock: os.kill(os.getpid(), signal.SIGKILL), "the process died")
     refused(ask, lambda sock: os._exit(0), "the process died")
 
 
 @pytest.mark.parametrize("packet", [b"x", b"{}", b'{"op":"needbytes"}', b"\xff", b'{"x":' + b"[" * 60_000])
-def test_it_sends_nonsense(packet, ask):
+def test_it_sends_nonsense(packet: bytes, ask: Ask) -> None:
     refused(ask, lambda sock: sock.send(packet), "nonsense")
 
 
 @pytest.mark.parametrize("name", ["../../../etc/passwd", "", "ab" * 31, "AB" * 32, "/" + "a" * 63])
-def test_it_asks_for_a_file_that_is_no_blob(name, ask):
+def test_it_asks_for_a_file_that_is_no_blob(name: str, ask: Ask) -> None:
     """That is nonsense; the folders of blobs are not even looked into."""
 
-    def act(sock):
+    def act(sock: socket) -> None:
         channel.send(sock, proto.encode(proto.NeedBytes(name, 0, 1)))
         signal.pause()
 
-    refused(ask, act, "nonsense", provide=lambda *_: pytest.fail("asked"))
+    refused(ask, act, "nonsense")
 
 
 @pytest.mark.parametrize(("offset", "length"), [(-1, 1), (0, 0), (0, -1), (0, 1 << 31), (1 << 60, 1)])
-def test_it_asks_for_bytes_that_cannot_be(offset, length, ask):
-    def act(sock):
+def test_it_asks_for_bytes_that_cannot_be(offset: int, length: int, ask: Ask) -> None:
+    def act(sock: socket) -> None:
         channel.send(sock, proto.encode(proto.NeedBytes("ab" * 32, offset, length)))
         signal.pause()
 
-    refused(ask, act, "nonsense", provide=lambda *_: pytest.fail("asked"))
+    refused(ask, act, "nonsense")
 
 
-def test_what_it_says_becomes_the_error(ask):
-    def say(kind):
-        def act(sock):
+def test_what_it_says_becomes_the_error(ask: Ask) -> None:
+    def say(kind: str) -> Act:
+        def act(sock: socket) -> object:
             channel.send(sock, proto.encode(proto.NotPrepared(Fault(kind, "it is so", "do that"))))
             return True
 
@@ -177,8 +203,8 @@ def test_what_it_says_becomes_the_error(ask):
             ask(say(name))
 
 
-def link(target, path):
-    def act(sock):
+def link(target: str, path: str) -> Act:
+    def act(sock: socket) -> None:
         leave()
         os.unlink(path)
         os.symlink(target, path)
@@ -187,12 +213,12 @@ def link(target, path):
 
 
 @pytest.mark.parametrize("path", ["boot", "image.json", f"stores/{KEY}/plan"])
-def test_links_lead_nowhere(path, ask):
+def test_links_lead_nowhere(path: str, ask: Ask) -> None:
     refused(ask, link("/etc/shadow", path), "it left|damaged")
 
 
-def test_hard_links(ask):
-    def act(sock):
+def test_hard_links(ask: Ask) -> None:
+    def act(sock: socket) -> None:
         leave()
         os.unlink("boot")
         os.link("image.json", "boot")
@@ -200,12 +226,12 @@ def test_hard_links(ask):
     refused(ask, act, "it left")
 
 
-def test_a_trap_where_root_will_write(ask, tmp_path):
+def test_a_trap_where_root_will_write(ask: Ask, tmp_path: Path) -> None:
     victim = tmp_path / "victim"
     victim.write_text("precious")
     for folder in (".", f"stores/{KEY}"):
 
-        def act(sock, folder=folder):
+        def act(sock: socket, folder: str = folder) -> None:
             leave()
             os.symlink(victim, f"{folder}/epoch")
 
@@ -213,30 +239,24 @@ def test_a_trap_where_root_will_write(ask, tmp_path):
         assert victim.read_text() == "precious"
 
 
-def test_a_folder_that_is_a_link(ask, tmp_path):
+def test_a_folder_that_is_a_link(ask: Ask, tmp_path: Path) -> None:
     elsewhere = tmp_path / "elsewhere"
     leave_there = tmp_path / "there"
     for path in (elsewhere, leave_there / "stores"):
         path.mkdir(parents=True)
+    for name in ("stores", f"stores/{KEY}"):
 
-    def act(sock):
-        leave()
-        os.rename("stores", "was")
-        os.symlink(elsewhere, "stores")
+        def act(sock: socket, name: str = name) -> None:
+            leave()
+            os.rename(name, "was")
+            os.symlink(elsewhere, name)
 
-    refused(ask, act, "it left")
-
-    def act(sock):
-        leave()
-        os.rename(f"stores/{KEY}", "was")
-        os.symlink(elsewhere, f"stores/{KEY}")
-
-    refused(ask, act, "it left")
+        refused(ask, act, "it left")
     assert (elsewhere.stat().st_uid, elsewhere.stat().st_mode & 0o777) == (0, 0o755)
 
 
-def test_devices_and_fifos(ask):
-    def act(sock):
+def test_devices_and_fifos(ask: Ask) -> None:
+    def act(sock: socket) -> None:
         leave()
         os.unlink("image.json")
         os.mkfifo("image.json")
@@ -244,18 +264,18 @@ def test_devices_and_fifos(ask):
     refused(ask, act, "it left")
 
 
-def test_segments_of_its_own_making(ask):
+def test_segments_of_its_own_making(ask: Ask) -> None:
     """What counts as fetched nobody but the worker has written."""
 
-    def act(sock):
+    def act(sock: socket) -> None:
         leave()
         Path("stores", KEY, "00000").write_bytes(b"bytes that nobody verified")
 
     refused(ask, act, "it left")
 
 
-def test_more_names_than_anybody_reads(ask):
-    def act(sock):
+def test_more_names_than_anybody_reads(ask: Ask) -> None:
+    def act(sock: socket) -> None:
         leave()
         for number in range(3000):
             Path(f"more{number}").touch()
@@ -263,8 +283,8 @@ def test_more_names_than_anybody_reads(ask):
     refused(ask, act, "it left 'more")
 
 
-def test_folders_without_end(ask):
-    def act(sock):
+def test_folders_without_end(ask: Ask) -> None:
+    def act(sock: socket) -> None:
         leave()
         for _ in range(1500):
             os.mkdir("d")
@@ -273,7 +293,7 @@ def test_folders_without_end(ask):
     refused(ask, act, "it left 'd'")
 
 
-def test_the_key_of_another_store(ask, state):
+def test_the_key_of_another_store(ask: Ask, state: StatePaths) -> None:
     """It cannot give what another image fetches other digests."""
     ask(lambda sock: leave())
     refused(ask, lambda sock: leave(plan=b"other digests"), "is another")
@@ -281,12 +301,12 @@ def test_the_key_of_another_store(ask, state):
 
 
 @pytest.mark.parametrize("claims", [0, -1, 65536, 1 << 62])
-def test_a_number_of_segments_that_cannot_be(claims, ask):
+def test_a_number_of_segments_that_cannot_be(claims: int, ask: Ask) -> None:
     refused(ask, lambda sock: leave(claims=claims), "damaged")
 
 
-def test_modes_that_let_the_worker_in(ask, state):
-    def act(sock):
+def test_modes_that_let_the_worker_in(ask: Ask, state: StatePaths) -> None:
+    def act(sock: socket) -> None:
         leave()
         for path in (f"stores/{KEY}", "stores", "."):
             os.chmod(path, 0o777)
@@ -296,8 +316,8 @@ def test_modes_that_let_the_worker_in(ask, state):
         assert os.stat(path).st_mode & 0o022 == 0
 
 
-def test_a_record_without_end(ask):
-    def act(sock):
+def test_a_record_without_end(ask: Ask) -> None:
+    def act(sock: socket) -> None:
         leave()
         with open("image.json", "r+b") as file:
             file.truncate(1 << 40)
@@ -305,8 +325,8 @@ def test_a_record_without_end(ask):
     refused(ask, act, "damaged")
 
 
-def test_a_bootstrap_cut_off(ask):
-    def act(sock):
+def test_a_bootstrap_cut_off(ask: Ask) -> None:
+    def act(sock: socket) -> None:
         leave()
         os.truncate("boot", 1)
 

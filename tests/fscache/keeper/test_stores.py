@@ -1,9 +1,13 @@
 """The keeper's table of stores over real folders: what it tells the worker, and that no answer of it does harm."""
 
+from __future__ import annotations
+
 import contextlib
 import errno
 import os
-from typing import get_args
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar, get_args
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -11,34 +15,43 @@ from hypothesis import strategies as st
 
 from nydus_erofs.erofs.errors import FormatError
 from nydus_erofs.fscache.keeper import dispatch, epoch
-from nydus_erofs.fscache.keeper.kept_store import Waiter
-from nydus_erofs.fscache.keeper.store_spec import load_folder
+from nydus_erofs.fscache.keeper.kept_store import KeptStore, Waiter
+from nydus_erofs.fscache.keeper.store_spec import FolderSpec, load_folder
 from nydus_erofs.fscache.keeper.stores import LieError, StoreTable
 from nydus_erofs.fscache.keeper.traffic import TrafficTable
 from nydus_erofs.fscache.kernel import channel
 from nydus_erofs.fscache.kernel.fd import Fd
 from nydus_erofs.fscache.proto import worker as proto
-from nydus_erofs.fscache.proto.worker import Why
+from nydus_erofs.fscache.proto.worker import (
+    Why,
+)
+from tests.kit.stores import MakeStore, OpenImages
 
 KEY = "ab" * 32
 
 
-class Reader(Waiter):
-    def __init__(self):
-        self.answers, self.completions = [], 0
+T = TypeVar("T")
 
-    def answer(self, allow, waited):
+
+class Reader(Waiter):
+    def __init__(self) -> None:
+        self.answers: list[bool] = []
+        self.completions = 0
+
+    def answer(self, allow: bool, waited: float) -> None:
         self.answers.append(allow)
 
-    def completed(self, store, segment):
+    def completed(self, store: KeptStore, segment: int) -> None:
         self.completions += 1
 
 
 class Table(StoreTable):
     """A table that keeps what it sends instead."""
 
-    def __init__(self):
-        self.sent, self.postponed, self.written = [], [], []
+    def __init__(self) -> None:
+        self.sent: list[proto.ToWorker] = []
+        self.postponed: list[Callable[[], None]] = []
+        self.written: list[tuple[str, Callable[[], None]]] = []
         super().__init__(
             self.keep,
             lambda seconds, call: self.postponed.append(call),
@@ -46,53 +59,53 @@ class Table(StoreTable):
         )
         self.handlers = dispatch.table(self, TrafficTable(), lambda answer: None)
 
-    def keep(self, message, fds=()):
+    def keep(self, message: proto.ToWorker, fds: Sequence[Fd] = ()) -> None:
         self.sent.append(message)
         self.lent = len(fds)
         channel.close(fds)
 
-    def open(self, key, folder, source=None, **options):
+    def open_folder(self, key: str, folder: Path, source: Fd | None = None, **options: Any) -> KeptStore:
         """As the engine does it: the epoch is noted first."""
-        spec = load_folder(folder, os.geteuid())
+        spec = load_folder(str(folder), os.geteuid())
         if spec.trusted and sum(spec.have) < sum(spec.sizes):
-            epoch.begin(folder)
-        return super().open(key, spec, source, **options)
+            epoch.begin(str(folder))
+        return self.open(key, spec, source, **options)
 
-    def on_message(self, message):
+    def on_message(self, message: proto.ToKeeper) -> None:
         dispatch.handle(self.handlers, proto.encode(message), [])
 
-    def said(self, kind):
+    def said(self, kind: type[T]) -> list[T]:
         return [message for message in self.sent if isinstance(message, kind)]
 
 
 @pytest.fixture
-def folder(open_image, make_store):
+def folder(open_image: OpenImages, make_store: MakeStore) -> Path:
     """A store's folder: 9 segments or so of 1 MiB, all empty."""
     return make_store(open_image("none-sha256")).folder
 
 
 @pytest.fixture
-def table():
+def table() -> Table:
     return Table()
 
 
 @pytest.fixture
-def source(tmp_path):
+def source(tmp_path: Path) -> Callable[..., Fd]:
     """`source(name)`: a new descriptor of a file; the same name is the same file."""
 
-    def source(name="blob"):
+    def source(name: str = "blob") -> Fd:
         return Fd(os.open(tmp_path / name, os.O_RDWR | os.O_CREAT))
 
     return source
 
 
-def finish(table, store, segment, *, why=Why.DEMAND, have=None):
+def finish(table: Table, store: KeptStore, segment: int, *, why: Why = Why.DEMAND, have: int | None = None) -> None:
     size = store.spec.sizes[segment]
     table.on_message(proto.Progress(store.number, segment, size if have is None else have, have is None, why, 10))
 
 
-def test_life_of_a_store(table, folder, source):
-    store = table.open(KEY, str(folder), source())
+def test_life_of_a_store(table: Table, folder: Path, source: Callable[..., Fd]) -> None:
+    store = table.open_folder(KEY, folder, source())
     assert [type(message) for message in table.sent] == [proto.OpenStore]
     assert (folder / "epoch").exists(), "noted before the first byte is written"
     for segment in range(len(store.spec.sizes)):
@@ -108,9 +121,9 @@ def test_life_of_a_store(table, folder, source):
     assert table.said(proto.CloseStore) == [proto.CloseStore(store.number, False)]
 
 
-def test_what_a_closed_store_still_hears(table, folder, source):
+def test_what_a_closed_store_still_hears(table: Table, folder: Path, source: Callable[..., Fd]) -> None:
     """Its worker may finish a segment, or all of them, after the close: it is not asked anything about it."""
-    store = table.open(KEY, str(folder), source())
+    store = table.open_folder(KEY, folder, source())
     table.close(store)
     assert table.said(proto.CloseStore) == [proto.CloseStore(store.number, True)]
     for segment in range(len(store.spec.sizes)):
@@ -122,10 +135,10 @@ def test_what_a_closed_store_still_hears(table, folder, source):
     assert not (folder / "epoch").exists()
 
 
-def test_a_sync_of_before_says_nothing_of_now(table, folder, source):
-    first = table.open(KEY, str(folder), source())
+def test_a_sync_of_before_says_nothing_of_now(table: Table, folder: Path, source: Callable[..., Fd]) -> None:
+    first = table.open_folder(KEY, folder, source())
     table.close(first)
-    second = table.open(KEY, str(folder), source())
+    second = table.open_folder(KEY, folder, source())
     table.on_message(proto.Synced(first.number))
     assert (folder / "epoch").exists(), "the second one writes"
     table.close(second)
@@ -133,8 +146,8 @@ def test_a_sync_of_before_says_nothing_of_now(table, folder, source):
     assert not (folder / "epoch").exists()
 
 
-def test_one_blob_of_many_images_is_open_once(table, folder, source):
-    stores = [table.open(KEY, str(folder), source()) for _ in range(30)]
+def test_one_blob_of_many_images_is_open_once(table: Table, folder: Path, source: Callable[..., Fd]) -> None:
+    stores = [table.open_folder(KEY, folder, source()) for _ in range(30)]
     assert len({store.number for store in stores}) == 1
     assert len(stores[0].sources.files) == 1
     assert not table.said(proto.AddSource)
@@ -144,27 +157,31 @@ def test_one_blob_of_many_images_is_open_once(table, folder, source):
     table.close(stores[0])
 
 
-def test_copies_of_a_blob_are_sources_up_to_what_one_message_takes(table, folder, source):
+def test_copies_of_a_blob_are_sources_up_to_what_one_message_takes(
+    table: Table, folder: Path, source: Callable[..., Fd]
+) -> None:
     for number in range(30):
-        store = table.open(KEY, str(folder), source(f"copy{number}"))
+        store = table.open_folder(KEY, folder, source(f"copy{number}"))
     table.introduce_all()
     assert table.lent == len(store.sources.files) + 2 > 4
     assert table.lent <= proto.MAX_FDS
 
 
-def test_no_descriptor_is_lost(table, folder, source):
+def test_no_descriptor_is_lost(table: Table, folder: Path, source: Callable[..., Fd]) -> None:
     before = len(os.listdir("/proc/self/fd"))
     for number in range(20):
-        table.open(KEY, str(folder), source(f"copy{number % 4}"))
+        table.open_folder(KEY, folder, source(f"copy{number % 4}"))
     table.introduce_all()
     for _ in range(20):
-        table.close(table.opened(KEY))
+        opened = table.opened(KEY)
+        assert opened is not None
+        table.close(opened)
     assert len(os.listdir("/proc/self/fd")) == before
 
 
-def test_a_failure_makes_it_look_for_another_copy(table, folder, source):
+def test_a_failure_makes_it_look_for_another_copy(table: Table, folder: Path, source: Callable[..., Fd]) -> None:
     looks = []
-    store = table.open(KEY, str(folder), source())
+    store = table.open_folder(KEY, folder, source())
     store.reopen = lambda: looks.append(1)
     reader = Reader()
     table.wait(store, 0, 100, reader)
@@ -176,8 +193,8 @@ def test_a_failure_makes_it_look_for_another_copy(table, folder, source):
     assert (store.counters.failures, store.counters.last_error) == (2, "no room")
 
 
-def test_until_its_blob_is_found_readers_wait(table, folder, source):
-    store = table.open(KEY, str(folder), pending=True)
+def test_until_its_blob_is_found_readers_wait(table: Table, folder: Path, source: Callable[..., Fd]) -> None:
+    store = table.open_folder(KEY, folder, pending=True)
     reader = Reader()
     table.wait(store, 1, 4096, reader)
     table.prefetch(store, True)
@@ -191,16 +208,18 @@ def test_until_its_blob_is_found_readers_wait(table, folder, source):
     assert not reader.answers
 
 
-def test_who_joins_a_pending_store_with_a_blob_ends_the_wait(table, folder, source):
-    first = table.open(KEY, str(folder), pending=True)
+def test_who_joins_a_pending_store_with_a_blob_ends_the_wait(
+    table: Table, folder: Path, source: Callable[..., Fd]
+) -> None:
+    first = table.open_folder(KEY, folder, pending=True)
     table.wait(first, 0, 4096, Reader())
-    assert table.open(KEY, str(folder), source()) is first
+    assert table.open_folder(KEY, folder, source()) is first
     assert table.said(proto.Fill) == [proto.Fill(first.number, 0, 4096)]
 
 
-def test_a_worker_that_dies_before_it_has_written_out(table, folder, source):
+def test_a_worker_that_dies_before_it_has_written_out(table: Table, folder: Path, source: Callable[..., Fd]) -> None:
     """The next one cannot know of it: the folder is written out without a worker, and settled then."""
-    store = table.open(KEY, str(folder), source())
+    store = table.open_folder(KEY, folder, source())
     table.close(store)
     table.introduce_all()
     ((written, done),) = table.written
@@ -210,8 +229,10 @@ def test_a_worker_that_dies_before_it_has_written_out(table, folder, source):
     assert not (folder / "epoch").exists()
 
 
-def test_a_complete_store_is_written_out_by_the_next_worker(table, folder, source):
-    store = table.open(KEY, str(folder), source())
+def test_a_complete_store_is_written_out_by_the_next_worker(
+    table: Table, folder: Path, source: Callable[..., Fd]
+) -> None:
+    store = table.open_folder(KEY, folder, source())
     for segment in range(len(store.have)):
         finish(table, store, segment)
     table.sent.clear()
@@ -219,28 +240,30 @@ def test_a_complete_store_is_written_out_by_the_next_worker(table, folder, sourc
     assert table.said(proto.Sync) == [proto.Sync(store.number)]
 
 
-def test_nothing_is_settled_that_is_about_to_be_opened(table, folder, source):
-    store = table.open(KEY, str(folder), source())
+def test_nothing_is_settled_that_is_about_to_be_opened(table: Table, folder: Path, source: Callable[..., Fd]) -> None:
+    store = table.open_folder(KEY, folder, source())
     with table.opening(KEY):
         table.close(store)
         table.on_message(proto.Synced(store.number))
         assert (folder / "epoch").exists(), "it was noted for the one that opens it now"
 
 
-def test_a_folder_that_cannot_be_settled_is_no_error(table, folder, source, monkeypatch):
-    store = table.open(KEY, str(folder), source())
+def test_a_folder_that_cannot_be_settled_is_no_error(
+    table: Table, folder: Path, source: Callable[..., Fd], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = table.open_folder(KEY, folder, source())
     table.close(store)
 
-    def read_only(path):
+    def read_only(path: str) -> None:
         raise OSError(errno.EROFS, "Read-only file system", path)
 
-    monkeypatch.setattr(epoch.os, "unlink", read_only)
+    monkeypatch.setattr(os, "unlink", read_only)
     table.on_message(proto.Synced(store.number))
     assert (folder / "epoch").exists()
 
 
-def test_a_full_disk_postpones_the_prefetch(table, folder, source):
-    store = table.open(KEY, str(folder), source())
+def test_a_full_disk_postpones_the_prefetch(table: Table, folder: Path, source: Callable[..., Fd]) -> None:
+    store = table.open_folder(KEY, folder, source())
     table.prefetch(store, True)
     table.on_message(proto.Failed(store.number, 3, "no room", full=True))
     (call,) = table.postponed
@@ -251,8 +274,8 @@ def test_a_full_disk_postpones_the_prefetch(table, folder, source):
     assert len(table.said(proto.Prefetch)) == 2, "it is closed"
 
 
-def test_a_new_worker_is_told_everything(table, folder, source):
-    store = table.open(KEY, str(folder), source())
+def test_a_new_worker_is_told_everything(table: Table, folder: Path, source: Callable[..., Fd]) -> None:
+    store = table.open_folder(KEY, folder, source())
     table.prefetch(store, True)
     readers = [Reader() for _ in range(3)]
     table.wait(store, 1, 4096, readers[0])
@@ -273,8 +296,8 @@ def test_a_new_worker_is_told_everything(table, folder, source):
     assert [reader.completions for reader in readers] == [0, 1, 1]
 
 
-def test_when_there_is_no_hope_nobody_waits(table, folder, source):
-    store = table.open(KEY, str(folder), source())
+def test_when_there_is_no_hope_nobody_waits(table: Table, folder: Path, source: Callable[..., Fd]) -> None:
+    store = table.open_folder(KEY, folder, source())
     readers = [Reader() for _ in range(5)]
     for number, reader in enumerate(readers):
         table.wait(store, number % 2, 4096, reader)
@@ -286,12 +309,15 @@ def test_when_there_is_no_hope_nobody_waits(table, folder, source):
     assert table.said(proto.Fill)[-1] == proto.Fill(store.number, 0, 100), "and the next one is asked for again"
 
 
-def test_of_an_untrusted_store_nothing_counts_until_it_is_verified(table, folder, source):
+def test_of_an_untrusted_store_nothing_counts_until_it_is_verified(
+    table: Table, folder: Path, source: Callable[..., Fd]
+) -> None:
     for path in folder.glob("[0-9]*"):
         with open(path, "r+b") as file:
             file.truncate(1 << 20)
     (folder / "epoch").write_text("of another boot")
-    store = table.open(KEY, str(folder), source())
+    store = table.open_folder(KEY, folder, source())
+    assert isinstance(store.spec, FolderSpec)
     assert (store.spec.trusted, store.complete, store.counters.cached) == (False, False, 0)
     assert store.present(0, 1 << 20) == 0
     finish(table, store, 0)
@@ -302,10 +328,10 @@ def test_of_an_untrusted_store_nothing_counts_until_it_is_verified(table, folder
     assert not epoch.trusted(str(folder))
 
 
-def test_a_folder_with_a_file_missing(table, folder, source):
+def test_a_folder_with_a_file_missing(table: Table, folder: Path, source: Callable[..., Fd]) -> None:
     (folder / "00002").unlink()
     with pytest.raises(FormatError, match=str(folder)):
-        table.open(KEY, str(folder), source())
+        table.open_folder(KEY, folder, source())
 
 
 LIES = [
@@ -330,8 +356,8 @@ LIES = [
 
 
 @pytest.mark.parametrize("lie", LIES, ids=repr)
-def test_what_cannot_be_true(lie, table, folder, source):
-    store = table.open(KEY, str(folder), source())
+def test_what_cannot_be_true(lie: proto.ToKeeper, table: Table, folder: Path, source: Callable[..., Fd]) -> None:
+    store = table.open_folder(KEY, folder, source())
     before = list(store.have)
     with pytest.raises(LieError):
         table.on_message(lie)
@@ -343,16 +369,16 @@ def test_what_cannot_be_true(lie, table, folder, source):
     [b"", b"{}", b'{"op":"no such thing"}', b'{"op":"openstore","store":1,"trusted":true}', b"\xff", b"[" * 60_000,
      b'{"op":"traffic","backend":"x","seconds":1e400}', b'{"op":"traffic","backend":"x","seconds":NaN}'],
 )  # fmt: skip
-def test_what_is_no_message_of_a_worker(packet, table):
+def test_what_is_no_message_of_a_worker(packet: bytes, table: Table) -> None:
     with pytest.raises(LieError):
         dispatch.handle(table.handlers, packet, [])
 
 
-def test_every_message_of_a_worker_has_its_handler(table):
+def test_every_message_of_a_worker_has_its_handler(table: Table) -> None:
     assert set(table.handlers) == set(get_args(proto.ToKeeper))
 
 
-def test_descriptors_are_not_for_the_keeper(table):
+def test_descriptors_are_not_for_the_keeper(table: Table) -> None:
     with Fd(os.memfd_create("x")) as fd, pytest.raises(LieError):
         dispatch.handle(table.handlers, proto.encode(proto.Synced(0)), [fd])
 
@@ -368,11 +394,11 @@ messages = st.one_of(
 
 @settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(sent=st.lists(messages, max_size=30), closing=st.integers(0, 30))
-def test_a_worker_gone_mad(sent, closing, folder, source):
+def test_a_worker_gone_mad(sent: list[proto.ToKeeper], closing: int, folder: Path, source: Callable[..., Fd]) -> None:
     """It has no privilege, and its word is worth little: each reader is answered once, and the keeper lives."""
     (folder / "epoch").unlink(missing_ok=True)
     table = Table()
-    store = table.open(KEY, str(folder), source())
+    store = table.open_folder(KEY, folder, source())
     readers = [Reader() for _ in range(9)]
     for number, reader in enumerate(readers):
         table.wait(store, number % len(store.have), 4096, reader)

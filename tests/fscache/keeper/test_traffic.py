@@ -1,5 +1,7 @@
 """What `status` says of a backend, over the lives of several workers."""
 
+from __future__ import annotations
+
 from nydus_erofs.fscache.keeper.traffic import TrafficTable
 from nydus_erofs.fscache.proto.control import BackendStatus
 from nydus_erofs.fscache.proto.worker import Traffic
@@ -7,7 +9,7 @@ from nydus_erofs.fscache.proto.worker import Traffic
 S3 = "s3 http://server/bucket"
 
 
-def test_counts_outlive_the_worker_that_counted():
+def test_counts_outlive_the_worker_that_counted() -> None:
     table = TrafficTable()
     table.on_news(Traffic(S3, requests=3, bytes=30, errors=1, seconds=0.3, slowest=0.2, last_error="x", down=True))
     table.on_news(Traffic(S3, requests=4, bytes=40, errors=1, seconds=0.4, slowest=0.2, last_error="x"))
@@ -21,7 +23,7 @@ def test_counts_outlive_the_worker_that_counted():
     ]  # fmt: skip
 
 
-def test_a_worker_gone_wrong_does_not_fill_the_memory():
+def test_a_worker_gone_wrong_does_not_fill_the_memory() -> None:
     table = TrafficTable()
     for number in range(10_000):
         table.on_news(Traffic(f"s3 {number}"))

@@ -1,5 +1,7 @@
 """Who waits for what. Hypothesis plays readers, workers and their deaths: every reader is answered exactly once."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 
 import pytest
@@ -27,27 +29,27 @@ class Readers(RuleBasedStateMachine):
 
     readers = Bundle("readers")
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
-        self.waits = Waits()
-        self.everybody = []
-        self.asked = {}  # what the living worker was asked: segment -> bytes from its start
+        self.waits: Waits[Reader] = Waits()
+        self.everybody: list[Reader] = []
+        self.asked: dict[int, int] = {}  # what the living worker was asked: segment -> bytes from its start
 
     @rule(target=readers, segment=segments, end=ends)
-    def arrive(self, segment, end):
+    def arrive(self, segment: int, end: int) -> Reader:
         reader = Reader(segment, end)
         self.everybody.append(reader)
         if self.waits.add(segment, Wait(end, 0.0, reader)):
             self.asked[segment] = max(end, self.asked.get(segment, 0))
         return reader
 
-    def answer(self, waits, segment):
+    def answer(self, waits: list[Wait[Reader]], segment: int) -> None:
         for wait in waits:
             assert wait.token.segment == segment
             wait.token.answers += 1
 
     @rule(segment=segments, have=ends)
-    def progress(self, segment, have):
+    def progress(self, segment: int, have: int) -> None:
         ready = self.waits.take_ready(segment, have)
         assert all(wait.end <= have for wait in ready)
         self.answer(ready, segment)
@@ -56,31 +58,31 @@ class Readers(RuleBasedStateMachine):
                 assert reader.answers == 1 or reader.gone
 
     @rule(segment=segments)
-    def complete(self, segment):
+    def complete(self, segment: int) -> None:
         self.answer(self.waits.take_all(segment), segment)
         self.ended(segment)
 
     @rule(segment=segments)
-    def fail(self, segment):
+    def fail(self, segment: int) -> None:
         self.answer(self.waits.take_all(segment), segment)
         self.ended(segment)
 
-    def ended(self, segment):
+    def ended(self, segment: int) -> None:
         self.asked.pop(segment, None)
         assert all(r.answers == 1 or r.gone for r in self.everybody if r.segment == segment)
 
     @rule(reader=consumes(readers))
-    def leave(self, reader):
+    def leave(self, reader: Reader) -> None:
         """Its process was killed."""
         self.waits.drop(reader)
         reader.gone = True
 
     @rule()
-    def new_worker(self):
+    def new_worker(self) -> None:
         self.asked = dict(self.waits.ask_again())
 
     @invariant()
-    def nobody_is_answered_twice_or_forgotten(self):
+    def nobody_is_answered_twice_or_forgotten(self) -> None:
         waiting = [r for r in self.everybody if not r.answers and not r.gone]
         assert all(r.answers <= 1 for r in self.everybody)
         assert self.waits.count() == len(waiting)

@@ -1,12 +1,17 @@
 """The keeper's hold on its worker: a real process, killed and started again, and one that cannot live."""
 
+from __future__ import annotations
+
 import asyncio
 import os
 import signal
+from collections.abc import Awaitable, Callable
+from types import SimpleNamespace
 
 import pytest
 
 from nydus_erofs.fscache.keeper import dispatch
+from nydus_erofs.fscache.keeper import spawn as spawning
 from nydus_erofs.fscache.keeper import worker_link as workerlink
 from nydus_erofs.fscache.keeper.stores import StoreTable
 from nydus_erofs.fscache.keeper.traffic import TrafficTable
@@ -19,8 +24,8 @@ UID = 60987
 
 
 class Watched(WorkerLink):
-    def __init__(self, uid=UID):
-        self.started = asyncio.Queue()
+    def __init__(self, uid: int = UID) -> None:
+        self.started: asyncio.Queue[int] = asyncio.Queue()
         self.hopeless = asyncio.Event()
         super().__init__(
             proto.Start(uid, proto.Limits(2, 1, 1, 60, 0), "/nonexistent"),
@@ -32,10 +37,10 @@ class Watched(WorkerLink):
         )
 
 
-def run(work):
+def run(work: Callable[[Watched], Awaitable[None]]) -> Callable[[Watched], Awaitable[None]]:
     """Run `work(link)` beside the link's own task."""
 
-    async def main(link):
+    async def main(link: Watched) -> None:
         task = asyncio.create_task(link.run())
         try:
             await asyncio.wait_for(work(link), 60)
@@ -46,8 +51,8 @@ def run(work):
     return main
 
 
-def test_killed_workers_are_replaced_at_once():
-    async def work(link):
+def test_killed_workers_are_replaced_at_once() -> None:
+    async def work(link: Watched) -> None:
         pids = []
         for _ in range(5):
             pids.append(await link.started.get())
@@ -57,31 +62,46 @@ def test_killed_workers_are_replaced_at_once():
         assert link.restarts == 5
         assert not link.hopeless.is_set()
 
-    async def main():
+    async def main() -> None:
         await run(work)(Watched())
 
     asyncio.run(main())
 
 
-def test_a_worker_that_cannot_live(monkeypatch, capfd):
+def test_a_call_outside_its_list_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+    monkeypatch.setattr(spawning, "logger", lambda: SimpleNamespace(error=lambda what, **_: told.append(what)))
+
+    async def work(link: Watched) -> None:
+        os.kill(await link.started.get(), signal.SIGSYS)
+        await link.started.get()
+        assert told == ["a process made a system call that it may not make"]
+
+    async def main() -> None:
+        await run(work)(Watched())
+
+    asyncio.run(main())
+
+
+def test_a_worker_that_cannot_live(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
     """It is started again and again, more and more slowly; and nobody is left waiting for it."""
     monkeypatch.setattr(workerlink, "_GIVE_UP", 0.5)
     monkeypatch.setattr(workerlink, "_LONGEST_PAUSE", 0.2)
 
-    async def work(link):
+    async def work(link: Watched) -> None:
         await link.hopeless.wait()
         assert link.restarts >= 1
         link.send(proto.Fill(1, 1, 1))  # to nobody, or to one about to die
 
-    async def main():
+    async def main() -> None:
         await run(work)(Watched(uid=-7))
 
     asyncio.run(main())
     assert "worker ended" in "".join(capfd.readouterr())
 
 
-def test_stop_leaves_no_process():
-    async def main():
+def test_stop_leaves_no_process() -> None:
+    async def main() -> None:
         link = Watched()
         task = asyncio.create_task(link.run())
         pid = await asyncio.wait_for(link.started.get(), 60)
@@ -94,8 +114,8 @@ def test_stop_leaves_no_process():
     asyncio.run(main())
 
 
-def test_messages_to_nobody_close_their_descriptors():
-    async def main():
+def test_messages_to_nobody_close_their_descriptors() -> None:
+    async def main() -> None:
         link = Watched()
         before = len(os.listdir("/proc/self/fd"))
         for _ in range(10):
@@ -105,10 +125,10 @@ def test_messages_to_nobody_close_their_descriptors():
     asyncio.run(main())
 
 
-def test_more_messages_than_a_socket_holds():
+def test_more_messages_than_a_socket_holds() -> None:
     """They wait in the keeper, which never blocks; and go with the worker when it dies."""
 
-    async def work(link):
+    async def work(link: Watched) -> None:
         pid = await link.started.get()
         os.kill(pid, signal.SIGSTOP)
         before = len(os.listdir("/proc/self/fd"))
@@ -120,7 +140,7 @@ def test_more_messages_than_a_socket_holds():
         await link.started.get()
         assert len(os.listdir("/proc/self/fd")) <= before + 2
 
-    async def main():
+    async def main() -> None:
         await run(work)(Watched())
 
     asyncio.run(main())

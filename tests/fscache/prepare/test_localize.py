@@ -3,6 +3,8 @@
 NYDUS_EROFS_FUZZ=N tries N bootstraps of each kind, with other seeds than the usual ones.
 """
 
+from __future__ import annotations
+
 import io
 import os
 import random
@@ -14,13 +16,15 @@ from pathlib import Path
 
 import pytest
 
-from kit.reading import compare_expected
 from nydus_erofs.erofs import localize
 from nydus_erofs.erofs.errors import FormatError, NydusErofsError, UnsupportedError
 from nydus_erofs.erofs.head import read_head
 from nydus_erofs.erofs.source import BufferSource
 from nydus_erofs.fscache.state.layout import segment_name
 from nydus_erofs.fscache.worker.fill import fill
+from tests.kit.oracles import Oracles
+from tests.kit.reading import compare_expected
+from tests.kit.stores import MadeStore, MakeStore, OpenImage, OpenImages
 
 FIXTURES = ("plain", "lz4", "none-sha256", "toc", "batch")
 MORE = int(os.environ.get("NYDUS_EROFS_FUZZ", "0"))
@@ -28,7 +32,7 @@ HERE = Path(__file__).parent
 BREAKER = HERE.parents[1] / "erofs" / "fuzz_child.py"
 
 
-def localized(image):
+def localized(image: OpenImage) -> bytes:
     out = io.BytesIO()
     localize.write_localized(image.boot, image.head, [image.map], out)
     return out.getvalue()
@@ -37,7 +41,9 @@ def localized(image):
 @pytest.mark.oracle
 @pytest.mark.parametrize("name", FIXTURES)
 @pytest.mark.parametrize("segment_size", [1 << 20, 4 << 20])
-def test_fsck_accepts_it(name, segment_size, open_image, make_store, oracles, tmp_path):
+def test_fsck_accepts_it(
+    name: str, segment_size: int, open_image: OpenImages, make_store: MakeStore, oracles: Oracles, tmp_path: Path
+) -> None:
     """fsck.erofs reads every byte of every file from the segments."""
     image = open_image(name, segment_size)
     made = filled(image, make_store)
@@ -60,7 +66,7 @@ mount_erofs(bootstrap, folder, devices, target)
 """
 
 
-def filled(image, make_store):
+def filled(image: OpenImage, make_store: MakeStore) -> MadeStore:
     made = make_store(image)
     for number in range(len(image.map.segments)):
         fill(made.store, number, lambda _: None)
@@ -70,7 +76,9 @@ def filled(image, make_store):
 @pytest.mark.root
 @pytest.mark.parametrize("name", FIXTURES)
 @pytest.mark.parametrize("segment_size", [256 << 10, 1 << 20])
-def test_the_kernel_accepts_it(name, segment_size, open_image, make_store, nydus_images, tmp_path):
+def test_the_kernel_accepts_it(
+    name: str, segment_size: int, open_image: OpenImages, make_store: MakeStore, nydus_images: Path, tmp_path: Path
+) -> None:
     """Mounted complete and with nobody serving; every name, attribute and byte is as expected."""
     image = open_image(name, segment_size)
     made = filled(image, make_store)
@@ -87,17 +95,17 @@ def test_the_kernel_accepts_it(name, segment_size, open_image, make_store, nydus
 
 
 @pytest.mark.parametrize("name", ["plain", "batch"])
-def test_broken_at_random(name, nydus_images):
+def test_broken_at_random(name: str, nydus_images: Path) -> None:
     (blob,) = (nydus_images / name / "blobs").iterdir()
     seed = random.randrange(1 << 40) if MORE else 0
     child, boot = HERE / "localize_child.py", nydus_images / name / "boot"
-    command = [sys.executable, child, BREAKER, boot, blob, str(seed), str(MORE or 150)]
+    command = [sys.executable, *map(str, (child, BREAKER, boot, blob, seed, MORE or 150))]
     done = subprocess.run(command, capture_output=True, text=True, timeout=280 + MORE, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     assert int(done.stdout.split()[2]) > (MORE or 150) // 5, done.stdout
 
 
-def test_every_field_of_the_tables(nydus_images):
+def test_every_field_of_the_tables(nydus_images: Path) -> None:
     """Each 2, 4 and 8 bytes of superblocks, device slot and blob table, set to each value that may do harm."""
     prepare = runpy.run_path(str(HERE / "localize_child.py"))["prepare"]
     values = runpy.run_path(str(BREAKER))["VALUES"]
@@ -125,7 +133,7 @@ def test_every_field_of_the_tables(nydus_images):
     ("folder", "text"),
     [("tarfs", "512-byte"), ("encrypt", "encrypted blobs"), ("zran", "zran")],
 )
-def test_what_is_not_supported_is_named(folder, text, nydus_images):
+def test_what_is_not_supported_is_named(folder: str, text: str, nydus_images: Path) -> None:
     boot = (nydus_images / folder / "boot").read_bytes()
     blobs = [path.read_bytes() for path in (nydus_images / folder / "blobs").iterdir()]
     with pytest.raises(UnsupportedError, match=text):
@@ -134,6 +142,6 @@ def test_what_is_not_supported_is_named(folder, text, nydus_images):
 
 
 @pytest.mark.parametrize("raw", [b"", b"x", bytes(1023), bytes(4096), bytes(1 << 20), b"\x7fELF" * 4096])
-def test_something_else(raw):
+def test_something_else(raw: bytes) -> None:
     with pytest.raises(FormatError):
         read_head(BufferSource(raw))

@@ -1,33 +1,31 @@
-"""The on-demand protocol with Hypothesis as the kernel: what it may send, what it never must, in any order."""
+"""The on-demand protocol as bytes: what the kernel may send, and what it never must."""
+
+from __future__ import annotations
 
 import contextlib
-import os
 import struct
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from nydus_erofs.erofs.errors import ConfigError, KernelError
 from nydus_erofs.fscache.config.reference import check_name
 from nydus_erofs.fscache.doctor.cachefiles import kernel_floor
-from nydus_erofs.fscache.keeper.engine import objects
-from nydus_erofs.fscache.keeper.stores import StoreTable
 from nydus_erofs.fscache.proto import cachefiles as proto
-from nydus_erofs.fscache.proto import worker
+from nydus_erofs.fscache.proto.cachefiles import Close, Open, Read
 
 u32 = st.integers(0, (1 << 32) - 1)
 u64 = st.integers(0, (1 << 64) - 1)
 names = st.text("abc.:-_ /\u00e9", min_size=1, max_size=60)
 
 
-def message(msg_id, opcode, object_id, body=b""):
+def message(msg_id: int, opcode: int, object_id: int, body: bytes = b"") -> bytes:
     """include/uapi/linux/cachefiles.h: struct cachefiles_msg."""
     return struct.pack("<IIII", msg_id, opcode, 16 + len(body), object_id) + body
 
 
-def open_body(volume, cookie, fd):
+def open_body(volume: str, cookie: str, fd: int) -> bytes:
     key = f"erofs,{volume}".encode() + b"\0"
     return struct.pack("<IIII", len(key), len(cookie.encode()), fd, 0) + key + cookie.encode()
 
@@ -41,32 +39,34 @@ messages = st.one_of(opens, closes, reads)
 
 
 @given(messages)
-def test_messages(made):
+def test_messages(made: tuple[Close, bytes] | tuple[Open, bytes] | tuple[Read, bytes]) -> None:
     expected, packet = made
     assert proto.parse(packet) == expected
 
 
 @given(messages, st.data())
-def test_truncated(made, data):
+def test_truncated(made: tuple[Close, bytes] | tuple[Open, bytes] | tuple[Read, bytes], data: st.DataObject) -> None:
     _, packet = made
     with pytest.raises(KernelError):
         proto.parse(packet[: data.draw(st.integers(0, len(packet) - 1))])
 
 
 @given(u32, st.integers(3, (1 << 32) - 1), u32, st.binary(max_size=64))
-def test_unknown_operations(msg_id, opcode, object_id, body):
+def test_unknown_operations(msg_id: int, opcode: int, object_id: int, body: bytes) -> None:
     with pytest.raises(KernelError, match="unknown"):
         proto.parse(message(msg_id, opcode, object_id, body))
 
 
 @given(st.binary(max_size=600))
-def test_noise(packet):
+def test_noise(packet: bytes) -> None:
     with contextlib.suppress(KernelError):
         proto.parse(packet)
 
 
 @given(messages, st.data())
-def test_flipped_bits(made, data):
+def test_flipped_bits(
+    made: tuple[Close, bytes] | tuple[Open, bytes] | tuple[Read, bytes], data: st.DataObject
+) -> None:
     packet = bytearray(made[1])
     for at in data.draw(st.lists(st.integers(0, len(packet) * 8 - 1), min_size=1, max_size=8)):
         packet[at // 8] ^= 1 << at % 8
@@ -75,7 +75,7 @@ def test_flipped_bits(made, data):
 
 
 @given(u32, u32, st.integers(0, 300), st.integers(0, 300), st.binary(max_size=200))
-def test_key_sizes_that_lie(msg_id, object_id, volume, cookie, keys):
+def test_key_sizes_that_lie(msg_id: int, object_id: int, volume: int, cookie: int, keys: bytes) -> None:
     body = struct.pack("<IIII", volume, cookie, 5, 0) + keys
     if volume + cookie > len(keys):
         with pytest.raises(KernelError, match="do not fit"):
@@ -85,7 +85,7 @@ def test_key_sizes_that_lie(msg_id, object_id, volume, cookie, keys):
 
 
 @given(st.integers(-5, 105), st.integers(-5, 105), st.integers(-5, 105))
-def test_limits_are_never_refused_by_the_kernel(run, cull, stop):
+def test_limits_are_never_refused_by_the_kernel(run: int, cull: int, stop: int) -> None:
     """Each command is checked alone against the values of the moment (fs/cachefiles/daemon.c)."""
     limits = proto.Limits(run, cull, stop)
     if not 0 <= stop < cull < run < 100:
@@ -106,7 +106,7 @@ def test_limits_are_never_refused_by_the_kernel(run, cull, stop):
 
 
 @pytest.mark.parametrize("name", ["", "a/b", "a b", "a,b", "x" * 64, "ü", "a\n", "a\0"])
-def test_names_that_could_crash_a_kernel(name):
+def test_names_that_could_crash_a_kernel(name: str) -> None:
     with pytest.raises(ConfigError, match="letters, digits"):
         check_name("fsid", name)
     assert check_name("fsid", "Az0._:-") == "Az0._:-"
@@ -130,126 +130,7 @@ def test_names_that_could_crash_a_kernel(name):
         ("7.0.1", "#1", True),
     ],
 )
-def test_floor_of_kernels(release, version, ok):
+def test_floor_of_kernels(release: str, version: str, ok: bool) -> None:
     check = kernel_floor(release, version)
     assert check.ok is ok
     assert ok or "allow_old_kernel" in check.fix
-
-
-# --- the table of objects ---------------------------------------------------------------------------------
-
-SIZES = [1 << 16, 1 << 16, 4096 * 3]
-TOTAL = sum(SIZES)
-
-
-class Kernel(RuleBasedStateMachine):
-    """A kernel with objects and readers, a worker that fills, fails or dies: each read is completed exactly once.
-
-    What must never happen: a read completed with its bytes missing while all went well, or never completed.
-    """
-
-    def __init__(self):
-        super().__init__()
-        self.table = StoreTable(lambda *_: None, lambda *_: None)
-        self.objects = objects.ObjectTable(self.table)
-        self.completed = []
-        self.original, objects.complete = objects.complete, lambda fd, msg_id: self.completed.append(msg_id)
-        self.open, self.next, self.open_reads, self.failed = {}, 0, {}, set()
-        self.have = {}  # store -> bytes of each segment
-
-    def teardown(self):
-        objects.complete = self.original
-        for number in list(self.open):
-            self.objects.on_close(proto.Close(0, number))
-
-    def number(self):
-        self.next += 1
-        return self.next
-
-    @rule(name=st.sampled_from("ab"))
-    def open_object(self, name):
-        """Also once more under the same name, before the last one is closed."""
-        number = self.number()
-        self.open[number] = objects.CacheObject(os.open(os.devnull, os.O_WRONLY), "volume", name)
-        self.objects.add(number, self.open[number])
-
-    @rule(data=st.data(), at=st.integers(0, TOTAL // 4096 + 2), blocks=st.integers(1, 40))
-    @precondition(lambda self: self.open)
-    def read(self, data, at, blocks):
-        number, msg_id = data.draw(st.sampled_from(sorted(self.open))), self.number()
-        self.open_reads[msg_id] = number
-        self.objects.on_read(proto.Read(msg_id, number, at * 4096, blocks * 4096))
-
-    @rule(msg_id=st.integers(0, 100))
-    def read_of_nothing(self, msg_id):
-        """An object that was closed, or never was."""
-        self.objects.on_read(proto.Read(msg_id, 1 << 30, 0, 4096))
-
-    @rule(data=st.data(), plan=st.sampled_from(["p", "q"]))
-    @precondition(lambda self: self.open)
-    def add_store(self, data, plan):
-        cache_object = self.open[data.draw(st.sampled_from(sorted(self.open)))]
-        if plan not in cache_object.stores and not cache_object.hopeless:
-            store = self.objects.add_store(cache_object, plan, SIZES, worker.OpenObject, list)
-            self.have[store] = [0] * len(SIZES)
-
-    @rule(data=st.data())
-    @precondition(lambda self: self.open)
-    def ready_or_hopeless(self, data):
-        cache_object = self.open[data.draw(st.sampled_from(sorted(self.open)))]
-        if cache_object.stores:
-            self.objects.serve(cache_object)
-        else:
-            self.objects.give_up(cache_object)
-
-    def stores(self):
-        return [store for number in sorted(self.open) for store in self.open[number].stores.values()]
-
-    @rule(data=st.data(), segment=st.integers(0, 2), blocks=st.integers(1, 16))
-    @precondition(lambda self: self.stores())
-    def progress(self, data, segment, blocks):
-        store = data.draw(st.sampled_from(self.stores()))
-        have = min(SIZES[segment], max(self.have[store][segment], blocks * 4096))
-        self.have[store][segment] = have
-        done = have == SIZES[segment]
-        self.table.on_message(worker.Progress(store.number, segment, have, done, worker.Why.DEMAND))
-
-    @rule(data=st.data(), segment=st.integers(0, 5), full=st.booleans())
-    @precondition(lambda self: self.stores())
-    def fails(self, data, segment, full):
-        store = data.draw(st.sampled_from(self.stores()))
-        self.table.on_message(worker.Failed(store.number, segment, "why", "", full))
-
-    @rule()
-    def new_worker(self):
-        for store in self.stores():
-            store.waits.ask_again()
-
-    @rule(data=st.data())
-    @precondition(lambda self: self.open)
-    def close(self, data):
-        """The kernel has failed what was unanswered."""
-        number = data.draw(st.sampled_from(sorted(self.open)))
-        self.objects.on_close(proto.Close(self.number(), number))
-        del self.open[number]
-        for msg_id, of in list(self.open_reads.items()):
-            if of == number:
-                del self.open_reads[msg_id]
-
-    @invariant()
-    def nobody_is_forgotten_or_answered_twice(self):
-        assert len(self.completed) == len(set(self.completed))
-        for number, cache_object in self.open.items():
-            waiting = {m for m, of in self.open_reads.items() if of == number} - set(self.completed)
-            early = {read.msg_id for read in cache_object.early}
-            held = {
-                wait.token._msg_id
-                for store in cache_object.stores.values()
-                for waits in store.waits._segments.values()
-                for wait in waits
-            }
-            assert waiting <= early | held, "a reader waits for nothing"
-
-
-Kernel.TestCase.settings = settings(max_examples=120, stateful_step_count=40, deadline=None)
-test_kernel = pytest.mark.timeout(200)(Kernel.TestCase)

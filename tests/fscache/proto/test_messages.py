@@ -1,8 +1,11 @@
 """Messages between keeper, worker and prepare: neither of the two others is trusted, whatever they send."""
 
+from __future__ import annotations
+
 import contextlib
 import os
 import threading
+from collections.abc import Callable
 
 import msgspec
 import pytest
@@ -12,7 +15,12 @@ from hypothesis import strategies as st
 from nydus_erofs.fscache.kernel import channel
 from nydus_erofs.fscache.kernel.fd import Fd
 from nydus_erofs.fscache.proto import prepare, worker
-from nydus_erofs.fscache.proto.worker import Why
+from nydus_erofs.fscache.proto.worker import (
+    Failed,
+    Progress,
+    Synced,
+    Why,
+)
 
 DECODERS = [worker.decode_for_keeper, worker.decode_for_worker, prepare.decode_for_keeper, prepare.decode_for_prepare]
 NONSENSE = [
@@ -23,13 +31,13 @@ NONSENSE = [
 
 @pytest.mark.parametrize("decode", DECODERS, ids=lambda decode: f"{decode.__module__}.{decode.__name__}")
 @pytest.mark.parametrize("packet", NONSENSE, ids=range(len(NONSENSE)))
-def test_nonsense(decode, packet):
+def test_nonsense(decode: Callable[[bytes], object], packet: bytes) -> None:
     with pytest.raises(msgspec.DecodeError):
         decode(packet)
 
 
 @given(st.binary(max_size=200))
-def test_any_bytes(packet):
+def test_any_bytes(packet: bytes) -> None:
     for decode in DECODERS:
         with contextlib.suppress(msgspec.DecodeError):
             decode(packet)
@@ -55,12 +63,12 @@ to_keeper = st.one_of(
 
 
 @given(to_worker)
-def test_round_trip_to_the_worker(message):
+def test_round_trip_to_the_worker(message: worker.ToWorker) -> None:
     assert worker.decode_for_worker(worker.encode(message)) == message
 
 
 @given(to_keeper)
-def test_round_trip_to_the_keeper(message):
+def test_round_trip_to_the_keeper(message: Failed | Progress | Synced) -> None:
     packet = worker.encode(message)
     assert worker.decode_for_keeper(packet) == message
     assert len(packet) < worker.MAX_MESSAGE
@@ -69,11 +77,11 @@ def test_round_trip_to_the_keeper(message):
 # --- packets with descriptors, on real sockets ------------------------------------------------------------
 
 
-def same(fd, other):
+def same(fd: Fd, other: Fd) -> bool:
     return os.path.samestat(os.fstat(fd.fd), os.fstat(other.fd))
 
 
-def test_descriptors_arrive_in_order_and_are_not_inherited():
+def test_descriptors_arrive_in_order_and_are_not_inherited() -> None:
     ours, theirs = channel.pair()
     fds = [Fd(os.memfd_create(str(n))) for n in range(10)]
     with ours, theirs:
@@ -86,7 +94,7 @@ def test_descriptors_arrive_in_order_and_are_not_inherited():
 
 
 @pytest.mark.parametrize(("size", "count"), [(100, 0), (10, 20)])
-def test_what_is_cut_off_is_an_error_and_leaks_nothing(size, count):
+def test_what_is_cut_off_is_an_error_and_leaks_nothing(size: int, count: int) -> None:
     ours, theirs = channel.pair()
     fds = [Fd(os.memfd_create("x")) for _ in range(count)]
     with ours, theirs:
@@ -98,7 +106,7 @@ def test_what_is_cut_off_is_an_error_and_leaks_nothing(size, count):
     channel.close(fds)
 
 
-def test_an_outbox_never_blocks_and_keeps_the_order():
+def test_an_outbox_never_blocks_and_keeps_the_order() -> None:
     """The peer reads late: everything arrives, once, with its descriptors."""
     ours, theirs = channel.pair()
     ours.setblocking(False)
@@ -107,9 +115,9 @@ def test_an_outbox_never_blocks_and_keeps_the_order():
     for number in range(count):
         fds = [Fd(os.memfd_create("x"))] if not number % 500 else []
         outbox.put(b"%06d" % number + b"x" * size, fds)
-    seen = []
+    seen: list[tuple[int, int]] = []
 
-    def read():
+    def read() -> None:
         while len(seen) < count:
             packet, fds = channel.receive(theirs, 1 << 16)
             seen.append((int(packet[:6]), len(fds)))
@@ -125,7 +133,7 @@ def test_an_outbox_never_blocks_and_keeps_the_order():
     theirs.close()
 
 
-def test_an_outbox_that_is_thrown_away_closes_what_it_holds():
+def test_an_outbox_that_is_thrown_away_closes_what_it_holds() -> None:
     ours, theirs = channel.pair()
     ours.setblocking(False)
     outbox = channel.Outbox(ours)

@@ -4,6 +4,8 @@ Skipped where /dev/cachefiles does not go on demand, which is nearly everywhere;
 ``vm/contract.py``. The first line of a test's docstring is its line in docs/support-matrix.md.
 """
 
+from __future__ import annotations
+
 import json
 import os
 import re
@@ -11,40 +13,41 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from kit.command import cli
-from kit.engines import CACHEFILES
-from kit.images import build
-from kit.mounts import mounted, mounted_disk
-from kit.reading import compare, compare_expected, read
-from kit.servers.files import FileServer
-from kit.service import RefusedError, Service
-from kit.waiting import wait_for
+from tests.kit.command import cli
+from tests.kit.engines import CACHEFILES
+from tests.kit.images import build
+from tests.kit.mounts import mounted, mounted_disk
+from tests.kit.reading import compare, compare_expected, read
+from tests.kit.servers.files import FileServer
+from tests.kit.service import MakeService, RefusedError, Service
+from tests.kit.waiting import wait_for
 
 pytestmark = [pytest.mark.root, pytest.mark.usefixtures("cachefiles")]
-RUNNING = []  # services
+RUNNING: list[Service] = []  # services
 AT_ONCE = 20  # seconds; an emulated machine takes a few to start a program
 
 
-def mount(target, *options):
+def mount(target: Path, *options: str) -> tuple[int, float]:
     """Plain mount(8); (exit code, seconds)."""
     target.mkdir(exist_ok=True)
     started = time.monotonic()
-    command = ["mount", "-t", "erofs", "-o", ",".join(options), "none", target]
+    command = ["mount", "-t", "erofs", "-o", ",".join(options), "none", str(target)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     return done.returncode, time.monotonic() - started
 
 
-def umount(*targets):
+def umount(*targets: Path) -> None:
     for target in targets:
         subprocess.run(["umount", target], check=True, timeout=60)
 
 
 @pytest.fixture(scope="module")
-def images(cache_disk, nydus_images, tmp_path_factory):
+def images(cache_disk: Path, nydus_images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """NAME.meta and blobs in one folder."""
     folder = tmp_path_factory.mktemp("images")
     for name in ("plain", "lz4"):
@@ -56,7 +59,7 @@ def images(cache_disk, nydus_images, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def named(images, tmp_path_factory):
+def named(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     """One service that finds images by name, for all tests that leave it as it is."""
     work = tmp_path_factory.mktemp("named")
     service = Service(work, CACHEFILES, blob_dirs=[str(images)], prefetch=False)
@@ -68,17 +71,17 @@ def named(images, tmp_path_factory):
 
 
 @pytest.fixture
-def device():
+def device() -> None:
     """Nobody has it any more; the tests that need it are the last ones."""
     while RUNNING:
         RUNNING.pop().close()
 
 
-def refusals(service):
+def refusals(service: Service) -> list[str]:
     return [record["error"] for record in service.events("not served")]
 
 
-def test_a_published_bootstrap_is_read_in_pieces(tmp_path, request):
+def test_a_published_bootstrap_is_read_in_pieces(tmp_path: Path, request: pytest.FixtureRequest) -> None:
     """metadata from a server as it is read, each piece verified; mounting does not wait for the rest"""
     tree = tmp_path / "tree"
     for number in range(4000):
@@ -114,7 +117,7 @@ def test_a_published_bootstrap_is_read_in_pieces(tmp_path, request):
     umount(target)
 
 
-def test_names_and_domains(named, nydus_images):
+def test_names_and_domains(named: Service, nydus_images: Path) -> None:
     """mount(8) by name; images of a domain share a blob, others do not"""
     first, twin, alone = (named.target() for _ in range(3))
     assert mount(first, "fsid=plain", "domain_id=d")[0] == 0
@@ -130,13 +133,13 @@ def test_names_and_domains(named, nydus_images):
     compare_expected(nydus_images / "expected.json", alone)
     assert named.status(alone)["bytes_fetched_compressed"] >= blob / 2
     # Each knows its domain; what the first lets go of, the twin keeps.
-    assert [one["domain"] for one in named.status()["mounts"]] == ["d", "d", None]
+    assert [one.get("domain") for one in named.status()["mounts"]] == ["d", "d", None]
     umount(first)
     compare_expected(nydus_images / "expected.json", twin)
     umount(twin, alone)
 
 
-def test_the_mount_helper(named, nydus_images, images):
+def test_the_mount_helper(named: Service, nydus_images: Path, images: Path) -> None:
     """mount -t nydus-erofs, with mount options"""
     helper = Path("/sbin/mount.nydus-erofs")
     helper.unlink(missing_ok=True)
@@ -146,7 +149,7 @@ def test_the_mount_helper(named, nydus_images, images):
     target, again = named.target(), named.target()
     options = f"run_dir={named.run},state_dir={named.state},nosuid,noexec,noprefetch"
     for place in (target, again):
-        command = ["mount", "-t", "nydus-erofs", "-o", options, images / "lz4.meta", place]
+        command = ["mount", "-t", "nydus-erofs", "-o", options, str(images / "lz4.meta"), str(place)]
         done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
         assert done.returncode == 0, done.stderr
         flags = next(line for line in Path("/proc/mounts").read_text().splitlines() if str(place) in line).split()[3]
@@ -155,7 +158,7 @@ def test_the_mount_helper(named, nydus_images, images):
     umount(target, again)
 
 
-def test_names_that_mean_nothing(named, images):
+def test_names_that_mean_nothing(named: Service, images: Path) -> None:
     """unknown names, bad names and damaged images: mount(8) fails at once"""
     (images / "noise.meta").write_bytes(os.urandom(8192))
     (images / "empty.meta").write_bytes(b"")
@@ -178,7 +181,7 @@ def test_names_that_mean_nothing(named, images):
 
 
 @pytest.mark.parametrize("name", ["tarfs", "encrypt", "zran"])
-def test_kinds_of_images_that_are_not_served(name, named, nydus_images, images):
+def test_kinds_of_images_that_are_not_served(name: str, named: Service, nydus_images: Path, images: Path) -> None:
     """tarfs, encrypted and zran images: refused in one line, at once"""
     shutil.copy(nydus_images / name / "boot", images / f"{name}.meta")
     before = len(refusals(named))
@@ -192,7 +195,7 @@ def test_kinds_of_images_that_are_not_served(name, named, nydus_images, images):
     assert re.search("tar|encrypt|zran|block", caught.value.error, re.I), caught.value.error
 
 
-def test_a_name_with_other_content(named, images):
+def test_a_name_with_other_content(named: Service, images: Path) -> None:
     """NAME.meta replaced by one of the same size: never served stale"""
     file, target = images / "changing.meta", named.target()
     right = (images / "plain.meta").read_bytes()
@@ -208,7 +211,7 @@ def test_a_name_with_other_content(named, images):
             umount(target)
 
 
-def test_images_that_disagree_about_a_blob(named, nydus_images, images):
+def test_images_that_disagree_about_a_blob(named: Service, nydus_images: Path, images: Path) -> None:
     """one blob with two digests: refused in a domain, and no wrong byte outside it"""
     data = bytearray((images / "plain.meta").read_bytes())
     at = chunk_table(data)
@@ -227,13 +230,13 @@ def test_images_that_disagree_about_a_blob(named, nydus_images, images):
     # Nor does the cache serve what the other one's digests have proved.
     assert mount(second, "fsid=contrary", "domain_id=e")[0] != 0
     assert mount(second, "fsid=contrary")[0] == 0
-    command = ["find", second, "-type", "f", "-exec", "sha256sum", "{}", "+"]
+    command = ["find", str(second), "-type", "f", "-exec", "sha256sum", "{}", "+"]
     done = subprocess.run(command, capture_output=True, timeout=120, text=True, check=False)
     assert "Input/output error" in done.stderr, "some digests are wrong: those files cannot be read"
     umount(second)
 
 
-def chunk_table(bootstrap):
+def chunk_table(bootstrap: bytearray) -> int:
     """Offset of the chunk table (80 bytes a chunk, the digest first), from the extended superblock."""
     from nydus_erofs.erofs.head import read_head
     from nydus_erofs.erofs.source import BufferSource
@@ -241,7 +244,7 @@ def chunk_table(bootstrap):
     return read_head(BufferSource(bytes(bootstrap))).ext.chunk_table_offset
 
 
-def test_images_that_use_different_parts_of_a_blob(named, nydus_images, images):
+def test_images_that_use_different_parts_of_a_blob(named: Service, nydus_images: Path, images: Path) -> None:
     """images of a domain that use different parts of a blob get theirs"""
     folder = nydus_images / "merge"
     for blob in (folder / "pb").iterdir():
@@ -259,13 +262,13 @@ def test_images_that_use_different_parts_of_a_blob(named, nydus_images, images):
     umount(*targets)
 
 
-def read_all(target):
+def read_all(target: Path) -> None:
     command = "find . -type f -print0 | xargs -0 -r sha256sum"
     done = subprocess.run(["sh", "-c", command], cwd=target, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
 
 
-def test_a_second_service(named, tmp_path_factory):
+def test_a_second_service(named: Service, tmp_path_factory: pytest.TempPathFactory) -> None:
     """the device in use: the holder is named, by serve and by doctor"""
     work = tmp_path_factory.mktemp("second")
     (work / "c.toml").write_text('engine = "cachefiles"\n')
@@ -279,7 +282,9 @@ def test_a_second_service(named, tmp_path_factory):
     assert any(f"(pid {named.keeper.pid})" in check["detail"] for check in checks)
 
 
-def test_the_service_killed_and_its_mounts_revived(device, make_service, nydus_images):
+def test_the_service_killed_and_its_mounts_revived(
+    device: None, make_service: MakeService, nydus_images: Path
+) -> None:
     """service killed: reads fail, none is wrong; the next one mounts again what nobody uses"""
     service = make_service(CACHEFILES, prefetch=False)
     folder = nydus_images / "plain"
@@ -297,7 +302,9 @@ def test_the_service_killed_and_its_mounts_revived(device, make_service, nydus_i
     assert service.stop() == 0
 
 
-def test_idle_images_make_room(device, make_service, nydus_images, tmp_path_factory):
+def test_idle_images_make_room(
+    device: None, make_service: MakeService, nydus_images: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     """little free space: idle images are culled, and read right when they come back"""
     work = tmp_path_factory.mktemp("room")
     folder = nydus_images / "plain"
@@ -309,7 +316,10 @@ def test_idle_images_make_room(device, make_service, nydus_images, tmp_path_fact
         target = service.mount(folder / "boot", folder / "blobs")
         compare_expected(nydus_images / "expected.json", target)
         service.umount(target)
-        cached = lambda: [path for path in service.cache() if path.name.startswith("D")]  # noqa: E731
+
+        def cached() -> bool:
+            return any(path.name.startswith("D") for path in service.cache())
+
         wait_for("it is cached", cached)
         with open(disk / "ballast", "wb") as file:
             os.posix_fallocate(file.fileno(), 0, int(shutil.disk_usage(disk).free * 0.8))
@@ -322,7 +332,7 @@ def test_idle_images_make_room(device, make_service, nydus_images, tmp_path_fact
         assert service.stop() == 0
 
 
-def mounts(service, folder, target):
+def mounts(service: Service, folder: Path, target: Path) -> bool:
     try:
         service.mount(folder / "boot", folder / "blobs", target=target)
     except RefusedError:
@@ -330,7 +340,7 @@ def mounts(service, folder, target):
     return True
 
 
-def test_places_that_cannot_hold_a_cache(device, tmp_path):
+def test_places_that_cannot_hold_a_cache(device: None, tmp_path: Path) -> None:
     """no device, or a folder that cannot hold the cache: one line, nothing started"""
     (tmp_path / "c.toml").write_text('engine = "cachefiles"\n')
     serve = ["serve", "--config", tmp_path / "c.toml", "--run-dir", tmp_path / "r", "--state-dir"]

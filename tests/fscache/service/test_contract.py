@@ -1,5 +1,7 @@
 """What a mount is, on every engine: the same battery for all of them."""
 
+from __future__ import annotations
+
 import hashlib
 import json
 import os
@@ -7,16 +9,17 @@ import random
 import shutil
 import subprocess
 import time
+from pathlib import Path
 
 import pytest
 
-from kit.command import PYTHON, cli
-from kit.images import build
-from kit.mounts import mounted
-from kit.processes import pss
-from kit.reading import COMPARE, compare, compare_expected, read, result_of
-from kit.service import RefusedError
-from kit.waiting import wait_for
+from tests.kit.command import PYTHON, cli
+from tests.kit.images import Built, build
+from tests.kit.mounts import mounted
+from tests.kit.processes import pss
+from tests.kit.reading import COMPARE, compare, compare_expected, read, result_of
+from tests.kit.service import RefusedError, Service
+from tests.kit.waiting import wait_for
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(180)]
 
@@ -24,7 +27,7 @@ FIXTURES = ("plain", "lz4", "none-sha256", "toc", "batch")
 
 
 @pytest.mark.parametrize("name", FIXTURES)
-def test_images_of_nydus_read_as_they_were(name, service, nydus_images):
+def test_images_of_nydus_read_as_they_were(name: str, service: Service, nydus_images: Path) -> None:
     folder = nydus_images / name
     target = service.mount(folder / "boot", folder / "blobs")
     compare_expected(nydus_images / "expected.json", target)
@@ -32,7 +35,7 @@ def test_images_of_nydus_read_as_they_were(name, service, nydus_images):
     assert service.status()["mounts"] == []
 
 
-def test_images_of_ours_read_as_they_were(service, built):
+def test_images_of_ours_read_as_they_were(service: Service, built: Built) -> None:
     target = service.mount(built.bootstrap)
     compare(built.tree, target)
     status = service.status(target)
@@ -40,7 +43,7 @@ def test_images_of_ours_read_as_they_were(service, built):
     assert service.fetched(target) >= status["bytes_total"] - service.engine.metadata_fetched(built.bootstrap)
 
 
-def test_nothing_is_fetched_before_it_is_read(service, built):
+def test_nothing_is_fetched_before_it_is_read(service: Service, built: Built) -> None:
     """Names and attributes cost no data; one file costs what is near it."""
     allowed = service.engine.metadata_fetched(built.bootstrap)
     target = service.mount(built.bootstrap)
@@ -58,7 +61,7 @@ def test_nothing_is_fetched_before_it_is_read(service, built):
     assert status["bytes_prefetched"] == 0 or allowed
 
 
-def test_eight_readers_at_once(service, built):
+def test_eight_readers_at_once(service: Service, built: Built) -> None:
     target = service.mount(built.bootstrap)
     command = [*PYTHON, str(COMPARE), str(built.tree), str(target)]
     readers = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(8)]
@@ -74,22 +77,22 @@ def test_eight_readers_at_once(service, built):
     assert status["bytes_fetched_compressed"] <= built.blob.stat().st_size + (1 << 20)
 
 
-def test_mmap(service, built):
+def test_mmap(service: Service, built: Built) -> None:
     target = service.mount(built.bootstrap)
     result = result_of(service.reader("mapped", built.tree, target))
     assert not result["wrong"]
     assert result["files"] == 411
 
 
-def test_programs_run_from_it(service, built):
+def test_programs_run_from_it(service: Service, built: Built) -> None:
     target = service.mount(built.bootstrap)
     done = subprocess.run([target / "bin/cat", target / "large/3"], capture_output=True, timeout=60, check=True)
     assert done.stdout == (built.tree / "large/3").read_bytes()
-    done = subprocess.run([target / "bin/script"], capture_output=True, text=True, timeout=60, check=True)
-    assert done.stdout == "out of the image\n"
+    done = subprocess.run([target / "bin/script"], capture_output=True, timeout=60, check=True)
+    assert done.stdout == b"out of the image\n"
 
 
-def test_several_images_at_once(service, nydus_images, built):
+def test_several_images_at_once(service: Service, nydus_images: Path, built: Built) -> None:
     targets = {name: service.mount(nydus_images / name / "boot", nydus_images / name / "blobs") for name in FIXTURES}
     ours = service.mount(built.bootstrap, prefetch=True)
     readers = [service.reader("expected", nydus_images / "expected.json", target) for target in targets.values()]
@@ -103,7 +106,7 @@ def test_several_images_at_once(service, nydus_images, built):
 
 
 @pytest.fixture(scope="session")
-def layers(cache_disk, tmp_path_factory):
+def layers(cache_disk: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Built]:
     """Two images of one blob: the same files, another mode on one of them."""
     folder = tmp_path_factory.mktemp("layers")
     made = []
@@ -119,7 +122,7 @@ def layers(cache_disk, tmp_path_factory):
     return made
 
 
-def test_one_blob_in_two_images_is_fetched_once(service, layers):
+def test_one_blob_in_two_images_is_fetched_once(service: Service, layers: list[Built]) -> None:
     first, second = (service.mount(image.bootstrap) for image in layers)
     compare(layers[0].tree, first)
     fetched, files = service.status(first)["bytes_fetched_compressed"], service.cache()
@@ -138,7 +141,7 @@ def test_one_blob_in_two_images_is_fetched_once(service, layers):
     compare(layers[1].tree, second)
 
 
-def test_one_image_on_many_mountpoints(service, built):
+def test_one_image_on_many_mountpoints(service: Service, built: Built) -> None:
     """More of them than descriptors fit into one message to a new worker."""
     targets = [service.mount(built.bootstrap) for _ in range(20)]
     service.kill_worker()
@@ -150,7 +153,7 @@ def test_one_image_on_many_mountpoints(service, built):
     compare(built.tree, targets[-1])
 
 
-def test_a_busy_mount_is_named_and_works_on(service, built):
+def test_a_busy_mount_is_named_and_works_on(service: Service, built: Built) -> None:
     target = service.mount(built.bootstrap)
     ready = service.work / "ready"
     holder = service.reader("hold", target / "large/0", ready)
@@ -172,7 +175,7 @@ def test_a_busy_mount_is_named_and_works_on(service, built):
     assert service.stop() == 0
 
 
-def test_unmounted_behind_its_back(service, built):
+def test_unmounted_behind_its_back(service: Service, built: Built) -> None:
     """By umount(8): the service notices, and the same mountpoint serves again."""
     target = service.mount(built.bootstrap, prefetch=True)
     subprocess.run(["umount", target], check=True, timeout=60)
@@ -181,7 +184,7 @@ def test_unmounted_behind_its_back(service, built):
     compare(built.tree, target)
 
 
-def test_unmounted_lazily_while_in_use(service, built):
+def test_unmounted_lazily_while_in_use(service: Service, built: Built) -> None:
     """Files that are open are served to the end."""
     target = service.mount(built.bootstrap)
     stop = service.work / "stop"
@@ -209,7 +212,7 @@ print(hashlib.sha256(open("large/5", "rb").read()).hexdigest())
 """
 
 
-def test_prefetch_completes_by_itself(service, built):
+def test_prefetch_completes_by_itself(service: Service, built: Built) -> None:
     target = service.mount(built.bootstrap, prefetch=True)
     service.complete(target)
     status = service.status(target)
@@ -223,7 +226,7 @@ def test_prefetch_completes_by_itself(service, built):
     assert service.status(target)["events_waited"] == status["events_waited"]
 
 
-def test_after_a_restart_nothing_is_fetched_twice(service, built):
+def test_after_a_restart_nothing_is_fetched_twice(service: Service, built: Built) -> None:
     target = service.mount(built.bootstrap, prefetch=True)
     service.complete(target)
     assert service.stop() == 0
@@ -238,7 +241,7 @@ def test_after_a_restart_nothing_is_fetched_twice(service, built):
     assert status["bytes_cached_before"] >= status["bytes_total"] - allowed
 
 
-def test_half_of_it_cached(service, built):
+def test_half_of_it_cached(service: Service, built: Built) -> None:
     """What was fetched before the restart stays, the rest is fetched."""
     target = service.mount(built.bootstrap)
     for name in ("large/0", "large/7"):
@@ -255,7 +258,7 @@ def test_half_of_it_cached(service, built):
 
 
 @pytest.mark.parametrize("how", ["flipped", "truncated", "emptied"])
-def test_a_damaged_blob_gives_eio_and_heals(how, service, built):
+def test_a_damaged_blob_gives_eio_and_heals(how: str, service: Service, built: Built) -> None:
     """Flipped bits, a file too short: EIO, and the log names blob and chunk. Once it is repaired all is well."""
     folder = service.work / "image"
     shutil.copytree(built.bootstrap.parent, folder)
@@ -285,7 +288,7 @@ def test_a_damaged_blob_gives_eio_and_heals(how, service, built):
     compare(built.tree, target)
 
 
-def test_a_blob_replaced_by_an_intact_copy(service, built):
+def test_a_blob_replaced_by_an_intact_copy(service: Service, built: Built) -> None:
     """As rsync and most people repair files: a new file under the old name."""
     folder = service.work / "image"
     shutil.copytree(built.bootstrap.parent, folder)
@@ -304,7 +307,7 @@ def test_a_blob_replaced_by_an_intact_copy(service, built):
     compare(built.tree, target)
 
 
-def test_a_blob_removed_while_it_is_mounted(service, built):
+def test_a_blob_removed_while_it_is_mounted(service: Service, built: Built) -> None:
     """The service has it open."""
     folder = service.work / "image"
     shutil.copytree(built.bootstrap.parent, folder)
@@ -314,7 +317,7 @@ def test_a_blob_removed_while_it_is_mounted(service, built):
     compare(built.tree, target)
 
 
-def test_the_worker_killed_before_it_was_asked(service, built):
+def test_the_worker_killed_before_it_was_asked(service: Service, built: Built) -> None:
     target = service.mount(built.bootstrap)
     service.kill_worker()
     compare(built.tree, target)
@@ -322,7 +325,7 @@ def test_the_worker_killed_before_it_was_asked(service, built):
     assert service.status(target)["failures"] == 0
 
 
-def test_memory_after_a_full_read(service, built):
+def test_memory_after_a_full_read(service: Service, built: Built) -> None:
     """Keeper and worker together; the image's own bytes are the page cache's."""
     target = service.mount(built.bootstrap)
     compare(built.tree, target)
@@ -330,14 +333,14 @@ def test_memory_after_a_full_read(service, built):
     assert memory <= 150 << 20, f"{memory >> 20} MiB"
 
 
-def test_mount_and_unmount_again_and_again(service, built):
+def test_mount_and_unmount_again_and_again(service: Service, built: Built) -> None:
     """With a prefetch under way each time; neither descriptors nor mounts are left."""
     target = service.target()
     service.mount(built.bootstrap, target=target)
     service.umount(target)
     worker = service.worker
 
-    def descriptors():
+    def descriptors() -> list[int]:
         return [len(os.listdir(f"/proc/{pid}/fd")) for pid in (service.keeper.pid, worker)]
 
     before, mounts = descriptors(), mounted(service.work)
@@ -351,7 +354,7 @@ def test_mount_and_unmount_again_and_again(service, built):
     compare(built.tree, target)
 
 
-def test_an_image_without_files(service, tmp_path):
+def test_an_image_without_files(service: Service, tmp_path: Path) -> None:
     tree = tmp_path / "tree"
     (tree / "folder").mkdir(parents=True)
     (tree / "empty").touch()
@@ -364,7 +367,7 @@ def test_an_image_without_files(service, tmp_path):
     assert service.stop() == 0
 
 
-def test_stops_cleanly_with_images_mounted(service, nydus_images, built):
+def test_stops_cleanly_with_images_mounted(service: Service, nydus_images: Path, built: Built) -> None:
     service.mount(built.bootstrap, prefetch=True)
     service.mount(nydus_images / "plain" / "boot", nydus_images / "plain" / "blobs")
     assert service.stop() == 0
@@ -372,7 +375,7 @@ def test_stops_cleanly_with_images_mounted(service, nydus_images, built):
     assert not service.socket.exists()
 
 
-def test_status_is_json_that_programs_can_read(service, built):
+def test_status_is_json_that_programs_can_read(service: Service, built: Built) -> None:
     target = service.mount(built.bootstrap)
     status = json.loads(json.dumps(service.status()))
     assert status["engine"] == service.engine.name

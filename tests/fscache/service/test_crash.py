@@ -3,19 +3,25 @@
 NYDUS_EROFS_KILLS=N kills the worker N times (20).
 """
 
+from __future__ import annotations
+
 import os
 import random
 import shutil
+import subprocess
 import time
 from functools import partial
+from pathlib import Path
 
 import pytest
 
-from kit.mounts import mounted, mounted_disk, unmount_all
-from kit.processes import alive
-from kit.reading import compare, read, result_of
-from kit.service import RefusedError
-from kit.waiting import wait_for
+from tests.kit.engines import Engine
+from tests.kit.images import Built
+from tests.kit.mounts import mounted, mounted_disk, unmount_all
+from tests.kit.processes import alive
+from tests.kit.reading import compare, read, result_of
+from tests.kit.service import MakeService, RefusedError, Service
+from tests.kit.waiting import wait_for
 
 KILLS = int(os.environ.get("NYDUS_EROFS_KILLS", "20"))
 
@@ -23,16 +29,18 @@ pytestmark = [pytest.mark.root, pytest.mark.timeout(200 + 4 * KILLS)]
 READERS = 8
 
 
-def restarted(service, times):
-    return service.status()["worker"]["restarts"] == times
+def restarted(service: Service, times: int) -> bool:
+    return bool(service.status()["worker"]["restarts"] == times)
 
 
-def read_on(service, built, target, stop, *options):
+def read_on(service: Service, built: Built, target: Path, stop: Path, *options: str) -> list[subprocess.Popen[str]]:
     """Readers of everything, compared byte for byte, until `stop` is there."""
     return [service.reader("loop", built.tree, target, stop, seed, *options) for seed in range(READERS)]
 
 
-def test_worker_killed_again_and_again(engine, make_service, built, tmp_path_factory):
+def test_worker_killed_again_and_again(
+    engine: Engine, make_service: MakeService, built: Built, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     """At random moments while it fetches for eight readers: 0 wrong bytes, 0 errors, 0 hung."""
     rng, kills, fetching, reads = random.Random(KILLS), 0, 0, 0
     while kills < KILLS:
@@ -65,7 +73,7 @@ def test_worker_killed_again_and_again(engine, make_service, built, tmp_path_fac
     assert fetching > KILLS // 3, f"only {fetching} of {kills} kills were in the middle of something"
 
 
-def test_everything_killed_with_the_mount_alive(service, built):
+def test_everything_killed_with_the_mount_alive(service: Service, built: Built) -> None:
     """Keeper and worker at once. Readers get EIO or wait, never a wrong byte; after the restart all is served."""
     if not service.engine.keeps_mounts:
         pytest.skip("on this engine a mount does not outlive its service")
@@ -89,7 +97,7 @@ def test_everything_killed_with_the_mount_alive(service, built):
     assert service.stop() == 0
 
 
-def test_the_keeper_killed_alone(service, built):
+def test_the_keeper_killed_alone(service: Service, built: Built) -> None:
     """Its worker ends by itself; nothing else is left behind that a new service could stumble over."""
     target = service.mount(built.bootstrap)
     read(target / "large/0")
@@ -109,7 +117,7 @@ def test_the_keeper_killed_alone(service, built):
     compare(built.tree, target)
 
 
-def test_unmounted_while_no_service_ran(service, built):
+def test_unmounted_while_no_service_ran(service: Service, built: Built) -> None:
     """The next one cleans up behind the one that was killed."""
     target = service.mount(built.bootstrap)
     service.kill_all()
@@ -122,7 +130,7 @@ def test_unmounted_while_no_service_ran(service, built):
     assert not mounted(service.work)
 
 
-def test_a_reader_killed_while_it_waits(service, built):
+def test_a_reader_killed_while_it_waits(service: Service, built: Built) -> None:
     """Its event stays behind; others that want the same bytes get them, and the mount can be unmounted."""
     target = service.mount(built.bootstrap)
     os.kill(service.worker, 19)  # SIGSTOP: nothing is fetched
@@ -137,7 +145,7 @@ def test_a_reader_killed_while_it_waits(service, built):
     service.umount(target)
 
 
-def test_unmounted_after_a_reader_was_killed(service, built):
+def test_unmounted_after_a_reader_was_killed(service: Service, built: Built) -> None:
     target = service.mount(built.bootstrap)
     worker = service.worker
     os.kill(worker, 19)
@@ -152,7 +160,7 @@ def test_unmounted_after_a_reader_was_killed(service, built):
     assert service.stop() == 0
 
 
-def unmounted(service, target):
+def unmounted(service: Service, target: Path) -> bool:
     try:
         service.umount(target)
     except RefusedError as error:
@@ -161,7 +169,9 @@ def unmounted(service, target):
     return True
 
 
-def test_disk_full(engine, make_service, built, tmp_path_factory):
+def test_disk_full(
+    engine: Engine, make_service: MakeService, built: Built, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     """EIO while there is no room; once there is, everything is read. The service lives."""
     work = tmp_path_factory.mktemp("full")
     with mounted_disk(work, 64) as disk:
@@ -189,7 +199,9 @@ def test_disk_full(engine, make_service, built, tmp_path_factory):
         assert service.stop() == 0
 
 
-def test_prefetch_goes_on_when_there_is_room_again(engine, make_service, built, tmp_path_factory):
+def test_prefetch_goes_on_when_there_is_room_again(
+    engine: Engine, make_service: MakeService, built: Built, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     work = tmp_path_factory.mktemp("full")
     with mounted_disk(work, 64) as disk:
         ballast = disk / "ballast"
@@ -207,7 +219,9 @@ def test_prefetch_goes_on_when_there_is_room_again(engine, make_service, built, 
         assert service.stop() == 0
 
 
-def test_no_room_to_mount(engine, make_service, built, tmp_path_factory):
+def test_no_room_to_mount(
+    engine: Engine, make_service: MakeService, built: Built, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     """One clear line, nothing half-made; with room the same request works."""
     work = tmp_path_factory.mktemp("full")
     with mounted_disk(work, 16) as disk:

@@ -8,15 +8,16 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from kit.engines import FANOTIFY
-from kit.images import Built
-from kit.processes import children
-from kit.service import MakeService, RefusedError, Service
-from kit.waiting import wait_for
+from tests.kit.engines import FANOTIFY
+from tests.kit.images import Built
+from tests.kit.processes import children
+from tests.kit.service import MakeService, RefusedError, Service
+from tests.kit.waiting import wait_for
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(180)]
 
@@ -64,7 +65,7 @@ def check(service: Service, other: Path, act: Callable[[int], None]) -> None:
     stalls = []
     for number in range(TRIES):
         began = time.monotonic()
-        stalls.append(longest_stall(service, other, lambda number=number: act(number)))
+        stalls.append(longest_stall(service, other, partial(act, number)))
         assert time.monotonic() - began > HELD, "nothing took long: this test tests nothing"
         if stalls[-1] < STALL:
             return
@@ -142,7 +143,7 @@ def test_a_folder_whose_opens_hang(make_service: MakeService, built: Built, tmp_
         guard.kill()
         guard.communicate(timeout=20)
     assert stall < 1.0
-    assert not [pid for pid in children(service.keeper.pid) if pid != service.worker]  # type: ignore[union-attr]
+    assert not [pid for pid in children(service.keeper.pid) if pid != service.worker]
 
 
 # Holds every open in a folder for a while (FAN_OPEN_PERM), then allows all of them by ending.

@@ -1,5 +1,7 @@
 """The fanotify engine's own promises: segment files, epochs, marks, and what a power cut may leave behind."""
 
+from __future__ import annotations
+
 import json
 import os
 import random
@@ -8,11 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from kit.engines import FANOTIFY
-from kit.mounts import mounted
-from kit.reading import compare, compare_expected, read
-from kit.service import RefusedError
-from kit.waiting import wait_for
+from tests.kit.engines import FANOTIFY
+from tests.kit.images import Built
+from tests.kit.mounts import mounted
+from tests.kit.reading import compare, compare_expected, read
+from tests.kit.service import MakeService, RefusedError, Service
+from tests.kit.waiting import wait_for
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(180)]
 
@@ -20,18 +23,18 @@ FOREIGN = "00000000-1111-2222-3333-444444444444"
 
 
 @pytest.fixture
-def service(make_service):
+def service(make_service: MakeService) -> Service:
     return make_service(FANOTIFY)
 
 
-def cut_power(service):
+def cut_power(service: Service) -> None:
     """As if this boot had ended without a sync: every folder that could be written to is one of another boot's."""
     for folder in (*(service.state / "store").iterdir(), *(service.state / "images").iterdir()):
         (folder / "epoch").write_text(FOREIGN)
 
 
 @pytest.mark.parametrize(("fetched", "prefetch"), [("all", False), ("half", True)])
-def test_power_cut(fetched, prefetch, service, built):
+def test_power_cut(fetched: str, prefetch: bool, service: Service, built: Built) -> None:
     """Damage of every kind in what was fetched: found, fetched again, and never served."""
     target = service.mount(built.bootstrap, prefetch=fetched == "all")
     if fetched == "all":
@@ -84,11 +87,11 @@ def test_power_cut(fetched, prefetch, service, built):
     assert service.fetched(target) == 0
 
 
-def noted(service):
+def noted(service: Service) -> list[Path]:
     return list((service.state / "store").glob("*/epoch"))
 
 
-def test_verifying_goes_on_after_a_worker_was_killed(service, built):
+def test_verifying_goes_on_after_a_worker_was_killed(service: Service, built: Built) -> None:
     """While nothing is trusted, a reader that comes after the kill is not forgotten."""
     target = service.mount(built.bootstrap, prefetch=True)
     service.complete(target)
@@ -104,7 +107,7 @@ def test_verifying_goes_on_after_a_worker_was_killed(service, built):
     assert service.status(target)["bytes_fetched_compressed"] == 0, "verified, not fetched"
 
 
-def test_a_power_cut_while_an_image_was_prepared(service, built):
+def test_a_power_cut_while_an_image_was_prepared(service: Service, built: Built) -> None:
     """The localized bootstrap may be anything: it is made anew."""
     target = service.mount(built.bootstrap)
     assert service.stop() == 0
@@ -121,7 +124,7 @@ def test_a_power_cut_while_an_image_was_prepared(service, built):
 
 
 @pytest.mark.parametrize("what", ["boot cut off", "record gone", "record noise", "plan gone", "store gone"])
-def test_a_damaged_state_folder_is_prepared_again(what, service, built):
+def test_a_damaged_state_folder_is_prepared_again(what: str, service: Service, built: Built) -> None:
     """By somebody's hand: no power cut tells of it."""
     target = service.mount(built.bootstrap)
     read(target / "large/1")
@@ -144,7 +147,7 @@ def test_a_damaged_state_folder_is_prepared_again(what, service, built):
     compare(built.tree, target)
 
 
-def test_files_missing_from_a_store(service, built):
+def test_files_missing_from_a_store(service: Service, built: Built) -> None:
     """Refused in one line that names the store, or made again; never an image with a hole."""
     target = service.mount(built.bootstrap)
     assert service.stop() == 0
@@ -160,7 +163,7 @@ def test_files_missing_from_a_store(service, built):
         compare(built.tree, target)
 
 
-def test_a_complete_image_costs_no_events(service, built):
+def test_a_complete_image_costs_no_events(service: Service, built: Built) -> None:
     target = service.mount(built.bootstrap)
     compare(built.tree, target)
     compare(built.tree, target)  # each segment is ignored from its next event on
@@ -172,7 +175,7 @@ def test_a_complete_image_costs_no_events(service, built):
     assert service.status(target)["events"] == events
 
 
-def test_segments_never_hold_more_than_was_verified(service, built):
+def test_segments_never_hold_more_than_was_verified(service: Service, built: Built) -> None:
     """With a blob that is damaged in the middle: each file is a prefix of what is right."""
     folder = service.work / "image"
     shutil.copytree(built.bootstrap.parent, folder)
@@ -192,7 +195,7 @@ def test_segments_never_hold_more_than_was_verified(service, built):
         assert path.read_bytes()[: len(partial[path.name])] == partial[path.name]
 
 
-def test_modes_and_owners(service, built):
+def test_modes_and_owners(service: Service, built: Built) -> None:
     """Plans and bootstraps are root's; the worker owns segments and nothing else."""
     service.mount(built.bootstrap, prefetch=True)
     uid = 60987
@@ -206,7 +209,7 @@ def test_modes_and_owners(service, built):
             assert path.stat().st_uid == (uid if path.name.isdecimal() else 0), path
 
 
-def test_the_worker_has_no_privilege(service, built):
+def test_the_worker_has_no_privilege(service: Service, built: Built) -> None:
     target = service.mount(built.bootstrap)
     read(target / "small/1")  # it is past its start
     status = Path(f"/proc/{service.worker}/status").read_text()
@@ -222,7 +225,9 @@ def test_the_worker_has_no_privilege(service, built):
 
 
 @pytest.mark.parametrize("which", ["run", "state"])
-def test_folders_reached_through_a_symlink(which, make_service, built, tmp_path_factory):
+def test_folders_reached_through_a_symlink(
+    which: str, make_service: MakeService, built: Built, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     """As /var/run is: a live mount is still found after a restart."""
     work = tmp_path_factory.mktemp("links")
     (work / "real").mkdir()
@@ -245,7 +250,7 @@ def test_folders_reached_through_a_symlink(which, make_service, built, tmp_path_
     assert not mounted(work)
 
 
-def test_rubbish_in_the_run_folder(service, built):
+def test_rubbish_in_the_run_folder(service: Service, built: Built) -> None:
     """Folders of mounts that cannot be understood: cleaned up, and said in the log; the good one is served."""
     target = service.mount(built.bootstrap)
     service.kill_all()
@@ -265,7 +270,7 @@ def test_rubbish_in_the_run_folder(service, built):
     compare(built.tree, target)
 
 
-def test_a_live_mount_whose_blob_is_gone(service, built):
+def test_a_live_mount_whose_blob_is_gone(service: Service, built: Built) -> None:
     """What is cached is served; what is not is EIO, and the log names the blob."""
     folder = service.work / "image"
     shutil.copytree(built.bootstrap.parent, folder)
@@ -279,7 +284,7 @@ def test_a_live_mount_whose_blob_is_gone(service, built):
     assert built.blob.name in service.log_text()
 
 
-def test_a_mount_that_the_kernel_refuses_harms_nothing(service, built):
+def test_a_mount_that_the_kernel_refuses_harms_nothing(service: Service, built: Built) -> None:
     """Mountpoints that vanish in the middle: an error each, the cache of others stays whole."""
     target = service.mount(built.bootstrap, prefetch=True)
     service.complete(target)
@@ -290,14 +295,14 @@ def test_a_mount_that_the_kernel_refuses_harms_nothing(service, built):
         fd = os.open(gone, os.O_RDONLY)
         gone.rmdir()
         with pytest.raises(RefusedError):
-            service.mount(built.bootstrap, target=f"/proc/{os.getpid()}/fd/{fd}")
+            service.mount(built.bootstrap, target=Path(f"/proc/{os.getpid()}/fd/{fd}"))
         os.close(fd)
     assert {path: path.stat().st_size for path in service.cache()} == before
     wait_for("nothing is left of them", lambda: len(list((service.run / "mounts").iterdir())) == 1)
     compare(built.tree, target)
 
 
-def test_a_store_removed_under_a_live_mount(service, built, nydus_images):
+def test_a_store_removed_under_a_live_mount(service: Service, built: Built, nydus_images: Path) -> None:
     """By somebody who wanted room: EIO for what was not fetched, the service and other images live on."""
     other = service.mount(nydus_images / "plain" / "boot", nydus_images / "plain" / "blobs")
     target = service.mount(built.bootstrap)

@@ -1,5 +1,7 @@
 """Starting, stopping and everything that is refused: one clear line, a hint, and the service as it was before."""
 
+from __future__ import annotations
+
 import concurrent.futures
 import contextlib
 import json
@@ -8,28 +10,32 @@ import shutil
 import signal
 import socket
 import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from signal import Signals
+from typing import Any
 
 import pytest
 
-from kit.command import CLI, cli
-from kit.engines import FANOTIFY
-from kit.images import build
-from kit.mounts import mounted, mounted_disk, unmount_all
-from kit.processes import alive, children
-from kit.reading import compare, read
-from kit.service import RefusedError, Service
-from kit.waiting import wait_for
+from tests.kit.command import cli
+from tests.kit.engines import FANOTIFY
+from tests.kit.images import Built, build
+from tests.kit.mounts import mounted, mounted_disk, unmount_all
+from tests.kit.processes import alive, children
+from tests.kit.reading import compare, read
+from tests.kit.service import MakeService, RefusedError, Service
+from tests.kit.waiting import wait_for
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(180)]
 
 
 @pytest.fixture
-def service(make_service):
+def service(make_service: MakeService) -> Service:
     return make_service(FANOTIFY)
 
 
 @pytest.fixture(scope="module")
-def one_for_all(cache_disk, tmp_path_factory):
+def one_for_all(cache_disk: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     """A service for all tests that it must survive unharmed."""
     service = Service(tmp_path_factory.mktemp("s"), FANOTIFY).start()
     try:
@@ -41,7 +47,7 @@ def one_for_all(cache_disk, tmp_path_factory):
 
 
 @pytest.fixture
-def shared(one_for_all):
+def shared(one_for_all: Service) -> Iterator[Service]:
     keeper = one_for_all.keeper.pid
     yield one_for_all
     status = one_for_all.status()
@@ -50,11 +56,11 @@ def shared(one_for_all):
     assert (status["pid"], status["worker"]["restarts"]) == (keeper, 0)
 
 
-def refused(service, *arguments, **options):
+def refused(service: Service, bootstrap: Path | str, *blob_dirs: Path, **options: Any) -> RefusedError:
     """The error of a mount that must not happen; nothing of it stays."""
     before = mounted(service.work)
     with pytest.raises(RefusedError) as caught:
-        service.mount(*arguments, **options)
+        service.mount(bootstrap, *blob_dirs, **options)
     error = caught.value
     assert "\n" not in error.error
     assert error.exit_code not in (0, None)
@@ -65,7 +71,7 @@ def refused(service, *arguments, **options):
     return error
 
 
-def failed_start(service, *arguments):
+def failed_start(service: Service, *arguments: object) -> tuple[list[str], int]:
     """What `serve` says when it does not start: one line and a hint; (them, its exit code)."""
     service.spawn(*arguments)
     code = service.keeper.wait(60)
@@ -80,23 +86,23 @@ def failed_start(service, *arguments):
 # --- mountpoints --------------------------------------------------------------------------------------------
 
 
-def test_mountpoint_missing(shared, built):
+def test_mountpoint_missing(shared: Service, built: Built) -> None:
     error = refused(shared, built.bootstrap, target=shared.work / "nowhere")
     assert "nowhere does not exist" in error.error
     assert "mkdir" in error.hint
 
 
-def test_mountpoint_is_a_file(shared, built):
+def test_mountpoint_is_a_file(shared: Service, built: Built) -> None:
     error = refused(shared, built.bootstrap, target=built.bootstrap)
     assert "not a directory" in error.error
 
 
-def test_mountpoint_below_a_file(shared, built):
+def test_mountpoint_below_a_file(shared: Service, built: Built) -> None:
     error = refused(shared, built.bootstrap, target=built.bootstrap / "x")
     assert "Not a directory" in error.error
 
 
-def test_mountpoint_in_use(shared, built, nydus_images):
+def test_mountpoint_in_use(shared: Service, built: Built, nydus_images: Path) -> None:
     target = shared.mount(built.bootstrap)
     with pytest.raises(RefusedError, match=r"mounted on .* already") as caught:
         shared.mount(nydus_images / "plain" / "boot", nydus_images / "plain" / "blobs", target=target)
@@ -104,11 +110,11 @@ def test_mountpoint_in_use(shared, built, nydus_images):
     compare(built.tree, target)
 
 
-def test_one_mountpoint_wanted_by_many(shared, built):
+def test_one_mountpoint_wanted_by_many(shared: Service, built: Built) -> None:
     """One of them gets it."""
     target = shared.target()
 
-    def mount(_):
+    def mount(_: int) -> int:
         try:
             shared.mount(built.bootstrap, target=target)
         except RefusedError as error:
@@ -123,7 +129,7 @@ def test_one_mountpoint_wanted_by_many(shared, built):
     assert not mounted(target)
 
 
-def test_the_same_new_image_wanted_by_many(shared, built, own):
+def test_the_same_new_image_wanted_by_many(shared: Service, built: Built, own: tuple[Path, Path]) -> None:
     """It is prepared once, and all get it."""
     targets, before = [shared.target() for _ in range(6)], len(list((shared.state / "images").iterdir()))
     with concurrent.futures.ThreadPoolExecutor(6) as pool:
@@ -133,7 +139,7 @@ def test_the_same_new_image_wanted_by_many(shared, built, own):
         compare(built.tree, target)
 
 
-def test_umount_of_something_else(shared, built):
+def test_umount_of_something_else(shared: Service, built: Built) -> None:
     shared.mount(built.bootstrap)
     for target in ("/proc", "/nowhere", "/"):
         with pytest.raises(RefusedError, match="nothing of this service is mounted") as caught:
@@ -145,14 +151,14 @@ def test_umount_of_something_else(shared, built):
 
 
 @pytest.fixture
-def own(built, tmp_path):
+def own(built: Built, tmp_path: Path) -> tuple[Path, Path]:
     """A copy of the image that may be spoiled: (bootstrap, blob)"""
     folder = tmp_path / "image"
     shutil.copytree(built.bootstrap.parent, folder)
     return folder / built.bootstrap.name, folder / built.blob.name
 
 
-def then_it_works(shared, built, own):
+def then_it_works(shared: Service, built: Built, own: tuple[Path, Path]) -> None:
     """The same request with the image as it should be."""
     for path, right in zip(own, (built.bootstrap, built.blob), strict=True):
         shutil.copy(right, path)
@@ -160,31 +166,31 @@ def then_it_works(shared, built, own):
     compare(built.tree, target)
 
 
-def test_bootstrap_missing(shared):
+def test_bootstrap_missing(shared: Service) -> None:
     error = refused(shared, shared.work / "no.meta")
     assert "no.meta: No such file" in error.error
 
 
-def test_bootstrap_is_a_folder(shared, built):
+def test_bootstrap_is_a_folder(shared: Service, built: Built) -> None:
     error = refused(shared, built.tree)
     assert "not a file" in error.error
     assert ".meta" in error.hint
 
 
 @pytest.mark.parametrize("name", ["/dev/null", "/dev/zero", "/bin/cat", "/etc/passwd"])
-def test_bootstrap_is_something_else(name, shared):
+def test_bootstrap_is_something_else(name: str, shared: Service) -> None:
     error = refused(shared, name)
     assert error.exit_code == 3
     assert "bootstrap" in error.error or "EROFS" in error.error
 
 
-def test_an_empty_bootstrap(shared):
+def test_an_empty_bootstrap(shared: Service) -> None:
     (shared.work / "empty.meta").touch()
     assert "empty" in refused(shared, shared.work / "empty.meta").error
 
 
 @pytest.mark.parametrize("size", [1, 1023, 1100, 4095, 4096, 8192, 10000])
-def test_a_truncated_bootstrap(size, shared, built, own):
+def test_a_truncated_bootstrap(size: int, shared: Service, built: Built, own: tuple[Path, Path]) -> None:
     os.truncate(own[0], size)
     assert refused(shared, own[0]).exit_code == 3
     then_it_works(shared, built, own)
@@ -204,7 +210,7 @@ def test_a_truncated_bootstrap(size, shared, built, own):
     ],
     ids=["magic", "features", "blob table", "chunk size", "chunk table", "blob id", "compression", "blob features"],
 )
-def test_a_corrupt_bootstrap(at, data, shared, built, own):
+def test_a_corrupt_bootstrap(at: int, data: bytes, shared: Service, built: Built, own: tuple[Path, Path]) -> None:
     (table,) = (int.from_bytes(own[0].read_bytes()[1160:1168], "little"),)
     if at >= 4096:
         at += table - 4096
@@ -216,14 +222,14 @@ def test_a_corrupt_bootstrap(at, data, shared, built, own):
 
 
 @pytest.mark.parametrize("name", ["tarfs", "encrypt", "zran"])
-def test_an_image_of_a_kind_that_is_not_supported(name, shared, nydus_images):
+def test_an_image_of_a_kind_that_is_not_supported(name: str, shared: Service, nydus_images: Path) -> None:
     folder = nydus_images / name
     error = refused(shared, folder / "boot", folder / "blobs")
     assert "not supported" in error.error or name in ("zran",)
 
 
 @pytest.mark.parametrize("how", ["missing", "empty", "a folder"])
-def test_blob_missing(how, shared, built, own):
+def test_blob_missing(how: str, shared: Service, built: Built, own: tuple[Path, Path]) -> None:
     own[1].unlink()
     if how == "empty":
         own[1].touch()
@@ -239,7 +245,9 @@ def test_blob_missing(how, shared, built, own):
 
 
 @pytest.mark.parametrize("how", ["truncated", "chunk-info", "header", "another blob"])
-def test_a_blob_that_cannot_belong_to_it(how, shared, built, own, nydus_images):
+def test_a_blob_that_cannot_belong_to_it(
+    how: str, shared: Service, built: Built, own: tuple[Path, Path], nydus_images: Path
+) -> None:
     """What the mount needs of it is not there: no mount."""
     size = own[1].stat().st_size
     match how:
@@ -260,7 +268,9 @@ def test_a_blob_that_cannot_belong_to_it(how, shared, built, own, nydus_images):
     then_it_works(shared, built, own)
 
 
-def test_blobs_are_found_beside_the_bootstrap_and_where_named(make_service, built, tmp_path):
+def test_blobs_are_found_beside_the_bootstrap_and_where_named(
+    make_service: MakeService, built: Built, tmp_path: Path
+) -> None:
     away = tmp_path / "away"
     away.mkdir()
     shutil.copy(built.bootstrap, away / "image.meta")
@@ -270,7 +280,7 @@ def test_blobs_are_found_beside_the_bootstrap_and_where_named(make_service, buil
     read(plain.mount(away / "image.meta", tmp_path / "nothing", built.blob.parent) / "small/1")
 
 
-def test_a_bootstrap_written_anew_under_its_old_name(shared, tmp_path):
+def test_a_bootstrap_written_anew_under_its_old_name(shared: Service, tmp_path: Path) -> None:
     """The next mount shows what is there now; a mount that is there stays what it was."""
     tree, out = tmp_path / "tree", tmp_path / "out"
     tree.mkdir()
@@ -286,7 +296,9 @@ def test_a_bootstrap_written_anew_under_its_old_name(shared, tmp_path):
 # --- starting and stopping ----------------------------------------------------------------------------------
 
 
-def test_a_second_service_on_the_same_state(service, make_service, built, tmp_path_factory):
+def test_a_second_service_on_the_same_state(
+    service: Service, make_service: MakeService, built: Built, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     target = service.mount(built.bootstrap)
     second = make_service(FANOTIFY, start=False, work=tmp_path_factory.mktemp("second"))
     second.state = service.state
@@ -298,7 +310,9 @@ def test_a_second_service_on_the_same_state(service, make_service, built, tmp_pa
     compare(built.tree, target)
 
 
-def test_a_second_service_on_the_same_run_folder(service, make_service, built, tmp_path_factory):
+def test_a_second_service_on_the_same_run_folder(
+    service: Service, make_service: MakeService, built: Built, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     target = service.mount(built.bootstrap)
     before = mounted(service.work)
     second = make_service(FANOTIFY, start=False, work=tmp_path_factory.mktemp("second"))
@@ -312,7 +326,7 @@ def test_a_second_service_on_the_same_run_folder(service, make_service, built, t
     service.umount(target)
 
 
-def test_a_cache_on_tmpfs(make_service, tmp_path_factory):
+def test_a_cache_on_tmpfs(make_service: MakeService, tmp_path_factory: pytest.TempPathFactory) -> None:
     work = tmp_path_factory.mktemp("tmpfs")
     subprocess.run(["mount", "-t", "tmpfs", "tmpfs", work], check=True, timeout=20)
     try:
@@ -325,7 +339,7 @@ def test_a_cache_on_tmpfs(make_service, tmp_path_factory):
         unmount_all(work)
 
 
-def test_a_cache_on_a_read_only_disk(make_service, tmp_path_factory):
+def test_a_cache_on_a_read_only_disk(make_service: MakeService, tmp_path_factory: pytest.TempPathFactory) -> None:
     work = tmp_path_factory.mktemp("ro")
     with mounted_disk(work, 8) as disk:
         subprocess.run(["mount", "-o", "remount,ro", disk], check=True, timeout=20)
@@ -341,7 +355,9 @@ def test_a_cache_on_a_read_only_disk(make_service, tmp_path_factory):
     ("text", "named"),
     [("threads = 1", "threads"), ("nonsense = 1", "nonsense"), ("{", "neither TOML nor JSON")],
 )
-def test_a_wrong_configuration(text, named, make_service, tmp_path_factory):
+def test_a_wrong_configuration(
+    text: str, named: str, make_service: MakeService, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     work = tmp_path_factory.mktemp("config")
     path = work / "c"
     path.write_text(text)
@@ -351,7 +367,9 @@ def test_a_wrong_configuration(text, named, make_service, tmp_path_factory):
     assert done.stderr.count("\n") <= 2
 
 
-def test_nydusd_configuration(make_service, built, tmp_path_factory):
+def test_nydusd_configuration(
+    make_service: MakeService, built: Built, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     """nydusd's JSON serves unchanged."""
     work = tmp_path_factory.mktemp("json")
     service = make_service(FANOTIFY, start=False, work=work)
@@ -367,11 +385,8 @@ def test_nydusd_configuration(make_service, built, tmp_path_factory):
     }
     path = work / "nydusd.json"
     path.write_text(json.dumps(document))
-    with open(service.log, "ab") as log:
-        service.keeper = subprocess.Popen(
-            [*CLI, "serve", "--config", path, "--run-dir", service.run], stderr=log, stdout=log
-        )
-    wait_for("it answers", service._answers)
+    service.spawn_with("--config", path, "--run-dir", service.run)
+    wait_for("it answers", service.answers)
     shutil.copy(built.bootstrap, work / "image.meta")
     target = service.mount(work / "image.meta")
     compare(built.tree, target)
@@ -379,7 +394,7 @@ def test_nydusd_configuration(make_service, built, tmp_path_factory):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_signals_stop_it_cleanly(number, service, built):
+def test_signals_stop_it_cleanly(number: Signals, service: Service, built: Built) -> None:
     service.mount(built.bootstrap, prefetch=True)
     worker = service.worker
     service.keeper.send_signal(number)
@@ -391,10 +406,10 @@ def test_signals_stop_it_cleanly(number, service, built):
     assert service.events("stopped")
 
 
-def preparing(service):
+def preparing(service: Service) -> int:
     """Process id of `prepare`, which is stopped: it has just been started."""
 
-    def find():
+    def find() -> int | None:
         for pid in children(service.keeper.pid):
             with contextlib.suppress(OSError), open(f"/proc/{pid}/cmdline", "rb") as file:
                 if b"nydus_erofs.fscache.prepare" in file.read():
@@ -402,10 +417,10 @@ def preparing(service):
                     return pid
         return None
 
-    return wait_for("an image is prepared", find, pause=0.001)
+    return wait_for("an image is prepared", find, pause=0.001) or 0
 
 
-def test_stopped_while_an_image_is_prepared(service, built):
+def test_stopped_while_an_image_is_prepared(service: Service, built: Built) -> None:
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
         asked = pool.submit(service.mount, built.bootstrap)
         pid = preparing(service)
@@ -419,7 +434,7 @@ def test_stopped_while_an_image_is_prepared(service, built):
     compare(built.tree, service.mount(built.bootstrap))
 
 
-def test_prepare_is_killed(shared, built, own):
+def test_prepare_is_killed(shared: Service, built: Built, own: tuple[Path, Path]) -> None:
     """For want of memory, perhaps: one line, and the next try works."""
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
         asked = pool.submit(shared.mount, own[0])
@@ -430,14 +445,16 @@ def test_prepare_is_killed(shared, built, own):
     then_it_works(shared, built, own)
 
 
-def test_stop_by_request(service, built):
+def test_stop_by_request(service: Service, built: Built) -> None:
     service.mount(built.bootstrap)
     assert service.request("stop")["busy"] == []
     assert service.keeper.wait(60) == 0
     assert not mounted(service.work)
 
 
-def test_readiness_is_told_once_it_serves(make_service, tmp_path_factory):
+def test_readiness_is_told_once_it_serves(
+    make_service: MakeService, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     """As systemd expects it (sd_notify)."""
     work = tmp_path_factory.mktemp("notify")
     service = make_service(FANOTIFY, start=False, work=work)
@@ -450,7 +467,7 @@ def test_readiness_is_told_once_it_serves(make_service, tmp_path_factory):
         assert service.status()["mounts"] == []
 
 
-def test_the_log_is_json_where_programs_read_it(service, built):
+def test_the_log_is_json_where_programs_read_it(service: Service, built: Built) -> None:
     service.umount(service.mount(built.bootstrap))
     assert service.stop() == 0
     records = [json.loads(line) for line in service.log_text().splitlines()]
@@ -458,12 +475,14 @@ def test_the_log_is_json_where_programs_read_it(service, built):
     assert all({"level", "timestamp"} <= record.keys() for record in records)
 
 
-def test_nothing_of_its_environment_reaches_the_worker(make_service, tmp_path_factory):
+def test_nothing_of_its_environment_reaches_the_worker(
+    make_service: MakeService, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     """PYTHONPATH could add modules to a process of root."""
     work = tmp_path_factory.mktemp("env")
     service = make_service(FANOTIFY, start=False, work=work)
     service.spawn(PYTHONPATH="/evil", SECRET="secret")
-    wait_for("it answers", service._answers)
+    wait_for("it answers", service.answers)
     with open(f"/proc/{service.worker}/environ", "rb") as file:
         environment = file.read()
     assert b"evil" not in environment

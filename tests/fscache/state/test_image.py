@@ -1,6 +1,10 @@
 """The record of a prepared image: anything that is not as it was written is damage, and is prepared again."""
 
+from __future__ import annotations
+
 import os
+from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -14,42 +18,42 @@ from nydus_erofs.fscache.state.image import ImageRecord, StoreRef
 KEY = "ab" * 32
 
 
-def save(folder, record, boot=b"boot"):
+def save(folder: Path, record: ImageRecord, boot: bytes = b"boot") -> str:
     (folder / image.BOOT).write_bytes(boot)
     (folder / image.RECORD).write_bytes(msgspec.json.encode(record))
     return str(folder)
 
 
-def record(**changes):
-    return ImageRecord(stores=[StoreRef(**{"key": KEY, "blob_id": "cd" * 32, "segments": 2, "size": 8192} | changes)],
-                       boot_size=4)  # fmt: skip
+def record(**changes: Any) -> ImageRecord:
+    fields: dict[str, Any] = {"key": KEY, "blob_id": "cd" * 32, "segments": 2, "size": 8192} | changes
+    return ImageRecord(stores=[StoreRef(**fields)], boot_size=4)
 
 
-def test_round_trip(tmp_path):
+def test_round_trip(tmp_path: Path) -> None:
     loaded = image.load(save(tmp_path, record()))
     assert loaded == record()
     assert image.devices(loaded) == [f"{KEY}/00000", f"{KEY}/00001"]
 
 
-def test_no_blobs(tmp_path):
+def test_no_blobs(tmp_path: Path) -> None:
     loaded = image.load(save(tmp_path, ImageRecord(stores=[], boot_size=4)))
     assert image.devices(loaded) == []
 
 
 @pytest.mark.parametrize("key", ["", "ab" * 31, "AB" * 32, "../" + "a" * 61, "a" * 63 + "/"])
-def test_a_key_cannot_lead_elsewhere(key, tmp_path):
+def test_a_key_cannot_lead_elsewhere(key: str, tmp_path: Path) -> None:
     with pytest.raises(FormatError, match="store"):
         image.load(save(tmp_path, record(key=key)))
 
 
 @pytest.mark.parametrize("boot", [b"", b"boo", b"boot!"])
-def test_a_bootstrap_of_another_size(boot, tmp_path):
+def test_a_bootstrap_of_another_size(boot: bytes, tmp_path: Path) -> None:
     with pytest.raises(FormatError, match="damaged"):
         image.load(save(tmp_path, record(), boot))
 
 
 @pytest.mark.parametrize("missing", [image.BOOT, image.RECORD])
-def test_something_missing(missing, tmp_path):
+def test_something_missing(missing: str, tmp_path: Path) -> None:
     folder = save(tmp_path, record())
     (tmp_path / missing).unlink()
     with pytest.raises(FormatError, match="damaged"):
@@ -58,7 +62,7 @@ def test_something_missing(missing, tmp_path):
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(data=st.data())
-def test_a_damaged_record(data, tmp_path):
+def test_a_damaged_record(data: st.DataObject, tmp_path: Path) -> None:
     folder = save(tmp_path, record())
     path = tmp_path / image.RECORD
     raw = bytearray(path.read_bytes())
@@ -76,11 +80,11 @@ def test_a_damaged_record(data, tmp_path):
         assert all("/" not in store.key and len(store.key) == 64 for store in loaded.stores)
 
 
-def test_an_id_stands_for_one_file_as_it_is(tmp_path):
+def test_an_id_stands_for_one_file_as_it_is(tmp_path: Path) -> None:
     path = tmp_path / "boot"
     path.write_bytes(b"x" * 100)
 
-    def name(segment_size=1 << 21):
+    def name(segment_size: int = 1 << 21) -> str:
         fd = os.open(path, os.O_RDONLY)
         try:
             return image.image_id(fd, segment_size)

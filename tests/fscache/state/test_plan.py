@@ -1,7 +1,10 @@
 """Plans: what `prepare` writes is what keeper and worker read, and stores are shared exactly when plans agree."""
 
+from __future__ import annotations
+
 import os
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -9,23 +12,26 @@ from hypothesis import strategies as st
 
 from nydus_erofs.erofs import blobmeta, localize, rafs
 from nydus_erofs.erofs.errors import FormatError
+from nydus_erofs.erofs.ids import blob_id
+from nydus_erofs.erofs.localize import BlobMap
 from nydus_erofs.erofs.segments import cut
 from nydus_erofs.erofs.unit import find_units
 from nydus_erofs.fscache.kernel.fd import Fd
 from nydus_erofs.fscache.prepare.plan_writer import pack_plan
 from nydus_erofs.fscache.state.plan import Plan, PlanFlags, RawPlan
+from tests.kit.stores import OpenImages
 
 BLOCK = 4096
 
 
-def opened(raw: bytes) -> Plan:
+def opened(raw: bytes | bytearray) -> Plan:
     fd = os.memfd_create("plan")
     os.write(fd, raw)
     return Plan(Fd(fd))
 
 
 def entry(chunk_size: int, uncompressed: int, count: int) -> rafs.BlobEntry:
-    values = dict.fromkeys(rafs.BlobEntry.__slots__, 0)
+    values: dict[str, Any] = dict.fromkeys(rafs.BlobEntry.__slots__, 0)
     values |= {
         "raw_id": b"ab" * 32,
         "chunk_size": chunk_size,
@@ -40,7 +46,7 @@ def entry(chunk_size: int, uncompressed: int, count: int) -> rafs.BlobEntry:
 
 
 @st.composite
-def maps(draw):
+def maps(draw: st.DrawFn) -> tuple[BlobMap, int]:
     """A blob as the chunk-info array describes it: chunks one behind the other, each at a block."""
     chunk_size = 1 << draw(st.integers(12, 24))
     chunks, digests, at, where = [], [], 0, 0
@@ -56,12 +62,13 @@ def maps(draw):
     columns = blobmeta.ChunkColumns.of(zip(*chunks, strict=True))
     segments = cut(columns.uncompressed_offset, at, segment_size)
     blob = entry(chunk_size, at, len(chunks))
-    return localize.BlobMap("ab" * 32, blob, columns, find_units(columns, [], blob), digests, segments), segment_size
+    units = find_units(columns, [], blob)
+    return localize.BlobMap(blob_id("ab" * 32), blob, columns, units, digests, segments), segment_size
 
 
 @given(maps())
 @settings(deadline=None)
-def test_round_trip(made):
+def test_round_trip(made: tuple[BlobMap, int]) -> None:
     blob, segment_size = made
     plan = opened(pack_plan(blob))
     assert plan.segments == blob.segments
@@ -92,7 +99,7 @@ def test_round_trip(made):
 
 @given(maps(), st.data())
 @settings(deadline=None)
-def test_another_digest_is_another_plan(made, data):
+def test_another_digest_is_another_plan(made: tuple[BlobMap, int], data: st.DataObject) -> None:
     """Two images share what was fetched only if they agree on every digest."""
     blob, _ = made
     index = data.draw(st.integers(0, len(blob.digests) - 1))
@@ -101,7 +108,7 @@ def test_another_digest_is_another_plan(made, data):
     assert pack_plan(blob) != pack_plan(replace(blob, digests=other))
 
 
-def test_batches(open_image):
+def test_batches(open_image: OpenImages) -> None:
     image = open_image("batch")
     plan = opened(image.plan)
     members = [c for number in range(len(plan.segments)) for c in plan.chunks(number) if c.flags & PlanFlags.BATCH]
@@ -112,14 +119,14 @@ def test_batches(open_image):
 
 
 @pytest.mark.parametrize("raw", [b"", b"x" * 127, bytes(128), b"NEPLAN02" + bytes(200)])
-def test_not_a_plan(raw):
+def test_not_a_plan(raw: bytes) -> None:
     with pytest.raises(FormatError):
         opened(raw)
 
 
 @given(size=st.integers(1, 1 << 22), bits=st.integers(12, 20))
 @settings(deadline=None)
-def test_raw_plan_covers_a_file(size, bits):
+def test_raw_plan_covers_a_file(size: int, bits: int) -> None:
     plan = RawPlan("boot", size, 1 << bits)
     chunks = [chunk for number in range(len(plan.segments)) for chunk in plan.chunks(number)]
     assert sum(chunk.uncompressed_size for chunk in chunks) == size

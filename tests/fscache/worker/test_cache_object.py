@@ -1,11 +1,15 @@
 """Filling an object of the kernel's cache; a file opened for direct I/O takes its place, and is as strict."""
 
+from __future__ import annotations
+
 import os
+from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
-from nydus_erofs.erofs.errors import BackendError, CacheFullError
+from nydus_erofs.erofs.errors import BackendError, CacheFullError, NydusErofsError
 from nydus_erofs.erofs.ondisk import BLOCK_SIZE
 from nydus_erofs.erofs.record import round_up
 from nydus_erofs.erofs.source import FileSource
@@ -14,17 +18,18 @@ from nydus_erofs.fscache.state.plan import Plan, PlanFlags
 from nydus_erofs.fscache.worker.cache_object import ObjectSink
 from nydus_erofs.fscache.worker.fill import fill
 from nydus_erofs.fscache.worker.store import Store
+from tests.kit.stores import OpenImages
 
 
 @pytest.fixture
-def make(open_image, tmp_path):
+def make(open_image: OpenImages, tmp_path: Path) -> Callable[..., SimpleNamespace]:
     """`make(flags)`: a store that fills the file `object`."""
     image = open_image()
     (tmp_path / "plan").write_bytes(image.plan)
     (tmp_path / "blob").write_bytes(image.blob)
     path = tmp_path / "object"
 
-    def make(flags=os.O_WRONLY | os.O_DIRECT):
+    def make(flags: int = os.O_WRONLY | os.O_DIRECT) -> SimpleNamespace:
         if not path.exists():
             with open(path, "wb") as file:
                 file.truncate(round_up(image.map.segments[-1].start + image.map.segments[-1].size, BLOCK_SIZE))
@@ -36,10 +41,10 @@ def make(open_image, tmp_path):
     return make
 
 
-def test_filled_to_the_last_block(make):
+def test_filled_to_the_last_block(make: Callable[..., SimpleNamespace]) -> None:
     made = make()
     for number in range(len(made.plan.segments)):
-        seen = []
+        seen: list[int] = []
         fill(made.store, number, seen.append)
         assert seen == sorted(seen)
     data = made.path.read_bytes()
@@ -56,11 +61,16 @@ def test_filled_to_the_last_block(make):
 
 
 @pytest.mark.parametrize(("number", "error"), [(28, CacheFullError), (105, CacheFullError), (5, BackendError)])
-def test_a_write_that_fails_is_one_error_and_not_the_end(make, monkeypatch, number, error):
+def test_a_write_that_fails_is_one_error_and_not_the_end(
+    make: Callable[..., SimpleNamespace],
+    monkeypatch: pytest.MonkeyPatch,
+    number: int,
+    error: type[NydusErofsError],
+) -> None:
     """ENOSPC, ENOBUFS (below the limit of free space), EIO: nothing of it is left behind, and it works again."""
     made = make()
 
-    def fail(fd, data, at):
+    def fail(fd: int, data: memoryview, at: int) -> None:
         raise OSError(number, os.strerror(number))
 
     with monkeypatch.context() as patched:

@@ -1,33 +1,39 @@
 """Filling segments of real files from real blobs: whatever was there before, what is there then is right."""
 
+from __future__ import annotations
+
 import contextlib
 import errno
 import os
 import subprocess
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from nydus_erofs.erofs.blobmeta import ChunkInfo
 from nydus_erofs.erofs.errors import BackendError, CacheFullError, CorruptError
+from nydus_erofs.erofs.source import FileSource
 from nydus_erofs.fscache.prepare.plan_writer import pack_plan
 from nydus_erofs.fscache.state.plan import PlanChunk, PlanFlags
 from nydus_erofs.fscache.worker import fill as filling
 from nydus_erofs.fscache.worker.fill import RUN_MAX, _runs
+from tests.kit.stores import MadeStore, MakeStore, OpenImage, OpenImages
 
 FIXTURES = ("plain", "lz4", "none-sha256", "toc", "batch")
 
 
-def fill(made, segment):
+def fill(made: MadeStore, segment: int) -> tuple[int, list[int]]:
     """(bytes fetched, what was reported on the way)"""
-    seen = []
+    seen: list[int] = []
     fetched = filling.fill(made.store, segment, seen.append)
     assert seen == sorted(seen)
     assert seen[-1] == made.store.plan.segments[segment].size
     return fetched, seen
 
 
-def contents(image):
+def contents(image: OpenImage) -> list[bytes]:
     """Every segment's right bytes, from the reader of the format, which knows nothing of segments."""
     space = bytearray(sum(segment.size for segment in image.map.segments))
     reader = image.image()
@@ -43,7 +49,7 @@ def contents(image):
     return [bytes(space[s.start : s.start + s.size]) for s in image.map.segments]
 
 
-def corrupt(image, segment, number=0):
+def corrupt(image: OpenImage, segment: int, number: int = 0) -> tuple[bytes, ChunkInfo]:
     """(the blob with one bit flipped inside a chunk of a segment, that chunk)"""
     chunk = used(image, segment)[number]
     blob = bytearray(image.blob)
@@ -51,7 +57,7 @@ def corrupt(image, segment, number=0):
     return bytes(blob), chunk
 
 
-def used(image, segment):
+def used(image: OpenImage, segment: int) -> list[ChunkInfo]:
     _, _, start, size = image.map.segments[segment]
     return [
         chunk
@@ -62,7 +68,7 @@ def used(image, segment):
 
 @pytest.mark.parametrize("name", FIXTURES)
 @pytest.mark.parametrize("segment_size", [4096, 1 << 20, 64 << 20])
-def test_every_segment_is_right(name, segment_size, open_image, make_store):
+def test_every_segment_is_right(name: str, segment_size: int, open_image: OpenImages, make_store: MakeStore) -> None:
     image = open_image(name, segment_size)
     made = make_store(image)
     for number, right in enumerate(contents(image)):
@@ -74,7 +80,9 @@ def test_every_segment_is_right(name, segment_size, open_image, make_store):
 @pytest.mark.parametrize("name", ["plain", "batch"])
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
-def test_goes_on_from_any_length(name, data, open_image, make_store):
+def test_goes_on_from_any_length(
+    name: str, data: st.DataObject, open_image: OpenImages, make_store: MakeStore
+) -> None:
     """A worker may be killed after any byte of any write."""
     image = open_image(name)
     rights = contents(image)
@@ -93,7 +101,7 @@ def test_goes_on_from_any_length(name, data, open_image, make_store):
     assert fetched == 0 if length == len(right) else fetched > 0
 
 
-def test_longer_than_it_should_be(open_image, make_store):
+def test_longer_than_it_should_be(open_image: OpenImages, make_store: MakeStore) -> None:
     image = open_image()
     right = contents(image)[0]
     made = make_store(image)
@@ -105,7 +113,9 @@ def test_longer_than_it_should_be(open_image, make_store):
 @pytest.mark.parametrize("name", ["plain", "batch"])
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
-def test_after_a_power_cut_what_is_there_is_verified(name, data, open_image, make_store):
+def test_after_a_power_cut_what_is_there_is_verified(
+    name: str, data: st.DataObject, open_image: OpenImages, make_store: MakeStore
+) -> None:
     """Blocks of zeros, old bytes, half a file: only what has the right digest counts."""
     image = open_image(name)
     rights = contents(image)
@@ -126,7 +136,7 @@ def test_after_a_power_cut_what_is_there_is_verified(name, data, open_image, mak
         assert fetched == 0
 
 
-def test_damaged_padding_counts_as_damage(open_image, make_store):
+def test_damaged_padding_counts_as_damage(open_image: OpenImages, make_store: MakeStore) -> None:
     """Behind a chunk's bytes there are zeros up to the next block: a mapped file shows them."""
     image = open_image()
     right = contents(image)[0]
@@ -138,7 +148,7 @@ def test_damaged_padding_counts_as_damage(open_image, make_store):
     assert made.path(0).read_bytes() == right
 
 
-def test_an_untrusted_store_starts_with_nothing(open_image, make_store):
+def test_an_untrusted_store_starts_with_nothing(open_image: OpenImages, make_store: MakeStore) -> None:
     image = open_image()
     made = make_store(image)
     fill(made, 0)
@@ -148,7 +158,9 @@ def test_an_untrusted_store_starts_with_nothing(open_image, make_store):
 
 
 @pytest.mark.parametrize("name", FIXTURES)
-def test_a_corrupt_chunk_is_named_and_what_precedes_it_stays(name, open_image, make_store):
+def test_a_corrupt_chunk_is_named_and_what_precedes_it_stays(
+    name: str, open_image: OpenImages, make_store: MakeStore
+) -> None:
     image = open_image(name)
     right = contents(image)[1]
     blob, chunk = corrupt(image, 1, -1)
@@ -165,7 +177,7 @@ def test_a_corrupt_chunk_is_named_and_what_precedes_it_stays(name, open_image, m
 
 @pytest.mark.parametrize("order", ["bad first", "good first"])
 @pytest.mark.parametrize("name", FIXTURES)
-def test_a_second_source_heals(name, order, open_image, make_store):
+def test_a_second_source_heals(name: str, order: str, open_image: OpenImages, make_store: MakeStore) -> None:
     image = open_image(name)
     blob, _ = corrupt(image, 1)
     blobs = [blob, image.blob] if order == "bad first" else [image.blob, blob]
@@ -174,20 +186,22 @@ def test_a_second_source_heals(name, order, open_image, make_store):
     assert made.path(1).read_bytes() == contents(image)[1]
 
 
-def test_heals_in_place(open_image, make_store, tmp_path):
+def test_heals_in_place(open_image: OpenImages, make_store: MakeStore) -> None:
     image = open_image()
     blob, _ = corrupt(image, 0)
     made = make_store(image, blob)
     with pytest.raises(CorruptError):
         filling.fill(made.store, 0, lambda _: None)
-    os.pwrite(made.store.sources[0].fd, image.blob, 0)
+    (source,) = made.store.sources
+    assert isinstance(source, FileSource)
+    os.pwrite(source.fd, image.blob, 0)
     fill(made, 0)
     assert made.path(0).read_bytes() == contents(image)[0]
 
 
 @pytest.mark.parametrize("name", ["plain", "batch"])
 @pytest.mark.parametrize("left", [0, 1, 1000])
-def test_a_truncated_blob(name, left, open_image, make_store):
+def test_a_truncated_blob(name: str, left: int, open_image: OpenImages, make_store: MakeStore) -> None:
     image = open_image(name, 64 << 20)
     right = contents(image)[0]
     made = make_store(image, image.blob[:left])
@@ -203,7 +217,9 @@ def test_a_truncated_blob(name, left, open_image, make_store):
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(flips=st.lists(st.tuples(st.integers(0, 1 << 30), st.integers(0, 7)), min_size=1, max_size=30), data=st.data())
-def test_any_damage_to_a_blob_gives_right_bytes_or_an_error(flips, data, open_image, make_store):
+def test_any_damage_to_a_blob_gives_right_bytes_or_an_error(
+    flips: list[tuple[int, int]], data: st.DataObject, open_image: OpenImages, make_store: MakeStore
+) -> None:
     image = open_image(data.draw(st.sampled_from(FIXTURES)), 64 << 20)
     blob = bytearray(image.blob)
     for at, bit in flips:
@@ -215,7 +231,7 @@ def test_any_damage_to_a_blob_gives_right_bytes_or_an_error(flips, data, open_im
     assert have == contents(image)[0][: len(have)]
 
 
-def test_a_unit_of_a_batch_is_decoded_once(open_image, make_store):
+def test_a_unit_of_a_batch_is_decoded_once(open_image: OpenImages, make_store: MakeStore) -> None:
     """Chunks of a batch lie one behind the other: the one read for all of them serves all."""
     image = open_image("batch", 64 << 20)
     made = make_store(image)
@@ -225,7 +241,7 @@ def test_a_unit_of_a_batch_is_decoded_once(open_image, make_store):
     assert fetched <= 2 * sum(size for _, size in units)
 
 
-def test_chunks_that_the_image_does_not_use_are_not_fetched(open_image, make_store):
+def test_chunks_that_the_image_does_not_use_are_not_fetched(open_image: OpenImages, make_store: MakeStore) -> None:
     image = open_image()
     *_, last = image.map.chunks.rows()
     image.map.digests[-1] = None
@@ -240,7 +256,7 @@ def test_chunks_that_the_image_does_not_use_are_not_fetched(open_image, make_sto
 
 
 @pytest.mark.root
-def test_no_room(open_image, make_store, tmp_path):
+def test_no_room(open_image: OpenImages, make_store: MakeStore, tmp_path: Path) -> None:
     """Half of a segment fits: what fits is right, and with room again it is completed from there."""
     image = open_image("none-sha256")
     small = tmp_path / "small"
@@ -270,7 +286,7 @@ chunks = st.lists(
 
 
 @given(chunks)
-def test_runs_are_near_and_bounded(spec):
+def test_runs_are_near_and_bounded(spec: list[tuple[int, int, bool, bool]]) -> None:
     """Grouping loses no chunk, keeps the order, and no read is larger than it may be."""
     made, at = [], 0
     for gap, size, back, unused in spec:

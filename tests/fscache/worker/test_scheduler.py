@@ -1,5 +1,7 @@
 """What is filled next. Hypothesis plays keeper and threads against a model of what must hold."""
 
+from __future__ import annotations
+
 from math import inf
 
 from hypothesis import settings
@@ -7,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from nydus_erofs.fscache.proto.worker import Why
-from nydus_erofs.fscache.worker.scheduler import AHEAD, Scheduler
+from nydus_erofs.fscache.worker.scheduler import AHEAD, Job, Scheduler
 
 SEGMENTS, SIZE = 6, 100
 stores = st.integers(1, 3)
@@ -17,24 +19,24 @@ ends = st.integers(1, SIZE)
 
 class Scheduling(RuleBasedStateMachine):
     @initialize(threads=st.integers(2, 5), background=st.integers(1, 6))
-    def begin(self, threads, background):
+    def begin(self, threads: int, background: int) -> None:
         self.threads = threads
         self.background = max(1, min(background, threads - 1))
         self.scheduler = Scheduler(threads, background)
-        self.done = {}  # store -> segments that are complete
-        self.wanted = {}  # (store, segment) -> ends that nobody was told about
-        self.prefetching = set()
-        self.failed = set()  # nobody has to try these again by himself
-        self.running = []
+        self.done: dict[int, set[int]] = {}  # store -> segments that are complete
+        self.wanted: dict[tuple[int, int], list[int]] = {}  # (store, segment) -> ends that nobody was told about
+        self.prefetching: set[int] = set()
+        self.failed: set[tuple[int, int]] = set()  # nobody has to try these again by himself
+        self.running: list[Running] = []
 
     @rule(store=stores, there=st.sets(segments))
-    def open(self, store, there):
+    def open(self, store: int, there: set[int]) -> None:
         if store not in self.done:
             self.scheduler.open(store, bytearray(s in there for s in range(SEGMENTS)))
             self.done[store] = set(there)
 
     @rule(store=stores)
-    def close(self, store):
+    def close(self, store: int) -> None:
         self.scheduler.close(store)
         self.done.pop(store, None)
         self.prefetching.discard(store)
@@ -47,7 +49,7 @@ class Scheduling(RuleBasedStateMachine):
 
     @precondition(lambda self: self.done)
     @rule(data=st.data(), segment=segments, end=ends)
-    def demand(self, data, segment, end):
+    def demand(self, data: st.DataObject, segment: int, end: int) -> None:
         store = data.draw(st.sampled_from(sorted(self.done)))
         have = self.scheduler.demand(store, segment, end)
         job = self.job(store, segment)
@@ -61,12 +63,12 @@ class Scheduling(RuleBasedStateMachine):
 
     @precondition(lambda self: self.done)
     @rule(data=st.data(), segment=segments)
-    def touch(self, data, segment):
+    def touch(self, data: st.DataObject, segment: int) -> None:
         self.scheduler.touch(data.draw(st.sampled_from(sorted(self.done))), segment)
 
     @precondition(lambda self: self.done)
     @rule(data=st.data(), on=st.booleans())
-    def prefetch(self, data, on):
+    def prefetch(self, data: st.DataObject, on: bool) -> None:
         store = data.draw(st.sampled_from(sorted(self.done)))
         self.scheduler.prefetch(store, on)
         (self.prefetching.add if on else self.prefetching.discard)(store)
@@ -74,7 +76,7 @@ class Scheduling(RuleBasedStateMachine):
 
     @precondition(lambda self: len(self.running) < self.threads)
     @rule()
-    def take(self):
+    def take(self) -> None:
         queued = {key for key in self.wanted if not self.job(*key)}
         job = self.scheduler.take()
         if job is None:
@@ -99,7 +101,7 @@ class Scheduling(RuleBasedStateMachine):
         self.running.append(Running(job))
         assert sum(r.job.background for r in self.running) <= self.background, "of the threads kept for readers"
 
-    def check_idle(self):
+    def check_idle(self) -> None:
         """Nothing to do: then all that is to be prefetched is there, under way, or failed and left for readers."""
         if sum(r.job.background for r in self.running) >= self.background:
             return
@@ -110,7 +112,7 @@ class Scheduling(RuleBasedStateMachine):
 
     @precondition(lambda self: self.running)
     @rule(data=st.data(), have=st.integers(0, SIZE))
-    def progress(self, data, have):
+    def progress(self, data: st.DataObject, have: int) -> None:
         running = data.draw(st.sampled_from(self.running))
         key = (running.job.store, running.job.segment)
         have = max(have, running.job.have)
@@ -124,13 +126,13 @@ class Scheduling(RuleBasedStateMachine):
 
     @precondition(lambda self: self.running)
     @rule(data=st.data(), outcome=st.sampled_from(("whole", "part", "failed")))
-    def finish(self, data, outcome):
+    def finish(self, data: st.DataObject, outcome: str) -> None:
         running = data.draw(st.sampled_from(self.running))
         job, key = running.job, (running.job.store, running.job.segment)
         if outcome == "part" and job.upto is None:
             outcome = "whole"
         self.running.remove(running)
-        if outcome == "part":
+        if outcome == "part" and job.upto is not None:
             job.reached(max(job.upto, job.have))
         self.scheduler.finish(job, complete=outcome == "whole", failed=outcome == "failed")
         if running.stale:
@@ -147,17 +149,17 @@ class Scheduling(RuleBasedStateMachine):
         else:
             self.failed.add(key)
 
-    def job(self, store, segment):
+    def job(self, store: int, segment: int) -> Running | None:
         return next(
             (r for r in self.running if (r.job.store, r.job.segment) == (store, segment) and not r.stale), None
         )
 
     @invariant()
-    def one_job_a_segment(self):
+    def one_job_a_segment(self) -> None:
         live = [(r.job.store, r.job.segment) for r in getattr(self, "running", []) if not r.stale]
         assert len(live) == len(set(live))
 
-    def teardown(self):
+    def teardown(self) -> None:
         """Whatever happened: when the threads go on, every reader is told, and the prefetch ends."""
         if not hasattr(self, "scheduler"):
             return
@@ -178,7 +180,7 @@ class Scheduling(RuleBasedStateMachine):
 class Running:
     """A job in a thread; stale when its store was closed meanwhile."""
 
-    def __init__(self, job):
+    def __init__(self, job: Job) -> None:
         self.job, self.stale = job, False
 
 
@@ -186,7 +188,14 @@ Scheduling.TestCase.settings = settings(max_examples=120, stateful_step_count=60
 test_scheduling = Scheduling.TestCase
 
 
-def drain(scheduler):
+def taken(scheduler: Scheduler, now: float = 0.0) -> Job:
+    """The job that there must be."""
+    job = scheduler.take(now)
+    assert job is not None
+    return job
+
+
+def drain(scheduler: Scheduler) -> list[tuple[Why, int]]:
     jobs = []
     while job := scheduler.take():
         jobs.append((job.why, job.segment))
@@ -194,7 +203,7 @@ def drain(scheduler):
     return jobs
 
 
-def test_demand_then_ahead_then_prefetch():
+def test_demand_then_ahead_then_prefetch() -> None:
     scheduler = Scheduler(4, 1)
     scheduler.open(1, bytearray(8))
     scheduler.prefetch(1, True)
@@ -204,23 +213,23 @@ def test_demand_then_ahead_then_prefetch():
     assert drain(scheduler) == expected + [(Why.PREFETCH, s) for s in range(4)]
 
 
-def test_a_random_reader_gets_what_he_asks_for_and_one_who_reads_on_gets_it_all():
+def test_a_random_reader_gets_what_he_asks_for_and_one_who_reads_on_gets_it_all() -> None:
     scheduler = Scheduler(4, 1)
     scheduler.open(1, bytearray(50))
     scheduler.demand(1, 20, 7)
-    job = scheduler.take()
+    job = taken(scheduler)
     assert job.upto == 7
     assert scheduler.demand(1, 20, 9) is None
     job.reached(7)
     scheduler.finish(job, complete=False)
-    again = scheduler.take()
+    again = taken(scheduler)
     assert (again.segment, again.upto, again.ends) == (20, None, [9])
     scheduler.finish(again, complete=True)
     scheduler.demand(1, 21, 3)
-    assert scheduler.take().upto is None
+    assert taken(scheduler).upto is None
 
 
-def test_random_readers_get_nothing_ahead():
+def test_random_readers_get_nothing_ahead() -> None:
     scheduler = Scheduler(4, 1)
     scheduler.open(1, bytearray(50))
     for segment in (40, 3, 17, 30, 9):
@@ -228,7 +237,7 @@ def test_random_readers_get_nothing_ahead():
     assert {why for why, _ in drain(scheduler)} == {Why.DEMAND}
 
 
-def test_a_reader_who_finds_everything_there_is_still_followed():
+def test_a_reader_who_finds_everything_there_is_still_followed() -> None:
     scheduler = Scheduler(4, 1)
     scheduler.open(1, bytearray([1, 1, 1, 0, 0, 0]))
     scheduler.touch(1, 1)
@@ -236,83 +245,83 @@ def test_a_reader_who_finds_everything_there_is_still_followed():
     assert drain(scheduler) == [(Why.AHEAD, s) for s in range(3, 3 + AHEAD)]
 
 
-def test_a_job_that_a_reader_joins_still_counts_as_background():
+def test_a_job_that_a_reader_joins_still_counts_as_background() -> None:
     """Else the background would end up with fewer threads than it may have, or none."""
     scheduler = Scheduler(2, 1)
     scheduler.open(1, bytearray(4))
     scheduler.prefetch(1, True)
     for segment in range(4):
-        job = scheduler.take()
+        job = taken(scheduler)
         assert job.segment == segment
         scheduler.demand(1, segment, 1)
         assert job.why is Why.DEMAND
         scheduler.finish(job, complete=True)
 
 
-def test_two_stores_take_turns():
+def test_two_stores_take_turns() -> None:
     scheduler = Scheduler(4, 1)
     for store in (1, 2):
         scheduler.open(store, bytearray(3))
         for segment in range(3):
             scheduler.demand(store, segment, 1)
-    jobs = [scheduler.take().store for _ in range(4)]
+    jobs = [taken(scheduler).store for _ in range(4)]
     assert sorted(jobs) == [1, 1, 2, 2]
 
 
-def test_what_cannot_be_had_takes_no_thread_until_it_is_due():
+def test_what_cannot_be_had_takes_no_thread_until_it_is_due() -> None:
     scheduler = Scheduler(4, 1)
     scheduler.open(1, bytearray(8))
     scheduler.demand(1, 4, 10)
-    assert scheduler.postpone(scheduler.take(0.0), now=0.0, delay=2.0, patience=60.0)
+    assert scheduler.postpone(taken(scheduler, 0.0), now=0.0, delay=2.0, patience=60.0)
     scheduler.demand(1, 4, 20)  # another reader does not make it come sooner
     assert scheduler.take(1.9) is None
     assert scheduler.next_time() == 2.0
-    job = scheduler.take(2.0)
+    job = taken(scheduler, 2.0)
     assert (job.segment, job.ends, job.upto) == (4, [10, 20], 20)
     assert scheduler.next_time() == inf
     scheduler.finish(job, complete=True)
 
 
-def test_readers_wait_no_longer_than_their_patience():
+def test_readers_wait_no_longer_than_their_patience() -> None:
     scheduler = Scheduler(4, 1)
     scheduler.open(1, bytearray(8))
     scheduler.demand(1, 4, 10)
     for now in (0.0, 20.0, 40.0, 59.0):
-        assert scheduler.postpone(scheduler.take(now), now, delay=0.0, patience=60.0)
-    assert not scheduler.postpone(scheduler.take(60.0), 60.0, delay=0.0, patience=60.0)
+        assert scheduler.postpone(taken(scheduler, now), now, delay=0.0, patience=60.0)
+    assert not scheduler.postpone(taken(scheduler, 60.0), 60.0, delay=0.0, patience=60.0)
     assert scheduler.take(1000.0) is None
 
 
-def test_who_comes_when_it_lasts_too_long_already_does_not_wait_at_all():
+def test_who_comes_when_it_lasts_too_long_already_does_not_wait_at_all() -> None:
     """A reader that gets an error asks for the next piece: he must not wait for each anew."""
     scheduler = Scheduler(4, 1)
     scheduler.open(1, bytearray(8))
     scheduler.demand(1, 4, 10)
-    assert scheduler.postpone(scheduler.take(0.0), 0.0, delay=0.0, patience=60.0)
-    assert not scheduler.postpone(scheduler.take(60.0), 60.0, delay=0.0, patience=60.0)
+    assert scheduler.postpone(taken(scheduler, 0.0), 0.0, delay=0.0, patience=60.0)
+    assert not scheduler.postpone(taken(scheduler, 60.0), 60.0, delay=0.0, patience=60.0)
     for segment in (4, 5):
         scheduler.demand(1, segment, 10)
-        assert not scheduler.postpone(scheduler.take(61.0), 61.0, delay=0.0, patience=60.0)
+        assert not scheduler.postpone(taken(scheduler, 61.0), 61.0, delay=0.0, patience=60.0)
     scheduler.demand(1, 6, 10)
-    scheduler.finish(scheduler.take(62.0), complete=True)  # it is back
+    scheduler.finish(taken(scheduler, 62.0), complete=True)  # it is back
     scheduler.demand(1, 4, 10)
-    assert scheduler.postpone(scheduler.take(70.0), 70.0, delay=0.0, patience=60.0)
+    assert scheduler.postpone(taken(scheduler, 70.0), 70.0, delay=0.0, patience=60.0)
 
 
-def test_prefetch_outlives_an_outage_whatever_its_length():
+def test_prefetch_outlives_an_outage_whatever_its_length() -> None:
     scheduler = Scheduler(4, 1)
     scheduler.open(1, bytearray(3))
     scheduler.prefetch(1, True)
     for now in range(0, 500, 100):
-        job = scheduler.take(now)
+        job = taken(scheduler, now)
         assert job.segment == 0
         assert scheduler.postpone(job, now, delay=50, patience=60)
     assert [segment for _, segment in drain(scheduler)] == [1, 2]
     assert scheduler.take(449) is None
-    assert scheduler.take(450).segment == 0
+    assert taken(scheduler, 450).segment == 0
 
 
-def test_a_remote_store_may_use_more_threads_in_the_background():
+def test_a_remote_store_may_use_more_threads_in_the_background() -> None:
     scheduler = Scheduler(8, 1, 4)
     scheduler.open(1, bytearray(20))
     scheduler.open(2, bytearray(20), remote=True)
@@ -321,7 +330,7 @@ def test_a_remote_store_may_use_more_threads_in_the_background():
     assert sorted(job.store for job in iter(scheduler.take, None)) == [1, 2, 2, 2]
 
 
-def test_the_background_can_be_paused_and_demand_cannot():
+def test_the_background_can_be_paused_and_demand_cannot() -> None:
     scheduler = Scheduler(4, 1)
     scheduler.open(1, bytearray(20))
     scheduler.prefetch(1, True)
@@ -329,18 +338,18 @@ def test_the_background_can_be_paused_and_demand_cannot():
     assert scheduler.take(4.9) is None
     assert scheduler.next_time() == 5.0
     scheduler.demand(1, 7, 1)
-    assert scheduler.take(4.9).segment == 7
-    assert scheduler.take(5.0).why is Why.PREFETCH
+    assert taken(scheduler, 4.9).segment == 7
+    assert taken(scheduler, 5.0).why is Why.PREFETCH
 
 
-def test_a_store_closed_while_a_job_is_postponed():
+def test_a_store_closed_while_a_job_is_postponed() -> None:
     scheduler = Scheduler(2, 1)
     scheduler.open(1, bytearray(4))
     scheduler.prefetch(1, True)
-    job = scheduler.take()
+    job = taken(scheduler)
     scheduler.close(1)
     assert scheduler.postpone(job, 0.0, 1.0, 60.0)
     assert (scheduler.take(9.0), scheduler.next_time()) == (None, inf)
     scheduler.open(2, bytearray(4))
     scheduler.prefetch(2, True)
-    assert scheduler.take(9.0).store == 2  # its place in the background is free again
+    assert taken(scheduler, 9.0).store == 2  # its place in the background is free again

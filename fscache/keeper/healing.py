@@ -1,0 +1,46 @@
+"""Blobs that cannot be read are looked for again: somebody may have put an intact copy in their place."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+from ...erofs.errors import NydusErofsError
+from ...erofs.ids import BlobId
+from ..kernel.fd import Fd
+from .kept_store import KeptStore
+from .log import logger
+from .origin import Origin
+from .places import Places
+from .stores import StoreTable
+from .tasks import background
+
+
+class Healer:
+    """Looks for the blobs of stores in a table, once at a time for each store."""
+
+    def __init__(self, table: StoreTable) -> None:
+        self._table = table
+        self._looking: set[str] = set()  # keys of stores whose blob is being looked for
+
+    def watch(self, store: KeptStore, blob: BlobId, origin: Callable[[], Origin]) -> None:
+        """From now on look for a store's blob, where its image comes from by then, when it cannot be read."""
+        store.reopen = partial(self._look_again, store, blob, origin)
+
+    def _look_again(self, store: KeptStore, blob: BlobId, origin: Callable[[], Origin]) -> None:
+        if store.key not in self._looking:
+            self._looking.add(store.key)
+            background(self._reopen(store, blob, origin()))
+
+    async def _reopen(self, store: KeptStore, blob: BlobId, origin: Origin) -> None:
+        try:
+            with Places(origin) as places:
+                found = await places.find(blob)
+                if self._table.is_open(store):
+                    self._table.add_source(store, found)
+                elif isinstance(found, Fd):
+                    found.close()
+        except NydusErofsError as error:
+            logger().debug("its blob is not there", store=store.label, error=error.message)
+        finally:
+            self._looking.discard(store.key)

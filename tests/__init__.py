@@ -1,0 +1,1 @@
+"""Tests; what they are written with is in ``kit``."""
