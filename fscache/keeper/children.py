@@ -75,19 +75,16 @@ async def errand(
                     yield Packet(packet[1:], fds)
                 elif packet[:1] == _FAILED:
                     raise _FAULT.decode(packet[1:]).error()
-                elif not await _exited_well(pid):
-                    raise KernelError(f"{what}: the process for it died", hint="see the log")
                 else:
+                    loop.remove_reader(sock.fileno())  # readable from now on: the loop would not rest
+                    if await exited(pid):
+                        raise KernelError(f"{what}: the process for it died", hint="see the log")
                     return
         except TimeoutError:
             raise KernelError(f"{what}: not done within {patience:.0f} s", hint="is a file server away?") from None
         finally:
             loop.remove_reader(sock.fileno())
             _end(pid)
-
-
-async def _exited_well(pid: int) -> bool:
-    return await exited(pid) == 0
 
 
 def _end(pid: int) -> None:
