@@ -196,12 +196,13 @@ class FanotifyEngine:
 
     async def look(self) -> None:
         """Notice what was unmounted, by us or by others, and let go of what nothing uses any more."""
+        known = list(self._mounts)  # what is mounted while the table is read may not be in it
         live: set[int] = set()
         for ids in kernel.mount_ids(kernel.FS_TYPE):
             live |= ids
             await asyncio.sleep(0)  # readers have their turn
-        for mounted in list(self._mounts):
-            if mounted.mount_id not in live and not self._finish(mounted):
+        for mounted in known:
+            if mounted.mount_id not in live and mounted in self._mounts and not self._finish(mounted):
                 mounted.detached = True
 
     async def stop(self) -> list[str]:
