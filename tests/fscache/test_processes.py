@@ -71,6 +71,7 @@ def compare(seen: Seen, process: Process, parent: int, count: int) -> None:
     assert seen.status["Groups"] == ""
     assert {seen.status[f"Cap{kind}"] for kind in ("Inh", "Prm", "Eff", "Bnd", "Amb")} == {"0" * 16}
     assert seen.status["NoNewPrivs"] == "1"
+    assert seen.status["Seccomp"] == "2"  # a filter
     assert seen.status["Seccomp"] == ("2" if process.filtered else "0")
     assert seen.status["Umask"] == f"{process.umask:04o}"
     assert seen.parent == parent
