@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 
+from ..kernel.plain import read_plain
 from ..state.layout import EPOCH
 from .log import logger
 
@@ -50,7 +51,8 @@ def begun(directory: str) -> bool:
 def trusted(directory: str) -> bool:
     """Whether what the folder holds counts without being verified."""
     try:
-        with open(os.path.join(directory, EPOCH), encoding="ascii", errors="replace") as file:
-            return file.read(64) == boot_id()
+        return read_plain(os.path.join(directory, EPOCH), 64) == boot_id().encode()
     except FileNotFoundError:
         return True
+    except OSError:
+        return False
