@@ -103,7 +103,8 @@ class FanotifyEngine:
             mounted = MountedImage(folder, record, places.origin, blobs, stores, watched, self._table)
             undo.callback(mounted.prefetch, False)
             mounted.prefetch(True)
-            mounted.save()
+            with self._run.writing():
+                mounted.save()
             try:
                 mounted.mount_id = await self._mount(mounted, image.devices(prepared), order.flags)
             except BaseException:
