@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import struct
-from array import array
 from collections.abc import Iterator, Sequence
 
 from .blob_table import Blob
@@ -11,15 +10,16 @@ from .blobmeta import ChunkColumns, ChunkInfo, ChunkInfoFlags
 from .errors import FormatError
 from .ondisk import BLOCK_SIZE
 from .rafs import ChunkFlags, ChunkRow
-from .record import Buffer, Lanes
+from .record import Buffer, little_endian
 from .rules import Rule
 
 _KNOWN_FLAGS = sum(ChunkFlags)
 _COMPRESSED, _BATCH = ChunkInfoFlags.COMPRESSED.value, ChunkInfoFlags.BATCH.value  # the same bits in both places
 _COMPRESSED_ONLY = bytes(flags & _COMPRESSED for flags in range(256))  # for bytes.translate
 
-# Of ChunkRow: digest, blob index, flags, both sizes, both offsets, CI index.
-_ROW = struct.Struct("<32sIIQQQ8xI4x")
+# Of ChunkRow: digest, blob index, flags, place (both sizes, both offsets), CI index.
+_PLACE = 24
+_ROW = struct.Struct(f"<32sII{_PLACE}s8xI4x")
 _TOLD = ~_KNOWN_FLAGS | _COMPRESSED  # flags that must be what the chunk info says; the unknown ones are 0
 assert _ROW.size == ChunkRow.size()
 
@@ -75,17 +75,19 @@ def read_digests(table: Buffer, blobs: Sequence[Blob], chunks: Sequence[ChunkCol
         chunks: of each blob, found to be dense.
     """
     digests: list[list[bytes | None]] = [[None] * len(columns.flags) for columns in chunks]
-    wanted = [_wanted(columns) for columns in chunks]
+    wanted = [(_places(columns), bytes(columns.flags).translate(_COMPRESSED_ONLY)) for columns in chunks]
     current, sound = -1, True
     try:
         # There may be millions of rows: what is wrong is looked for again, and told, by slower functions.
-        for digest, blob, flags, size, coff, uoff, index in _ROW.iter_unpack(table):
+        for digest, blob, flags, place, index in _ROW.iter_unpack(table):
             if blob != current:
-                current, known, (uoffs, sizes, coffs, kinds) = blob, digests[blob], wanted[blob]
-            if uoffs[index] != uoff or sizes[index] != size or coffs[index] != coff or flags & _TOLD != kinds[index]:
+                current, known, (places, kinds) = blob, digests[blob], wanted[blob]
+            at = index * _PLACE
+            right = places[at : at + _PLACE]
+            if place != right or flags & _TOLD != kinds[index]:
                 # Rows of batch members say nothing of how they are stored.
                 member = chunks[blob].flags[index] & _BATCH and not flags & ~_KNOWN_FLAGS
-                if not member or uoffs[index] != uoff or sizes[index] >> 32 != size >> 32:
+                if not member or place[4:8] != right[4:8] or place[16:] != right[16:]:
                     sound = False
             known[index] = digest
     except IndexError:
@@ -96,12 +98,15 @@ def read_digests(table: Buffer, blobs: Sequence[Blob], chunks: Sequence[ChunkCol
     return digests
 
 
-def _wanted(chunks: ChunkColumns) -> tuple[array[int], array[int], array[int], bytes]:
-    """What rows must say: uncompressed offset; sizes, the compressed one below; compressed offset; flags."""
-    lanes = Lanes(len(chunks.flags))
-    sizes = lanes.store("Q", lanes.load(chunks.compressed_size) | lanes.load(chunks.uncompressed_size) << 32)
-    kinds = bytes(chunks.flags).translate(_COMPRESSED_ONLY)
-    return chunks.uncompressed_offset, sizes, chunks.compressed_offset, kinds
+def _places(chunks: ChunkColumns) -> bytes:
+    """The places of all chunks as rows have them: sizes and offsets, compressed before uncompressed."""
+    out = bytearray(_PLACE * len(chunks.flags))
+    halves, words = memoryview(out).cast("I"), memoryview(out).cast("Q")
+    for at, column in enumerate((chunks.compressed_size, chunks.uncompressed_size)):
+        halves[at :: _PLACE // 4] = little_endian(column[:])
+    for at, column in enumerate((chunks.compressed_offset, chunks.uncompressed_offset), 1):
+        words[at :: _PLACE // 8] = little_endian(column[:])
+    return bytes(out)
 
 
 def _first_fault(table: Buffer, blobs: Sequence[Blob], chunks: Sequence[ChunkColumns]) -> FormatError:

@@ -30,8 +30,9 @@ import secrets
 
 from ...erofs.errors import ServiceError
 from ..config.defaults import control_socket
+from ..kernel import statx
 from ..kernel.fd import Fd
-from ..kernel.mount import bind_private, mounts, unmount
+from ..kernel.mount import bind_private, unmount
 from ..state.layout import MOUNT_RECORD
 
 NEW, _GONE = ".new-", ".gone-"  # names of folders that are being made, and that are to be removed
@@ -88,9 +89,10 @@ class RunPaths:
         self.mounts = os.path.join(self.root, "mounts")
         for path in (self.root, self.mounts):
             os.makedirs(path, mode=0o700, exist_ok=True)
-        self._fresh = not any(entry.target == self.mounts for entry in mounts())
+        self._fresh = statx.mount_id(self.mounts) == statx.mount_id(self.root)
         if self._fresh:
             bind_private(self.mounts, self.mounts)
+        self._next = 1 + max((int(name) for name in os.listdir(self.mounts) if name.isdecimal()), default=-1)
 
     @property
     def socket(self) -> str:
@@ -98,16 +100,11 @@ class RunPaths:
 
     def new_mount(self) -> str:
         """A new folder for one mount."""
-        number = 0
-        while True:
-            path = os.path.join(self.mounts, str(number))
-            try:
-                os.mkdir(path, mode=0o700)
-            except FileExistsError:
-                number += 1
-                continue
-            os.mkdir(os.path.join(path, "through"))
-            return path
+        path = os.path.join(self.mounts, str(self._next))
+        self._next += 1
+        os.mkdir(path, mode=0o700)
+        os.mkdir(os.path.join(path, "through"))
+        return path
 
     def remove_mount(self, folder: str) -> None:
         """Remove the folder of a mount that is gone. Not recursively, whatever happens: what is bound there is the

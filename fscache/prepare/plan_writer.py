@@ -27,7 +27,8 @@ def pack_plan(blob: BlobMap) -> bytearray:
         chunk_size=entry.chunk_size,
     )
     digests = blob.digests
-    fetched, units, starts, kinds = (array("I", column) for column in blob.units)
+    fetched, units, starts = (column[:] for column in blob.units[:3])
+    kinds = array("I", blob.units.flags)
     if None in digests:
         for index, digest in enumerate(digests):
             if digest is None:

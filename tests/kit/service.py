@@ -144,6 +144,10 @@ class Service:
         """The files that hold fetched bytes."""
         return self.engine.cache(self.state)
 
+    def held(self) -> int:
+        """Bytes of data in them."""
+        return sum(map(self.engine.held, self.cache()))
+
     # --- how it ends ---
 
     @property
