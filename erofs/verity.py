@@ -1,29 +1,21 @@
-"""The digest tree of a bootstrap: fs-verity's Merkle tree, SHA-256 over blocks of 4 KiB, no salt.
-
-Source: Documentation/filesystems/fsverity.rst, "Merkle tree" and "fs-verity descriptor". The tree is published beside
-a bootstrap so that each block of it can be verified when it is read, before the rest is there. The fs-verity digest
-(of the descriptor, hence of size and root) is the image's *identity*: what ``fsverity digest FILE`` prints.
+"""The digest tree of a bootstrap (``merkle.py``), published beside it so that each block can be verified when it is
+read, before the rest is there.
 """
 
 from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
-from hashlib import sha256
 from typing import ClassVar
 
 from .errors import CorruptError, FormatError
+from .merkle import BLOCK, FANOUT, HASH, build, hashes, identity_of
 from .record import Buffer, Record
 from .source import Source
 
-BLOCK = 4096  # bytes
 SUFFIX = ".verity"  # of the tree's name, after the bootstrap's
 MAGIC = b"NEVERITY"
-_HASH = 32  # bytes
-_FANOUT = BLOCK // _HASH
 _MAX_DATA = 1 << 31  # bytes, as much as nydusd takes of a bootstrap
-_DESCRIPTOR = struct.Struct("<BBBBIQ64s32s144x")  # struct fsverity_descriptor
-assert _DESCRIPTOR.size == 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +39,7 @@ def _levels(size: int) -> list[int]:
     levels = []
     blocks = -(-size // BLOCK)
     while blocks > 1:
-        blocks = -(-blocks // _FANOUT)
+        blocks = -(-blocks // FANOUT)
         levels.append(blocks)
     return levels
 
@@ -66,12 +58,11 @@ class Tree:
     @property
     def identity(self) -> str:
         """``sha256:`` and the fs-verity digest in hex."""
-        descriptor = _DESCRIPTOR.pack(1, 1, BLOCK.bit_length() - 1, 0, 0, self.size, self.root, b"")
-        return f"sha256:{sha256(descriptor).hexdigest()}"
+        return identity_of(self.size, self.root)
 
     def leaf(self, block: int) -> bytes:
         """The hash of a block of data."""
-        return self.levels[0][block * _HASH : (block + 1) * _HASH] if self.levels else self.root
+        return self.levels[0][block * HASH : (block + 1) * HASH] if self.levels else self.root
 
     def pack(self) -> bytes:
         """The file of the tree: a header, then the levels as fs-verity stores them, the topmost first."""
@@ -82,27 +73,8 @@ class Tree:
 def build_tree(data: Buffer) -> Tree:
     """The tree over a buffer (also an mmap)."""
     view = memoryview(data).cast("B")
-    levels: list[bytes] = []
-    hashes = _hashes(view)
-    while len(hashes) > _HASH:
-        hashes += bytes(-len(hashes) % BLOCK)
-        levels.append(hashes)
-        hashes = _hashes(memoryview(hashes))
-    return Tree(len(view), hashes or bytes(_HASH), tuple(levels))
-
-
-def _hashes(view: memoryview) -> bytes:
-    """The hashes of all blocks, the last one filled up with zeros."""
-    whole = len(view) - len(view) % BLOCK
-    hashes = [sha256(view[at : at + BLOCK]).digest() for at in range(0, whole, BLOCK)]
-    if whole < len(view):
-        hashes.append(sha256(bytes(view[whole:]).ljust(BLOCK, b"\0")).digest())
-    return b"".join(hashes)
-
-
-def identity(data: Buffer) -> str:
-    """The identity of a bootstrap."""
-    return build_tree(data).identity
+    root, levels = build(view)
+    return Tree(len(view), root, levels)
 
 
 def parse_tree(raw: Buffer) -> Tree:
@@ -121,8 +93,8 @@ def parse_tree(raw: Buffer) -> Tree:
         levels.append(bytes(view[at : at + blocks * BLOCK]))
     above = header.root
     for level in reversed(levels):
-        hashes = _hashes(memoryview(level))
-        if above[: len(hashes)] != hashes or any(above[len(hashes) :]):
+        found = hashes(memoryview(level))
+        if above[: len(found)] != found or any(above[len(found) :]):
             raise FormatError("the digest tree does not agree with its root")
         above = level
     return Tree(header.data_size, header.root, tuple(levels))
@@ -148,6 +120,6 @@ class VerifiedSource:
         stop = min(self._tree.size, end + -end % BLOCK)
         data = memoryview(self._source.read_at(begin, stop - begin))
         for at in range(0, len(data), BLOCK):
-            if _hashes(data[at : at + BLOCK]) != self._tree.leaf((begin + at) // BLOCK):
+            if hashes(data[at : at + BLOCK]) != self._tree.leaf((begin + at) // BLOCK):
                 raise CorruptError(f"the bootstrap's block at byte {begin + at} is not what its digest tree says")
         return data[offset - begin : end - begin]

@@ -6,13 +6,12 @@ import hashlib
 import os
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import NamedTuple
 
-from ...erofs import verity
+from ...erofs import merkle, verity
 from ...erofs.errors import BackendError, BlobNotFoundError, CorruptError, FormatError
 from ..config.backend import Registry, Remote
 from .base import Client, ObjectInfo
-from .files import identify, mapped, write_all
+from .files import mapped, write_all
 from .registry import oci
 from .registry.client import Manifest, RegistryClient
 from .registry.layer import extract_bootstrap
@@ -23,22 +22,17 @@ _PIECE, _PARALLEL = 4 << 20, 4  # bytes in one request, requests at a time
 _SUFFIX = ".meta"
 
 
-class Fetched(NamedTuple):
-    """A bootstrap that is in the file now (or not, when ``version`` is the known one)."""
-
-    version: str  # of what the server has under the name
-    sha256: str = ""
-    identity: str = ""  # sha256: and the fs-verity digest
-
-
 def fetch_bootstrap(
     backend: Resilient, config: Remote, name: str, fd: int, *, known: str = "", digest: str = ""
-) -> Fetched:
-    """Fetch the bootstrap published as ``name`` (an object, a tag or a digest) into an empty file, and to the disk.
+) -> str:
+    """Fetch the bootstrap published as ``name`` (an object, a tag or a digest) into an empty file.
 
     Args:
         known: version that need not be fetched again.
         digest: identity that it must have, if one is demanded.
+
+    Returns:
+        The version that the server has under the name; with the known one, the file stays empty.
 
     Raises:
         BackendError: it cannot be had.
@@ -50,15 +44,15 @@ def fetch_bootstrap(
     else:
         version, claimed = _from_object(backend, name, fd, known)
     if version == known and known:
-        return Fetched(version)
-    os.fsync(fd)
-    sha256, identity = identify(fd)
+        return version
+    with mapped(fd) as data:
+        identity = merkle.identity(data)
     for what, wanted in (("its digest tree", claimed), ("what is demanded", digest)):
         if wanted and identity != wanted:
             raise CorruptError(
                 f"{backend.label}: bootstrap {name} has the digest {identity}, not {wanted} as {what} says"
             )
-    return Fetched(version, sha256, identity)
+    return version
 
 
 def _from_object(backend: Resilient, name: str, fd: int, known: str) -> tuple[str, str]:

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import hashlib
 import os
+import tempfile
 from dataclasses import dataclass
 
 import msgspec
@@ -18,9 +19,11 @@ from ...erofs.errors import BackendError, CorruptError
 from ...erofs.ids import BlobId
 from ..config.backend import Registry, Remote, describe
 from ..kernel.fd import Fd
+from ..kernel.plain import open_plain, read_plain
 from ..proto import worker as proto
 from ..proto.packets import decoded
 from .log import logger
+from .measure import Measured, kept
 from .origin import Origin
 from .paths import StatePaths
 from .places import Places
@@ -35,8 +38,7 @@ class _Known(msgspec.Struct):
     """Which version of a published bootstrap is here."""
 
     version: str
-    sha256: str
-    identity: str
+    measured: Measured
 
 
 _KNOWN = msgspec.json.Decoder(_Known)
@@ -78,13 +80,16 @@ class Bootstraps:
         self.require(origin.remote)
         if local is not None:
             if digest:
-                _demand(origin.image, (await self._link.ask(proto.Identify(0), local, _PATIENCE)).identity, digest)
+                with local:
+                    measured = await kept(local, self._folder)
+                _demand(origin.image, measured.identity, digest)
+                return open_plain(self._file(measured.sha256))
             return local
         key = _key(origin)
         lock = self._locks.setdefault(key, asyncio.Lock())
         try:
             async with lock:
-                return _open(self._file(await self._fetched(origin, key, digest)))
+                return open_plain(self._file((await self._fetched(origin, key, digest)).measured.sha256))
         finally:
             if not lock.locked():
                 self._locks.pop(key, None)
@@ -102,55 +107,44 @@ class Bootstraps:
         file = await self.bootstrap(origin, local, digest)
         known = None if local is not None else self._load(_key(origin))
         size, blobs = os.fstat(file.fd).st_size, dict(await self._link.inspect(file))
-        return Opened(known.identity if known else "", file, None, size, blobs)
+        return Opened(known.measured.identity if known else "", file, None, size, blobs)
 
     async def _fetched(self, origin: Origin, key: str, digest: str) -> _Known:
         """What is here of a published bootstrap, after a look at the server."""
         assert origin.remote is not None
         known = self._load(key)
         fixed = isinstance(origin.remote, Registry) and origin.name.startswith("sha256:")
-        if known is not None and (known.identity == digest or (fixed and not digest)):
+        if known is not None and (known.measured.identity == digest or (fixed and not digest)):
             return known
-        new = os.path.join(self._folder, f".new-{key}")
-        with Fd(os.open(new, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)) as file:
+        fd, path = tempfile.mkstemp(dir=self._folder, prefix=".new-")
+        os.unlink(path)  # what the worker writes to is nothing yet
+        with Fd(fd) as file:
+            question = proto.FetchBootstrap(0, origin.remote, origin.name, known.version if known else "", digest)
             try:
-                question = proto.FetchBootstrap(0, origin.remote, origin.name, known.version if known else "", digest)
                 said = await self._link.ask(question, file, _PATIENCE)
             except BackendError as error:
-                os.unlink(new)
                 if known is None or not error.retryable:
                     raise
-                _demand(origin.image, known.identity, digest)
+                _demand(origin.image, known.measured.identity, digest)
                 logger().warning(
                     "server does not answer: using what is here", image=origin.image, error=error.message
                 )
                 return known
-            except BaseException:
-                os.unlink(new)
-                raise
-        if known is not None and said.version == known.version:
-            os.unlink(new)
-            _demand(origin.image, known.identity, digest)
-            return known
-        if not said.sha256:
-            os.unlink(new)
-            raise BackendError(f"{origin.image}: fetched, but nobody says what", hint="see the log")
-        known = _Known(said.version, said.sha256, said.identity)
-        if os.path.exists(self._file(known)):
-            os.unlink(new)  # another name for it; the prepared image hangs on the file that is there
-        else:
-            os.rename(new, self._file(known))
+            if known is not None and said.version == known.version != "":
+                _demand(origin.image, known.measured.identity, digest)
+                return known
+            known = _Known(said.version, await kept(file, self._folder))
+        _demand(origin.image, known.measured.identity, digest)
         self._save(key, known)
         return known
 
-    def _file(self, known: _Known) -> str:
-        return os.path.join(self._folder, f"{known.sha256}.meta")
+    def _file(self, sha256: str) -> str:
+        return os.path.join(self._folder, f"{sha256}.meta")
 
     def _load(self, key: str) -> _Known | None:
         with contextlib.suppress(OSError, msgspec.MsgspecError):
-            with open(os.path.join(self._folder, f"{key}.json"), "rb") as file:
-                known = decoded(_KNOWN, file.read(_MAX_RECORD))
-            if os.path.exists(self._file(known)):
+            known = decoded(_KNOWN, read_plain(os.path.join(self._folder, f"{key}.json"), _MAX_RECORD))
+            if os.path.isfile(self._file(known.measured.sha256)):
                 return known
         return None
 
@@ -172,10 +166,6 @@ class Bootstraps:
             return file, offset
 
         return provide
-
-
-def _open(path: str) -> Fd:
-    return Fd(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
 
 
 def _key(origin: Origin) -> str:

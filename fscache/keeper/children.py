@@ -44,17 +44,23 @@ class Packet(NamedTuple):
     fds: list[Fd]
 
 
-async def errand(call: Callable[[Say], None], what: str, patience: float = PATIENCE) -> AsyncGenerator[Packet, None]:
+async def errand(
+    call: Callable[[Say], None], what: str, patience: float = PATIENCE, using: Sequence[Fd] = ()
+) -> AsyncGenerator[Packet, None]:
     """Run ``call`` in a child, and give what it says as it comes. Close the iterator in any case (``aclosing``).
 
     Args:
         what: it does, for messages.
         patience: seconds that it may take, for each thing it says; then it is killed, and not waited for.
+        using: the keeper's descriptors that it needs; all others are closed there.
 
     Raises:
         NydusErofsError: what ``call`` raised; KernelError with its errno for an OSError, and when it took too long.
     """
-    pid, sock = _fork(call)
+    try:
+        pid, sock = _fork(call, what, using)
+    except OSError as error:
+        raise KernelError(f"{what}: no process for it: {error.strerror}", hint="is a limit reached?") from None
     loop = asyncio.get_running_loop()
     readable = asyncio.Event()
     with sock:
@@ -72,19 +78,18 @@ async def errand(call: Callable[[Say], None], what: str, patience: float = PATIE
                     yield Packet(packet[1:], fds)
                 elif packet[:1] == _FAILED:
                     raise _FAULT.decode(packet[1:]).error()
-                elif not await _exited_well(pid):
-                    raise KernelError(f"{what}: the process for it died", hint="see the log")
                 else:
+                    loop.remove_reader(sock.fileno())  # readable from now on: the loop would not rest
+                    if await exited(pid):
+                        raise KernelError(f"{what}: the process for it died", hint="see the log")
                     return
         except TimeoutError:
             raise KernelError(f"{what}: not done within {patience:.0f} s", hint="is a file server away?") from None
+        except OSError as error:  # no room for its descriptors
+            raise KernelError(f"{what}: {error}", hint="is a limit reached?") from None
         finally:
             loop.remove_reader(sock.fileno())
             _end(pid)
-
-
-async def _exited_well(pid: int) -> bool:
-    return await exited(pid) == 0
 
 
 def _end(pid: int) -> None:
@@ -100,11 +105,13 @@ async def in_child(call: Callable[[], None], what: str, patience: float = PATIEN
     await said_by(lambda _: call(), what, patience)
 
 
-async def said_by(call: Callable[[Say], None], what: str, patience: float = PATIENCE) -> list[Packet]:
+async def said_by(
+    call: Callable[[Say], None], what: str, patience: float = PATIENCE, using: Sequence[Fd] = ()
+) -> list[Packet]:
     """All that ``call`` says in a child; errors as of ``errand``."""
     packets: list[Packet] = []
     try:
-        async with contextlib.aclosing(errand(call, what, patience)) as said:
+        async with contextlib.aclosing(errand(call, what, patience, using)) as said:
             async for packet in said:
                 packets.append(packet)  # noqa: PERF401 - what came before an error is closed
     except BaseException:
@@ -114,18 +121,20 @@ async def said_by(call: Callable[[Say], None], what: str, patience: float = PATI
     return packets
 
 
-def _fork(call: Callable[[Say], None]) -> tuple[int, socket.socket]:
+def _fork(call: Callable[[Say], None], what: str, using: Sequence[Fd]) -> tuple[int, socket.socket]:
     ours, theirs = channel.pair()
     parent = os.getpid()
     pid = os.fork()
     if not pid:
-        _run_and_exit(call, theirs, parent)
+        _run_and_exit(call, what, theirs, using, parent)
     theirs.close()
     ours.setblocking(False)
     return pid, ours
 
 
-def _run_and_exit(call: Callable[[Say], None], sock: socket.socket, parent: int) -> NoReturn:
+def _run_and_exit(
+    call: Callable[[Say], None], what: str, sock: socket.socket, using: Sequence[Fd], parent: int
+) -> NoReturn:
     status = 1
     try:
         gc.disable()  # objects of the keeper's would close descriptors that are others' here
@@ -133,15 +142,18 @@ def _run_and_exit(call: Callable[[Say], None], sock: socket.socket, parent: int)
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, signal.SIG_DFL)
         die_with_parent(parent)
-        close_all_but(0, 1, 2, sock.fileno())
+        close_all_but(0, 1, 2, sock.fileno(), *(fd.fd for fd in using))
         try:
             call(lambda data, fds: channel.send(sock, _SAID + data, fds))
         except NydusErofsError as error:
             channel.send(sock, _FAILED + msgspec.json.encode(Fault.of(error)))
         except OSError as error:
-            where = f": {os.fsdecode(error.filename)}" if error.filename else ""
-            fault = Fault("KernelError", f"{error.strerror or error}{where}", number=error.errno or 0)
-            channel.send(sock, _FAILED + msgspec.json.encode(fault))
+            said = error.strerror or str(error)
+            if error.filename:
+                said = f"{said}: {os.fsdecode(error.filename)}"
+            elif said == os.strerror(error.errno or 0):  # else it says already what failed
+                said = f"{what}: {said}"
+            channel.send(sock, _FAILED + msgspec.json.encode(Fault("KernelError", said, number=error.errno or 0)))
         status = 0
     except BaseException:
         traceback.print_exc()

@@ -29,7 +29,6 @@ def table(stores: StoreTable, traffic: TrafficTable, on_answer: Handler) -> Mapp
         proto.Synced: stores.on_synced,
         proto.Traffic: traffic.on_news,
         proto.Inspected: on_answer,
-        proto.Identified: on_answer,
         proto.Peeked: on_answer,
         proto.RangeFetched: on_answer,
         proto.BootstrapFetched: on_answer,

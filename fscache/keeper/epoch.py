@@ -7,12 +7,19 @@ to be verified (stores) or made anew (images). After a sync the file is removed 
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Sequence
+from functools import cache
 
+from ..kernel.fd import Fd
+from ..kernel.mount import sync_filesystem
+from ..kernel.plain import read_plain
 from ..state.layout import EPOCH
 from .log import logger
 
 
+@cache
 def boot_id() -> str:
     """This boot's random name (Linux: /proc/sys/kernel/random/boot_id)."""
     with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
@@ -42,6 +49,23 @@ def settle(directory: str) -> None:
         logger().warning("a folder cannot be settled", folder=directory, error=error.strerror)
 
 
+def settle_all(root: str, directories: Sequence[str]) -> None:
+    """Write the filesystem of ``root`` to disk, then settle folders on it. For children: it waits for the disk.
+
+    One that somebody has put in a folder's place meanwhile is not settled.
+    """
+    with contextlib.ExitStack() as opened:
+        folders = []
+        for directory in directories:
+            with contextlib.suppress(FileNotFoundError):
+                folders.append(opened.enter_context(Fd(os.open(directory, os.O_RDONLY | os.O_DIRECTORY))))
+        with Fd(os.open(root, os.O_RDONLY | os.O_DIRECTORY)) as fd:
+            sync_filesystem(fd.fd)
+        for folder in folders:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(EPOCH, dir_fd=folder.fd)
+
+
 def begun(directory: str) -> bool:
     """Whether the folder has an epoch, of this boot or another."""
     return os.path.lexists(os.path.join(directory, EPOCH))
@@ -50,7 +74,8 @@ def begun(directory: str) -> bool:
 def trusted(directory: str) -> bool:
     """Whether what the folder holds counts without being verified."""
     try:
-        with open(os.path.join(directory, EPOCH), encoding="ascii", errors="replace") as file:
-            return file.read(64) == boot_id()
+        return read_plain(os.path.join(directory, EPOCH), 64) == boot_id().encode()
     except FileNotFoundError:
         return True
+    except OSError:
+        return False

@@ -27,11 +27,13 @@ import contextlib
 import fcntl
 import os
 import secrets
+from collections.abc import Iterator
 
 from ...erofs.errors import ServiceError
 from ..config.defaults import control_socket
+from ..kernel import statx
 from ..kernel.fd import Fd
-from ..kernel.mount import bind_private, mounts, unmount
+from ..kernel.mount import bind_private, unmount
 from ..state.layout import MOUNT_RECORD
 
 NEW, _GONE = ".new-", ".gone-"  # names of folders that are being made, and that are to be removed
@@ -88,26 +90,38 @@ class RunPaths:
         self.mounts = os.path.join(self.root, "mounts")
         for path in (self.root, self.mounts):
             os.makedirs(path, mode=0o700, exist_ok=True)
-        self._fresh = not any(entry.target == self.mounts for entry in mounts())
+        self._fresh = statx.mount_id(self.mounts) == statx.mount_id(self.root)
         if self._fresh:
             bind_private(self.mounts, self.mounts)
+        self._next = 1 + max((int(name) for name in os.listdir(self.mounts) if name.isdecimal()), default=-1)
 
     @property
     def socket(self) -> str:
         return control_socket(self.root)
 
     def new_mount(self) -> str:
-        """A new folder for one mount."""
-        number = 0
-        while True:
-            path = os.path.join(self.mounts, str(number))
+        """A new folder for one mount; ServiceError when there is no room for it."""
+        path = os.path.join(self.mounts, str(self._next))
+        self._next += 1
+        with self.writing():
+            os.mkdir(path, mode=0o700)
             try:
-                os.mkdir(path, mode=0o700)
-            except FileExistsError:
-                number += 1
-                continue
-            os.mkdir(os.path.join(path, "through"))
-            return path
+                os.mkdir(os.path.join(path, "through"))
+            except OSError:
+                os.rmdir(path)
+                raise
+        return path
+
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[None]:
+        """ServiceError, instead of an OSError, when something cannot be written to the run folder."""
+        try:
+            yield
+        except OSError as error:
+            raise ServiceError(
+                f"the run folder {self.root} cannot be written to: {error.strerror}",
+                hint="make room there, or choose another folder with --run-dir",
+            ) from None
 
     def remove_mount(self, folder: str) -> None:
         """Remove the folder of a mount that is gone. Not recursively, whatever happens: what is bound there is the

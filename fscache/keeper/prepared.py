@@ -13,10 +13,11 @@ import signal
 import socket
 import tempfile
 from collections.abc import Awaitable, Callable
+from functools import partial
 
 import msgspec
 
-from ...erofs.errors import FormatError, NydusErofsError
+from ...erofs.errors import FormatError, KernelError, NydusErofsError
 from ...erofs.ids import BlobId, blob_id
 from ..config.service import Uids
 from ..kernel import channel
@@ -25,9 +26,10 @@ from ..processes import PREPARE
 from ..proto import prepare as proto
 from ..proto.fault import Fault
 from ..state import image
-from ..state.layout import BOOT, PLAN, RECORD, STORES
+from ..state.layout import PLAN, STORES
 from . import adopt, epoch
-from .children import in_child, remove, write_out
+from .children import in_child, remove
+from .log import logger
 from .paths import NEW, StatePaths
 from .spawn import ended, spawn
 from .tasks import background
@@ -49,6 +51,7 @@ class Images:
         self._request = proto.Prepare(segment_size, localize)
         self._locks: dict[str, asyncio.Lock] = {}
         self._one = asyncio.Lock()
+        self._fresh: list[str] = []  # folders of images that may not be on disk
 
     def id_of(self, bootstrap: Fd) -> str:
         return image.image_id(bootstrap.fd, self._request.segment_size)
@@ -70,7 +73,7 @@ class Images:
                     return found
                 async with self._one:
                     record = await self._make(image_id, bootstrap, provide)
-                background(self._settle(image_id, record))
+                self._settle_later(image_id)
                 return record
         finally:
             if not lock.locked():
@@ -131,16 +134,22 @@ class Images:
         if isinstance(result, proto.NotPrepared):
             raise result.fault.error()
 
-    async def _settle(self, image_id: str, record: image.ImageRecord) -> None:
-        """Have a fresh image outlive a crash of the machine, once its mount has what it needs of the disk."""
+    def _settle_later(self, image_id: str) -> None:
+        self._fresh.append(self._paths.image(image_id))
+        if len(self._fresh) == 1:
+            background(self._settle())
+
+    async def _settle(self) -> None:
+        """Have fresh images outlive a crash of the machine, once their mounts have what they need of the disk; all
+        at once, as each would wait for it again."""
         await asyncio.sleep(_SETTLE_AFTER)
-        directory = self._paths.image(image_id)
-        names = [RECORD, BOOT] if record.boot_size else [RECORD]
-        files = [os.path.join(directory, name) for name in names]
-        folders = [self._paths.store_of(ref.key) for ref in record.stores]
-        plans = [os.path.join(folder, PLAN) for folder in folders]
-        if await write_out([*files, *plans, directory, *folders, self._paths.store, self._paths.images]):
-            epoch.settle(directory)
+        fresh, self._fresh = self._fresh, []
+        try:
+            await in_child(
+                partial(epoch.settle_all, self._paths.root, fresh), "writing images to the disk", _PATIENCE
+            )
+        except KernelError as error:
+            logger().warning("prepared images are not settled", images=len(fresh), error=error.message)
 
 
 async def _converse(sock: socket.socket, provide: Provide) -> proto.Prepared | proto.NotPrepared:

@@ -80,12 +80,6 @@ class Inspected(_Answer):
     blobs: Blobs
 
 
-class Identified(_Answer):
-    """What a bootstrap is."""
-
-    identity: Identity
-
-
 class Peeked(_Answer):
     """A bootstrap that can be read in pieces: its object, bytes, identity and blobs. It cannot without ``identity``:
     then nothing else is said."""
@@ -101,12 +95,9 @@ class RangeFetched(_Answer):
 
 
 class BootstrapFetched(_Answer):
-    """The bootstrap is in the file: its version on the server, SHA-256 and identity; it was not fetched again when
-    the version is the known one."""
+    """The bootstrap is in the file: its version on the server. With the known one, it was not fetched again."""
 
     version: Text = ""
-    sha256: Annotated[str, Meta(pattern="^([0-9a-f]{64})?$", max_length=64)] = ""
-    identity: Identity = ""
 
 
 class NotDone(_Answer):
@@ -115,7 +106,7 @@ class NotDone(_Answer):
     fault: Fault
 
 
-Answer = Inspected | Identified | Peeked | RangeFetched | BootstrapFetched | NotDone
+Answer = Inspected | Peeked | RangeFetched | BootstrapFetched | NotDone
 A = TypeVar("A", bound=_Answer, covariant=True)
 
 
@@ -133,12 +124,6 @@ class Inspect(Question[Inspected]):
     """Tell which blobs the bootstrap (one descriptor) has."""
 
     ANSWER = Inspected
-
-
-class Identify(Question[Identified]):
-    """Tell the identity of the bootstrap (one descriptor)."""
-
-    ANSWER = Identified
 
 
 class Peek(Question[Peeked]):
@@ -302,7 +287,7 @@ class Traffic(_Message):
     down: bool = False
 
 
-AnyQuestion = Inspect | Identify | Peek | FetchRange | FetchBootstrap
+AnyQuestion = Inspect | Peek | FetchRange | FetchBootstrap
 ToWorker = OpenStore | OpenObject | AddSource | CloseStore | Fill | Touch | Prefetch | Sync | AnyQuestion
 StoreNews = Progress | Failed | Postponed | Present | Synced
 ToKeeper = StoreNews | Traffic | Answer

@@ -12,7 +12,7 @@ from ...erofs.ondisk import BLOCK_SIZE
 from ...erofs.record import round_up
 from ...erofs.source import FileSource, Source
 from ..backend.assemble import Backends
-from ..backend.files import identify, write_all
+from ..backend.files import write_all
 from ..backend.resilient import Resilient
 from ..config.backend import Registry
 from ..proto import worker as proto
@@ -27,8 +27,6 @@ def answer(question: proto.AnyQuestion, files: Sequence[FileSource], backends: B
         match question:
             case proto.Inspect():
                 return proto.Inspected(question.ticket, _inspect(files[0]))
-            case proto.Identify():
-                return proto.Identified(question.ticket, identify(files[0].fd)[1])
             case proto.Peek():
                 return _peek(question, backends.get(question.remote))
             case proto.FetchRange():
@@ -37,11 +35,11 @@ def answer(question: proto.AnyQuestion, files: Sequence[FileSource], backends: B
             case proto.FetchBootstrap():
                 from ..backend.bootstrap import fetch_bootstrap  # loaded with the backend
 
-                got = fetch_bootstrap(
+                version = fetch_bootstrap(
                     backends.get(question.remote), question.remote, question.name, files[0].fd,
                     known=question.known, digest=question.digest,
                 )  # fmt: skip
-                return proto.BootstrapFetched(question.ticket, got.version, got.sha256, got.identity)
+                return proto.BootstrapFetched(question.ticket, version)
     except NydusErofsError as error:
         return proto.NotDone(question.ticket, Fault.of(error))
     except OSError as error:

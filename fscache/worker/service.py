@@ -77,7 +77,7 @@ class Worker:
                 cache_object, *files = fds
                 raw = RawPlan("bootstrap", size, segment_size)
                 self._open_object(store, raw, cache_object, files, [], published)
-            case proto.Inspect() | proto.Identify() | proto.Peek() | proto.FetchRange() | proto.FetchBootstrap():
+            case proto.Inspect() | proto.Peek() | proto.FetchRange() | proto.FetchBootstrap():
                 self._start(self._answer, message, fds)
             case proto.AddSource(store=store, remotes=remotes):
                 # What is here goes before what is elsewhere.

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nydus_erofs.erofs import verity
+from nydus_erofs.erofs import merkle, verity
 from nydus_erofs.erofs.errors import CorruptError, FormatError
 from nydus_erofs.erofs.source import BufferSource
 
@@ -32,7 +32,7 @@ TREE = verity.build_tree(DATA)
 
 @pytest.mark.parametrize(("size", "digest"), KNOWN)
 def test_identity_is_the_fsverity_digest(size, digest):
-    assert verity.identity(data(size)) == f"sha256:{digest}"
+    assert merkle.identity(data(size)) == f"sha256:{digest}"
 
 
 @pytest.mark.parametrize("size", [size for size, _ in KNOWN])
@@ -55,7 +55,7 @@ def test_a_flipped_bit_is_found_where_it_is_and_nowhere_else(at, bit):
     wrong = bytearray(DATA)
     wrong[at] ^= 1 << bit
     source = verity.VerifiedSource(BufferSource(wrong), TREE)
-    block = at - at % verity.BLOCK
+    block = at - at % merkle.BLOCK
     with pytest.raises(CorruptError, match=f"byte {block} "):
         source.read_at(at, 1)
     if block:

@@ -71,6 +71,7 @@ def compare(seen: Seen, process: Process, parent: int, count: int) -> None:
     assert seen.status["Groups"] == ""
     assert {seen.status[f"Cap{kind}"] for kind in ("Inh", "Prm", "Eff", "Bnd", "Amb")} == {"0" * 16}
     assert seen.status["NoNewPrivs"] == "1"
+    assert seen.status["Seccomp"] == "2"  # a filter
     assert seen.status["Seccomp"] == ("2" if process.filtered else "0")
     assert seen.status["Umask"] == f"{process.umask:04o}"
     assert seen.parent == parent
@@ -147,7 +148,7 @@ def test_what_the_keeper_loads(cache_disk: Path, tmp_path: Path) -> None:
     assert {name.split(".")[0] for name in loaded}.isdisjoint(
         {"zstandard", "lz4", "blake3", "urllib3", "boto3", "botocore", "http", "requests"}
     )
-    known = {"errors", "ids", "ondisk", "rafs", "record", "segments", "source", "rules", "blobmeta"}
+    known = {"errors", "ids", "merkle", "ondisk", "rafs", "record", "segments", "source", "rules", "blobmeta"}
     assert {name.split(".")[2] for name in loaded if name.startswith("nydus_erofs.erofs.")} <= known
 
 

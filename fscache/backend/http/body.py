@@ -10,7 +10,7 @@ import urllib3
 from ....erofs.errors import BackendError
 
 _SLOWEST = 16384  # bytes in a second; a server that drips for longer than that allows holds a thread for nothing
-_PIECE = 1 << 18
+_PIECE = 1 << 17  # bytes: larger ones are mapped and unmapped each time
 _CONTENT_RANGE = re.compile(r"bytes (\d{1,20})-(\d{1,20})/(\d{1,20}|\*)", re.ASCII)
 
 

@@ -45,7 +45,7 @@ class Engine(Protocol):
         """Unmount what is mounted on ``target``; BusyError leaves everything as it is."""
         ...
 
-    def look(self) -> None:
+    async def look(self) -> None:
         """The mount table may have changed, by others' doing too."""
         ...
 

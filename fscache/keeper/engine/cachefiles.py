@@ -225,7 +225,7 @@ class CachefilesEngine:
     async def _unmount(self, one: FsidMount) -> None:
         await in_child(partial(unmount_ours, one.target, one.mount_id), f"unmounting {one.target}")
 
-    def look(self) -> None:
+    async def look(self) -> None:
         """The kernel tells by itself what it does not use any more; here it may be short of room."""
         if self._culling is None and culling.short(self._state.cachefiles, self.config.cache_cull):
             self._culling = background(self._make_room())

@@ -18,7 +18,7 @@ from ...kernel.fd import Fd
 from ...proto import control
 from ...state import image
 from ..bootstraps import Bootstraps
-from ..children import Say, in_child, said_by
+from ..children import Say, errand, in_child, said_by
 from ..healing import Healer
 from ..kept_store import KeptStore
 from ..log import logger
@@ -34,7 +34,8 @@ from .taking_over import find_blobs, find_live, take_over
 from .unmounting import unmount_ours
 from .watch import EventBudget, Watcher
 
-_SETTLE_TRIES, _SETTLE_STEP = 100, 0.01  # the kernel lets go of the segments a moment after the unmount
+# Seconds between looks whether the kernel has let go of the segments, which it does a moment after the unmount.
+_SETTLING = (0.001, 0.002, 0.004, *[0.01] * 100)
 
 
 class FanotifyEngine:
@@ -64,7 +65,7 @@ class FanotifyEngine:
         for mounted in self._mounts:
             self._heal(mounted)
         background(find_blobs(self._mounts, self.config, self._table, self._bootstraps))
-        self.look()
+        background(self.look())
 
     # --- mounting ---
 
@@ -102,7 +103,8 @@ class FanotifyEngine:
             mounted = MountedImage(folder, record, places.origin, blobs, stores, watched, self._table)
             undo.callback(mounted.prefetch, False)
             mounted.prefetch(True)
-            mounted.save()
+            with self._run.writing():
+                mounted.save()
             try:
                 mounted.mount_id = await self._mount(mounted, image.devices(prepared), order.flags)
             except BaseException:
@@ -175,13 +177,12 @@ class FanotifyEngine:
         await self._unmount(mounted)
 
     async def _unmount(self, mounted: MountedImage) -> None:
-        target, ours = mounted.record.target, mounted.mount_id
-
-        await in_child(partial(unmount_ours, target, ours), f"unmounting {target}")
-        for _ in range(_SETTLE_TRIES):
+        target = mounted.record.target
+        await in_child(partial(unmount_ours, target, mounted.mount_id), f"unmounting {target}")
+        for pause in _SETTLING:
             if mounted not in self._mounts or self._finish(mounted):
                 return
-            await asyncio.sleep(_SETTLE_STEP)
+            await asyncio.sleep(pause)
         mounted.detached = True
         logger().warning("unmounted, but still in use elsewhere", target=target)
 
@@ -194,25 +195,47 @@ class FanotifyEngine:
         logger().info("unmounted", target=mounted.record.target)
         return True
 
-    def look(self) -> None:
+    async def look(self) -> None:
         """Notice what was unmounted, by us or by others, and let go of what nothing uses any more."""
-        live = {entry.mount_id for entry in kernel.mounts(kernel.FS_TYPE)}
-        for mounted in list(self._mounts):
-            if mounted.mount_id not in live and not self._finish(mounted):
+        known = list(self._mounts)  # what is mounted while the table is read may not be in it
+        live: set[int] = set()
+        for ids in kernel.mount_ids(kernel.FS_TYPE):
+            live |= ids
+            await asyncio.sleep(0)  # readers have their turn
+        for mounted in known:
+            if mounted.mount_id not in live and mounted in self._mounts and not self._finish(mounted):
                 mounted.detached = True
 
     async def stop(self) -> list[str]:
-        for mounted in list(self._mounts):
-            if not mounted.detached:
-                with contextlib.suppress(NydusErofsError):
-                    await self._unmount(mounted)
-        # What others have unmounted just now: the kernel lets go of it a moment later.
-        for _ in range(_SETTLE_TRIES):
-            self.look()
+        await self._unmount_all()
+        # What is unmounted just now: the kernel lets go of it a moment later.
+        for pause in _SETTLING:
+            await self.look()
             if not any(mounted.detached for mounted in self._mounts):
                 break
-            await asyncio.sleep(_SETTLE_STEP)
+            await asyncio.sleep(pause)
         return [mounted.record.target for mounted in self._mounts]
+
+    async def _unmount_all(self) -> None:
+        """Unmount what nothing uses, by one child: starting one for each would take longer than all they do."""
+        left = [(mounted.record.target, mounted.mount_id) for mounted in self._mounts if not mounted.detached]
+
+        def call(say: Say) -> None:
+            for target, mount_id in left:
+                with contextlib.suppress(NydusErofsError, OSError):
+                    unmount_ours(target, mount_id)
+                say(b"", [])
+
+        while left:
+            done = 0
+            try:
+                async with contextlib.aclosing(errand(call, "unmounting")) as said:
+                    async for _ in said:
+                        done += 1
+            except NydusErofsError as error:
+                logger().error("not unmounted", target=left[done][0], error=error.message)
+                done += 1
+            left = left[done:]
 
     def close(self) -> None:
         self._watcher.close()

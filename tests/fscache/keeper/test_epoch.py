@@ -52,3 +52,21 @@ def test_a_cut_off_note_of_this_boot(cut: int, tmp_path: Path) -> None:
     assert not epoch.trusted(str(tmp_path))
     epoch.begin(str(tmp_path))
     assert epoch.trusted(str(tmp_path))
+
+
+def test_many_are_settled_by_one_sync(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All that is there; what was put in a folder's place meanwhile was not written, and is not settled."""
+    folders = [tmp_path / name for name in ("one", "two", "replaced", "gone")]
+    for folder in folders[:3]:
+        folder.mkdir()
+        epoch.begin(str(folder))
+
+    def sync(fd: int) -> None:
+        assert os.path.samestat(os.fstat(fd), os.stat(tmp_path))
+        folders[2].rename(tmp_path / "before")
+        folders[2].mkdir()
+        epoch.begin(str(folders[2]))
+
+    monkeypatch.setattr(epoch, "sync_filesystem", sync)
+    epoch.settle_all(str(tmp_path), list(map(str, folders)))
+    assert [epoch.begun(str(folder)) for folder in folders] == [False, False, True, False]

@@ -1,23 +1,18 @@
-"""The on-demand protocol with Hypothesis as the kernel: what it may send, what it never must, in any order."""
+"""The on-demand protocol as bytes: what the kernel may send, and what it never must."""
 
 from __future__ import annotations
 
 import contextlib
-import os
 import struct
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from nydus_erofs.erofs.errors import ConfigError, KernelError
 from nydus_erofs.fscache.config.reference import check_name
 from nydus_erofs.fscache.doctor.cachefiles import kernel_floor
-from nydus_erofs.fscache.keeper.engine import objects
-from nydus_erofs.fscache.keeper.stores import KeptStore, StoreTable
 from nydus_erofs.fscache.proto import cachefiles as proto
-from nydus_erofs.fscache.proto import worker
 from nydus_erofs.fscache.proto.cachefiles import Close, Open, Read
 
 u32 = st.integers(0, (1 << 32) - 1)
@@ -139,122 +134,3 @@ def test_floor_of_kernels(release: str, version: str, ok: bool) -> None:
     check = kernel_floor(release, version)
     assert check.ok is ok
     assert ok or "allow_old_kernel" in check.fix
-
-
-# --- the table of objects ---------------------------------------------------------------------------------
-
-SIZES = [1 << 16, 1 << 16, 4096 * 3]
-TOTAL = sum(SIZES)
-
-
-class Kernel(RuleBasedStateMachine):
-    """A kernel with objects and readers, a worker that fills, fails or dies: each read is completed exactly once.
-
-    What must never happen: a read completed with its bytes missing while all went well, or never completed.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.table = StoreTable(lambda *_: None, lambda *_: None)
-        self.objects = objects.ObjectTable(self.table)
-        self.completed = []
-        self.original, objects.complete = objects.complete, lambda fd, msg_id: self.completed.append(msg_id)
-        self.open, self.next, self.open_reads, self.failed = {}, 0, {}, set()
-        self.have = {}  # store -> bytes of each segment
-
-    def teardown(self) -> None:
-        objects.complete = self.original
-        for number in list(self.open):
-            self.objects.on_close(proto.Close(0, number))
-
-    def number(self) -> int:
-        self.next += 1
-        return self.next
-
-    @rule(name=st.sampled_from("ab"))
-    def open_object(self, name: str) -> None:
-        """Also once more under the same name, before the last one is closed."""
-        number = self.number()
-        self.open[number] = objects.CacheObject(os.open(os.devnull, os.O_WRONLY), "volume", name)
-        self.objects.add(number, self.open[number])
-
-    @rule(data=st.data(), at=st.integers(0, TOTAL // 4096 + 2), blocks=st.integers(1, 40))
-    @precondition(lambda self: self.open)
-    def read(self, data: st.DataObject, at: int, blocks: int) -> None:
-        number, msg_id = data.draw(st.sampled_from(sorted(self.open))), self.number()
-        self.open_reads[msg_id] = number
-        self.objects.on_read(proto.Read(msg_id, number, at * 4096, blocks * 4096))
-
-    @rule(msg_id=st.integers(0, 100))
-    def read_of_nothing(self, msg_id: int) -> None:
-        """An object that was closed, or never was."""
-        self.objects.on_read(proto.Read(msg_id, 1 << 30, 0, 4096))
-
-    @rule(data=st.data(), plan=st.sampled_from(["p", "q"]))
-    @precondition(lambda self: self.open)
-    def add_store(self, data: st.DataObject, plan: str) -> None:
-        cache_object = self.open[data.draw(st.sampled_from(sorted(self.open)))]
-        if plan not in cache_object.stores and not cache_object.hopeless:
-            store = self.objects.add_store(cache_object, plan, SIZES, worker.OpenObject, list)
-            self.have[store] = [0] * len(SIZES)
-
-    @rule(data=st.data())
-    @precondition(lambda self: self.open)
-    def ready_or_hopeless(self, data: st.DataObject) -> None:
-        cache_object = self.open[data.draw(st.sampled_from(sorted(self.open)))]
-        if cache_object.stores:
-            self.objects.serve(cache_object)
-        else:
-            self.objects.give_up(cache_object)
-
-    def stores(self) -> list[KeptStore]:
-        return [store for number in sorted(self.open) for store in self.open[number].stores.values()]
-
-    @rule(data=st.data(), segment=st.integers(0, 2), blocks=st.integers(1, 16))
-    @precondition(lambda self: self.stores())
-    def progress(self, data: st.DataObject, segment: int, blocks: int) -> None:
-        store = data.draw(st.sampled_from(self.stores()))
-        have = min(SIZES[segment], max(self.have[store][segment], blocks * 4096))
-        self.have[store][segment] = have
-        done = have == SIZES[segment]
-        self.table.on_message(worker.Progress(store.number, segment, have, done, worker.Why.DEMAND))
-
-    @rule(data=st.data(), segment=st.integers(0, 5), full=st.booleans())
-    @precondition(lambda self: self.stores())
-    def fails(self, data: st.DataObject, segment: int, full: bool) -> None:
-        store = data.draw(st.sampled_from(self.stores()))
-        self.table.on_message(worker.Failed(store.number, segment, "why", "", full))
-
-    @rule()
-    def new_worker(self) -> None:
-        for store in self.stores():
-            store.waits.ask_again()
-
-    @rule(data=st.data())
-    @precondition(lambda self: self.open)
-    def close(self, data: st.DataObject) -> None:
-        """The kernel has failed what was unanswered."""
-        number = data.draw(st.sampled_from(sorted(self.open)))
-        self.objects.on_close(proto.Close(self.number(), number))
-        del self.open[number]
-        for msg_id, of in list(self.open_reads.items()):
-            if of == number:
-                del self.open_reads[msg_id]
-
-    @invariant()
-    def nobody_is_forgotten_or_answered_twice(self) -> None:
-        assert len(self.completed) == len(set(self.completed))
-        for number, cache_object in self.open.items():
-            waiting = {m for m, of in self.open_reads.items() if of == number} - set(self.completed)
-            early = {read.msg_id for read in cache_object.early}
-            held = {
-                wait.token._msg_id
-                for store in cache_object.stores.values()
-                for waits in store.waits._segments.values()
-                for wait in waits
-            }
-            assert waiting <= early | held, "a reader waits for nothing"
-
-
-Kernel.TestCase.settings = settings(max_examples=120, stateful_step_count=40, deadline=None)
-test_kernel = pytest.mark.timeout(200)(Kernel.TestCase)

@@ -81,7 +81,7 @@ def copy(built: Built, folder: Path, number: int) -> Path:
 
 @pytest.mark.parametrize(
     ("module", "function"),
-    [("os", "fsync"), ("hashlib", "file_digest"), ("os", "chown"), ("nydus_erofs.fscache.keeper.files", "open_blob"),
+    [("os", "fsync"), ("hashlib", "file_digest"), ("nydus_erofs.fscache.keeper.files", "open_blob"),
      ("nydus_erofs.fscache.keeper.files", "check_target"), ("nydus_erofs.fscache.keeper.origin", "resolve"),
      ("nydus_erofs.fscache.kernel.mount", "mount_erofs")],
 )  # fmt: skip

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,8 @@ _RANGE = re.compile(r"bytes=(\d+)-(\d+)")
 class FileServer(ThreadingHTTPServer):
     """Serves ``folder`` on a port of 127.0.0.1, with quoted sizes and times as ETags.
 
-    While ``gate`` is not set, answers of more than ``large`` bytes wait for it.
+    While ``gate`` is not set, answers of more than ``large`` bytes wait for it; with ``drip``, bytes come one by
+    one, with as many seconds between them.
     """
 
     daemon_threads = True
@@ -23,7 +25,7 @@ class FileServer(ThreadingHTTPServer):
     def __init__(self, folder: Path) -> None:
         super().__init__(("127.0.0.1", 0), _Request)
         self.folder, self.port = folder, self.server_address[1]
-        self.gate, self.large = threading.Event(), 0
+        self.gate, self.large, self.drip = threading.Event(), 0, 0.0
         self.gate.set()
         threading.Thread(target=self.serve_forever, daemon=True).start()
 
@@ -61,7 +63,12 @@ class _Request(BaseHTTPRequestHandler):
         if self.command == "GET":
             with contextlib.suppress(OSError), path.open("rb") as file:
                 file.seek(first)
-                self.wfile.write(file.read(last - first + 1))
+                data = file.read(last - first + 1)
+                while self.server.drip and data:
+                    self.wfile.write(data[:1])
+                    data = data[1:]
+                    time.sleep(self.server.drip)
+                self.wfile.write(data)
         return None
 
     do_HEAD = do_GET  # noqa: N815
