@@ -5,25 +5,29 @@ import json
 import pytest
 import trustme
 
+from tests.kit.command import cli
+from tests.kit.reading import compare
+from tests.kit.servers import s3
 
-def run(service_kit, tmp_path, *arguments, **options):
+
+def run(tmp_path, *arguments, **options):
     """A command of somebody whose docker knows nothing."""
-    return service_kit.cli(*arguments, env={"DOCKER_CONFIG": str(tmp_path / "no-docker")}, **options)
+    return cli(*arguments, env={"DOCKER_CONFIG": str(tmp_path / "no-docker")}, **options)
 
 
-def bucket_file(tmp_path, s3_server, s3_kit, **fields):
+def bucket_file(tmp_path, s3_server, **fields):
     """What describes a bucket, without its kind and its name."""
     file = tmp_path / "bucket.json"
-    document = {"endpoint": s3_server.endpoint, "access_key_id": s3_kit.KEY, "access_key_secret": s3_kit.SECRET}
+    document = {"endpoint": s3_server.endpoint, "access_key_id": s3.KEY, "access_key_secret": s3.SECRET}
     file.write_text(json.dumps({**document, **fields}))
     return file
 
 
-def test_a_registry_of_this_host(registry_make, built, service_kit, tmp_path):
+def test_a_registry_of_this_host(registry_make, built, tmp_path):
     registry = registry_make()
-    done = run(service_kit, tmp_path, "push", built.bootstrap, f"localhost:{registry.port}/team/app:v1", check=True)
+    done = run(tmp_path, "push", built.bootstrap, f"localhost:{registry.port}/team/app:v1", check=True)
     assert "v1 published" in done.stdout
-    again = run(service_kit, tmp_path, "push", built.bootstrap, f"{registry.host}/team/app:v2", "--plain-http")
+    again = run(tmp_path, "push", built.bootstrap, f"{registry.host}/team/app:v2", "--plain-http")
     assert "3 were there" in again.stdout, again.stderr
 
 
@@ -35,26 +39,26 @@ def unknown(registry_make, tmp_path):
     return registry_make("", (chain, key))
 
 
-def test_a_certificate_that_nobody_knows(registry_make, built, service_kit, tmp_path):
+def test_a_certificate_that_nobody_knows(registry_make, built, tmp_path):
     registry, config = unknown(registry_make, tmp_path), tmp_path / "backend.json"
     image = f"{registry.host}/team/app:v1"
     config.write_text(json.dumps({"scheme": "https"}))  # said, so that it is not found out
     arguments = ["push", built.bootstrap, image, "--backend-config-file", config]
-    done = run(service_kit, tmp_path, *arguments)
+    done = run(tmp_path, *arguments)
     assert done.returncode == 6
     assert "--insecure" in done.stderr
-    assert run(service_kit, tmp_path, *arguments, "--insecure").returncode == 0
-    assert run(service_kit, tmp_path, "push", built.bootstrap, image).returncode == 0
+    assert run(tmp_path, *arguments, "--insecure").returncode == 0
+    assert run(tmp_path, "push", built.bootstrap, image).returncode == 0
 
 
-def test_a_bucket(s3_server, s3_kit, built, service_kit, tmp_path):
-    file = bucket_file(tmp_path, s3_server, s3_kit, blob_prefix="by-name/blobs/", meta_prefix="not/this/")
-    image = f"s3://{s3_kit.BUCKET}/by-name/app"
+def test_a_bucket(s3_server, built, tmp_path):
+    file = bucket_file(tmp_path, s3_server, blob_prefix="by-name/blobs/", meta_prefix="not/this/")
+    image = f"s3://{s3.BUCKET}/by-name/app"
     arguments = ["push", built.bootstrap, image, "--backend-config-file", file]
-    done = run(service_kit, tmp_path, *arguments)
+    done = run(tmp_path, *arguments)
     assert done.returncode == 6
     assert "--plain-http" in done.stderr
-    run(service_kit, tmp_path, *arguments, "--plain-http", check=True)
+    run(tmp_path, *arguments, "--plain-http", check=True)
     assert (s3_server.bucket / "by-name" / "app.meta").read_bytes() == built.bootstrap.read_bytes()
     assert (s3_server.bucket / "by-name" / "blobs" / built.blob.name).exists()
 
@@ -70,11 +74,11 @@ def test_a_bucket(s3_server, s3_kit, built, service_kit, tmp_path):
         (["h.io/app:v1"], "is not there"),
     ],
 )
-def test_what_makes_no_sense(arguments, said, s3_server, s3_kit, built, service_kit, tmp_path):
-    file = bucket_file(tmp_path, s3_server, s3_kit)
+def test_what_makes_no_sense(arguments, said, s3_server, built, tmp_path):
+    file = bucket_file(tmp_path, s3_server)
     if not arguments[0].startswith("s3"):
         file.write_text(json.dumps({"type": "localfs", "dir": str(tmp_path)}))
-    done = run(service_kit, tmp_path, "push", built.bootstrap, *arguments, "--backend-config-file", file)
+    done = run(tmp_path, "push", built.bootstrap, *arguments, "--backend-config-file", file)
     assert done.returncode != 0
     assert said in done.stderr
 
@@ -87,33 +91,33 @@ def service(make_service, engine):
     return make_service(engine)
 
 
-def mounted(service, service_kit, tmp_path, *arguments):
+def mounted(service, tmp_path, *arguments):
     """The mountpoint of an image that `mount` was asked for in these words."""
     target = tmp_path / "mnt"
     target.mkdir()
-    run(service_kit, tmp_path, "mount", *arguments, target, "--run-dir", service.run, check=True)
+    run(tmp_path, "mount", *arguments, target, "--run-dir", service.run, check=True)
     return target
 
 
 @pytest.mark.root
-def test_mounted_from_a_registry_of_this_host(registry_make, built, service, service_kit, tmp_path):
+def test_mounted_from_a_registry_of_this_host(registry_make, built, service, tmp_path):
     image = f"localhost:{registry_make().port}/team/app:v1"
-    run(service_kit, tmp_path, "push", built.bootstrap, image, check=True)
-    service_kit.compare(built.tree, mounted(service, service_kit, tmp_path, image))
+    run(tmp_path, "push", built.bootstrap, image, check=True)
+    compare(built.tree, mounted(service, tmp_path, image))
 
 
 @pytest.mark.root
-def test_mounted_from_a_bucket(s3_server, s3_kit, built, service, service_kit, tmp_path):
-    file = bucket_file(tmp_path, s3_server, s3_kit, blob_prefix="mounted/")
-    words = [f"s3://{s3_kit.BUCKET}/mounted/app", "--backend-config-file", file, "--plain-http"]
-    run(service_kit, tmp_path, "push", built.bootstrap, *words, check=True)
-    service_kit.compare(built.tree, mounted(service, service_kit, tmp_path, *words))
+def test_mounted_from_a_bucket(s3_server, built, service, tmp_path):
+    file = bucket_file(tmp_path, s3_server, blob_prefix="mounted/")
+    words = [f"s3://{s3.BUCKET}/mounted/app", "--backend-config-file", file, "--plain-http"]
+    run(tmp_path, "push", built.bootstrap, *words, check=True)
+    compare(built.tree, mounted(service, tmp_path, *words))
 
 
 @pytest.mark.root
-def test_mounted_with_any_certificate(registry_make, built, service, service_kit, tmp_path):
+def test_mounted_with_any_certificate(registry_make, built, service, tmp_path):
     registry, config = unknown(registry_make, tmp_path), tmp_path / "backend.json"
     config.write_text(json.dumps({"scheme": "https"}))
     words = [f"{registry.host}/team/app:v1", "--backend-config-file", config, "--insecure"]
-    run(service_kit, tmp_path, "push", built.bootstrap, *words, check=True)
-    service_kit.compare(built.tree, mounted(service, service_kit, tmp_path, *words))
+    run(tmp_path, "push", built.bootstrap, *words, check=True)
+    compare(built.tree, mounted(service, tmp_path, *words))

@@ -11,6 +11,8 @@ from nydus_erofs.erofs.errors import BackendError, BlobNotFoundError, DeniedErro
 from nydus_erofs.fscache.backend.httpproxy import HttpProxyClient
 from nydus_erofs.fscache.config import backend as config
 from nydus_erofs.fscache.credentials.basic import encode
+from tests.kit.servers.proxy import ForwardProxy
+from tests.kit.servers.stub import Request, Stub
 
 DATA = os.urandom(200_000)
 
@@ -42,7 +44,7 @@ def check(reader, name="/blobs/b1"):
 
 
 @pytest.fixture
-def unix(registry_kit, tmp_path):
+def unix(tmp_path):
     """`unix(reply)`: the path of a socket behind which a stub answers."""
 
     class Server(socketserver.ThreadingUnixStreamServer):
@@ -55,7 +57,7 @@ def unix(registry_kit, tmp_path):
 
         def make(reply):
             path = str(tmp_path / "sock")
-            server = Server(path, registry_kit.stub.Request)
+            server = Server(path, Request)
             server.reply, server.requests = reply, []
             thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
             thread.start()
@@ -66,8 +68,8 @@ def unix(registry_kit, tmp_path):
         yield make
 
 
-def test_tcp(registry_kit):
-    with registry_kit.stub.Stub(files) as stub:
+def test_tcp():
+    with Stub(files) as stub:
         check(client(f"http://{stub.endpoint}"))
         check(client(f"http://{stub.endpoint}/"))
 
@@ -89,20 +91,20 @@ def test_unix_stalls(unix):
     assert info.value.retryable
 
 
-def test_unusual_names(registry_kit):
-    with registry_kit.stub.Stub(lambda request: request.send(200, b"", Content_Length=1)) as stub:
+def test_unusual_names():
+    with Stub(lambda request: request.send(200, b"", Content_Length=1)) as stub:
         client(f"http://{stub.endpoint}").stat("/blobs/a b?c#d%é/../x")
         assert stub.requests[0].path in ("/blobs/a%20b%3Fc%23d%25%C3%A9/../x", "/blobs/x")
 
 
-def test_credentials_in_the_address(registry_kit):
+def test_credentials_in_the_address():
     def reply(request):
         if request.headers["Authorization"] == f"Basic {encode('me', 'pass:word')}":
             files(request)
         else:
             request.send(401, b"not with pass:ward")
 
-    with registry_kit.stub.Stub(reply) as stub:
+    with Stub(reply) as stub:
         reader = client(f"http://me:pass%3Aword@{stub.endpoint}")
         assert reader.read("/blobs/b1", 0, 9) == DATA[:9]
         wrong = client(f"http://me:pass%3Award@{stub.endpoint}")
@@ -112,8 +114,8 @@ def test_credentials_in_the_address(registry_kit):
             assert "pass" not in text
 
 
-def test_redirects_are_not_followed(registry_kit):
-    with registry_kit.stub.Stub(lambda request: request.send(302, Location="/elsewhere?secret")) as stub:
+def test_redirects_are_not_followed():
+    with Stub(lambda request: request.send(302, Location="/elsewhere?secret")) as stub:
         with pytest.raises(BackendError, match="302") as info:
             client(f"http://{stub.endpoint}").read("/blobs/b1", 0, 9)
         assert not info.value.retryable
@@ -121,14 +123,14 @@ def test_redirects_are_not_followed(registry_kit):
         assert len(stub.requests) == 1
 
 
-def test_size_must_be_told(registry_kit):
+def test_size_must_be_told():
     for length in ("", "-1", "9" * 30):
         reply = lambda request, n=length: request.send(200, Content_Length=n)  # noqa: E731
-        with registry_kit.stub.Stub(reply) as stub, pytest.raises(BackendError, match="does not tell its size"):
+        with Stub(reply) as stub, pytest.raises(BackendError, match="does not tell its size"):
             client(f"http://{stub.endpoint}").stat("/blobs/b1")
 
 
-def test_proxy(registry_kit):
-    with registry_kit.stub.Stub(files) as stub, contextlib.closing(registry_kit.proxy.ForwardProxy()) as proxy:
+def test_proxy():
+    with Stub(files) as stub, contextlib.closing(ForwardProxy()) as proxy:
         check(client(f"http://{stub.endpoint}", proxy=config.Proxy(url=proxy.url)))
         assert {target.partition("/blobs")[0] for _, target, _ in proxy.requests} == {f"http://{stub.endpoint}"}

@@ -19,6 +19,9 @@ from nydus_erofs.fscache.config import backend as config
 from nydus_erofs.fscache.credentials.basic import encode
 from nydus_erofs.fscache.push import registry as registry_push
 from nydus_erofs.fscache.push.registry import RegistryWriter
+from tests.kit.servers import distribution
+from tests.kit.servers.proxy import ForwardProxy
+from tests.kit.servers.stub import Stub
 
 DATA = os.urandom(300_000)
 NAME = f"sha256:{hashlib.sha256(DATA).hexdigest()}"
@@ -76,10 +79,10 @@ def test_anonymous(registry_make):
         assert not error.retryable
 
 
-def test_threads_share_connections(registry_make, registry_kit):
+def test_threads_share_connections(registry_make):
     registry = registry_make()
     registry.add(DATA)
-    relay = registry_kit.Relay(registry.port)
+    relay = distribution.Relay(registry.port)
     reader = client(relay.host)
     for number in range(10):
         assert reader.read(NAME, number, 1000) == DATA[number : number + 1000]
@@ -193,9 +196,9 @@ def test_identity_token(registry_make, registry_tokens):
         (429, BackendError, True), (500, BackendError, True), (502, BackendError, True), (503, BackendError, True),
     ],
 )  # fmt: skip
-def test_statuses(registry_kit, status, kind, retryable):
+def test_statuses(status, kind, retryable):
     body = json.dumps({"errors": [{"code": "ODD", "message": "m\n" + "é" * 500, "detail": "hidden"}]}).encode()
-    with registry_kit.stub.Stub(lambda request: request.send(status, body, Retry_After="1000")) as stub:
+    with Stub(lambda request: request.send(status, body, Retry_After="1000")) as stub:
         error = caught(lambda: client(stub.endpoint).read(NAME, 0, 9), kind)
         assert error.retryable is retryable
         assert error.retry_after == (60 if status in (429, 503) else 0)
@@ -262,16 +265,16 @@ def chunked(data):
         (chunked(DATA[:11]), "more than 10", True),
     ],
 )
-def test_bad_bodies(registry_kit, reply, words, retryable):
-    with registry_kit.stub.Stub(reply) as stub:
+def test_bad_bodies(reply, words, retryable):
+    with Stub(reply) as stub:
         error = caught(lambda: client(stub.endpoint, timeout=0.5).read(NAME, 0, 10))
         assert words in str(error)
         assert error.retryable is retryable
 
 
-def test_odd_but_right_bodies(registry_kit):
+def test_odd_but_right_bodies():
     for reply in (partial(DATA[:10], "", 200), chunked(DATA[:10]), partial(DATA[:10], "bytes 0-9/*")):
-        with registry_kit.stub.Stub(reply) as stub:
+        with Stub(reply) as stub:
             assert client(stub.endpoint).read(NAME, 0, 10) == DATA[:10]
 
 
@@ -295,7 +298,7 @@ def test_no_such_host():
     assert "no-such-host.invalid:5000" in str(error)
 
 
-def test_tls(registry_make, registry_kit, tmp_path):
+def test_tls(registry_make, tmp_path):
     ca, other = trustme.CA(), trustme.CA()
     issued = ca.issue_cert("127.0.0.1")
     chain, key, trusted, stranger = (tmp_path / name for name in ("chain", "key", "ca", "other"))
@@ -314,7 +317,7 @@ def test_tls(registry_make, registry_kit, tmp_path):
         assert "unable to get local issuer certificate" in str(error)
     named = client(f"localhost:{registry.port}", scheme="https", ca_cert_files=[str(trusted)])
     assert "mismatch" in str(caught(lambda: named.stat(NAME)))
-    with registry_kit.stub.Stub(parts) as stub:  # one that speaks no TLS
+    with Stub(parts) as stub:  # one that speaks no TLS
         assert not caught(lambda: client(stub.endpoint, scheme="https").stat(NAME)).retryable
     (tmp_path / "nonsense").write_text("no certificate")
     for name in ("nonsense", "missing"):
@@ -338,17 +341,17 @@ def test_of_this_host_without_tls(registry_make, registry_tokens):
             assert reader.label == f"registry {host}/{REPO}"
 
 
-def test_of_this_host_with_tls(registry_kit, tmp_path):
+def test_of_this_host_with_tls(tmp_path):
     reply = lambda request: request.send(404) if request.command == "HEAD" else parts(request)  # noqa: E731
-    stub, _ = tls_stub(registry_kit, tmp_path, reply)
+    stub, _ = tls_stub(tmp_path, reply)
     with stub:
         assert client(stub.endpoint, scheme="").read(NAME, 3, 9) == DATA[3:12]
         error = caught(lambda: client(stub.endpoint, scheme="https").read(NAME, 3, 9))  # said is said
         assert "--insecure" in error.hint
 
 
-def test_of_this_host_is_asked_once(registry_kit):
-    with registry_kit.stub.Stub(parts) as stub:
+def test_of_this_host_is_asked_once():
+    with Stub(parts) as stub:
         reader = client(stub.endpoint, scheme="")
         for _ in range(3):
             assert reader.read(NAME, 3, 9) == DATA[3:12]
@@ -382,7 +385,7 @@ def test_wrong_configuration():
 # --- redirects ------------------------------------------------------------------------------------------
 
 
-def test_redirect_is_kept_and_dropped(registry_kit):
+def test_redirect_is_kept_and_dropped():
     status = 200
 
     def store(request):
@@ -391,7 +394,7 @@ def test_redirect_is_kept_and_dropped(registry_kit):
         else:
             parts(request)
 
-    with registry_kit.stub.Stub(store) as storage:
+    with Stub(store) as storage:
         url = f"http://{storage.endpoint}/there?signature=the-signature"
 
         def lead(request):
@@ -400,7 +403,7 @@ def test_redirect_is_kept_and_dropped(registry_kit):
             else:
                 request.send(307, Location=url)
 
-        with registry_kit.stub.Stub(lead) as registry:
+        with Stub(lead) as registry:
             reader = client(registry.endpoint, auth=encode("me", "my-password"))
             for _ in range(3):
                 assert reader.read(NAME, 7, 9) == DATA[7:16]
@@ -418,23 +421,23 @@ def test_redirect_is_kept_and_dropped(registry_kit):
         assert not any("Authorization" in request.headers for request in storage.requests)
 
 
-def test_redirect_expires(registry_kit):
+def test_redirect_expires():
     """A signed URL that is too old is none of the reader's business."""
     good = ["/1"]
 
     def store(request):
         parts(request) if request.path in good else request.send(403)
 
-    with registry_kit.stub.Stub(store) as storage:
+    with Stub(store) as storage:
         lead = lambda request: request.send(302, Location=f"http://{storage.endpoint}{good[0]}")  # noqa: E731
-        with registry_kit.stub.Stub(lead) as registry:
+        with Stub(lead) as registry:
             reader = client(registry.endpoint)
             assert reader.read(NAME, 0, 9) == DATA[:9]
             good[0] = "/2"
             assert reader.read(NAME, 0, 9) == DATA[:9]
 
 
-def test_redirect_within_the_registry_keeps_credentials(registry_kit):
+def test_redirect_within_the_registry_keeps_credentials():
     def lead(request):
         if request.headers["Authorization"] is None:
             request.send(401, WWW_Authenticate="Basic realm=x")
@@ -443,23 +446,23 @@ def test_redirect_within_the_registry_keeps_credentials(registry_kit):
         else:
             parts(request)
 
-    with registry_kit.stub.Stub(lead) as registry:
+    with Stub(lead) as registry:
         assert client(registry.endpoint, auth=encode("a", "b")).read(NAME, 0, 9) == DATA[:9]
 
 
-def test_redirect_overrides(registry_kit):
-    with registry_kit.stub.Stub(parts) as storage:
+def test_redirect_overrides():
+    with Stub(parts) as storage:
         lead = lambda request: request.send(303, Location="https://unreachable.invalid/x?y=z")  # noqa: E731
-        with registry_kit.stub.Stub(lead) as registry:
+        with Stub(lead) as registry:
             reader = client(registry.endpoint, blob_url_scheme="http", blob_redirected_host=storage.endpoint)
             assert reader.read(NAME, 0, 9) == DATA[:9]
         assert storage.requests[0].path == "/x?y=z"
 
 
 @pytest.mark.parametrize("location", ["", "file:///etc/passwd", "http://me:pw@127.0.0.1/", "http://[::1", None])
-def test_redirect_astray(registry_kit, location):
+def test_redirect_astray(location):
     loop = lambda request: request.send(307, Location=PATH if location is None else location)  # noqa: E731
-    with registry_kit.stub.Stub(loop) as stub:
+    with Stub(loop) as stub:
         error = caught(lambda: client(stub.endpoint).read(NAME, 0, 9))
         assert not error.retryable
         assert ("redirects" if location is None else "leads to no") in str(error)
@@ -470,8 +473,8 @@ def test_redirect_astray(registry_kit, location):
 
 
 @pytest.fixture
-def proxy(registry_kit):
-    made = registry_kit.proxy.ForwardProxy()
+def proxy():
+    made = ForwardProxy()
     with contextlib.closing(made):
         yield made
 
@@ -493,10 +496,10 @@ def test_proxy(registry_make, proxy):
     assert len(proxy.requests) == asked + 1
 
 
-def test_proxy_down(registry_make, registry_kit):
+def test_proxy_down(registry_make):
     registry = registry_make()
     registry.add(DATA)
-    url = f"http://user:proxy-password@127.0.0.1:{registry_kit.free_port()}"
+    url = f"http://user:proxy-password@127.0.0.1:{distribution.free_port()}"
     assert client(registry.host, proxy=config.Proxy(url=url)).read(NAME, 0, 9) == DATA[:9]
     error = caught(lambda: client(registry.host, proxy=config.Proxy(url=url, fallback=False)).read(NAME, 0, 9))
     assert error.retryable
@@ -504,19 +507,19 @@ def test_proxy_down(registry_make, registry_kit):
     assert "proxy-password" not in str(error)
 
 
-def test_proxy_comes_back(registry_make, registry_kit):
+def test_proxy_comes_back(registry_make):
     registry = registry_make()
     registry.add(DATA)
-    port = registry_kit.free_port()
+    port = distribution.free_port()
     ping = [503]
-    with registry_kit.stub.Stub(lambda request: request.send(ping[0])) as pinged:
+    with Stub(lambda request: request.send(ping[0])) as pinged:
         through = config.Proxy(
             url=f"http://127.0.0.1:{port}", check_interval=1, ping_url=f"http://{pinged.endpoint}/healthy"
         )
         reader = client(registry.host, proxy=through)
         assert reader.read(NAME, 0, 9) == DATA[:9]
         assert pinged.requests == []
-        with contextlib.closing(registry_kit.proxy.ForwardProxy(port=port)) as proxy:
+        with contextlib.closing(ForwardProxy(port=port)) as proxy:
             for status, used in ((503, 0), (200, 1)):
                 ping[0] = status
                 time.sleep(1.1)
@@ -525,18 +528,18 @@ def test_proxy_comes_back(registry_make, registry_kit):
         assert len(pinged.requests) == 2
 
 
-def tls_stub(registry_kit, tmp_path, reply):
+def tls_stub(tmp_path, reply):
     """A stub behind TLS, and the file of its CA."""
     ca = trustme.CA()
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     ca.issue_cert("127.0.0.1").configure_cert(context)
     ca.cert_pem.write_to_path(str(tmp_path / "ca"))
-    return registry_kit.stub.Stub(reply, context), str(tmp_path / "ca")
+    return Stub(reply, context), str(tmp_path / "ca")
 
 
-def test_proxy_tunnel(registry_kit, tmp_path, proxy):
+def test_proxy_tunnel(tmp_path, proxy):
     answer = [parts]
-    stub, ca = tls_stub(registry_kit, tmp_path, lambda request: answer[0](request))
+    stub, ca = tls_stub(tmp_path, lambda request: answer[0](request))
     with stub:
         reader = client(stub.endpoint, scheme="https", ca_cert_files=[ca], proxy=config.Proxy(url=proxy.url))
         assert reader.read(NAME, 0, 9) == DATA[:9]
@@ -551,7 +554,7 @@ def test_proxy_tunnel(registry_kit, tmp_path, proxy):
         assert fresh.read(NAME, 0, 9) == DATA[:9]
 
 
-def test_proxy_use_http(registry_kit, registry_tokens, tmp_path, proxy):
+def test_proxy_use_http(registry_tokens, tmp_path, proxy):
     """Data goes to the proxy in the clear, and it does the TLS; a password never does."""
     seen = []
 
@@ -564,7 +567,7 @@ def test_proxy_use_http(registry_kit, registry_tokens, tmp_path, proxy):
         else:
             parts(request)
 
-    stub, ca = tls_stub(registry_kit, tmp_path, reply)
+    stub, ca = tls_stub(tmp_path, reply)
     with stub:
         proxy.upstream_tls = ssl.create_default_context(cafile=ca)
         through = config.Proxy(url=proxy.url, use_http=True)
@@ -636,9 +639,9 @@ def test_push_of_other_bytes(registry_make):
     assert not writer.holds(f"sha256:{digest}", 1, digest)
 
 
-def test_push_goes_on_after_a_cut(registry_make, registry_kit):
+def test_push_goes_on_after_a_cut(registry_make):
     registry = registry_make()
-    relay = registry_kit.Relay(registry.port)
+    relay = distribution.Relay(registry.port)
     relay.cut_after = 20 << 20
     writer = writer_to(relay.host)
     push(writer, os.urandom(40 << 20))
@@ -647,7 +650,7 @@ def test_push_goes_on_after_a_cut(registry_make, registry_kit):
     relay.close()
 
 
-def test_push_resumes(registry_kit):
+def test_push_resumes():
     """A registry that keeps what came before a cut is sent the rest alone."""
     data = os.urandom(20 << 20)
     digest = hashlib.sha256(data).hexdigest()
@@ -674,7 +677,7 @@ def test_push_resumes(registry_kit):
             done.append(request.path)
             request.send(201)
 
-    with registry_kit.stub.Stub(reply) as stub:
+    with Stub(reply) as stub:
         steps = []
         writer_to(stub.endpoint).put(f"sha256:{digest}", io.BytesIO(data), len(data), digest, steps.append)
         assert bytes(kept) == data
@@ -691,7 +694,7 @@ def test_push_resumes(registry_kit):
         ]
 
 
-def test_manifest_is_checked(registry_kit):
+def test_manifest_is_checked():
     digest = "sha256:" + hashlib.sha256(b"{}").hexdigest()
     replies = {
         "/right": lambda request: request.send(200, b"{}", Docker_Content_Digest=digest, Content_Type="a/b; c=d"),
@@ -699,9 +702,7 @@ def test_manifest_is_checked(registry_kit):
         f"/{digest}": lambda request: request.send(200, b"{ }"),
         "/long": lambda request: request.send(200, b" " * ((4 << 20) + 1)),
     }
-    with registry_kit.stub.Stub(
-        lambda request: replies[request.path.removeprefix(f"/v2/{REPO}/manifests")](request)
-    ) as stub:
+    with Stub(lambda request: replies[request.path.removeprefix(f"/v2/{REPO}/manifests")](request)) as stub:
         reader = client(stub.endpoint)
         assert reader.manifest("right") == (b"{}", digest, "a/b")
         assert "application/vnd.oci.image.index.v1+json" in stub.requests[0].headers["Accept"]
@@ -716,7 +717,7 @@ def test_manifest_is_checked(registry_kit):
 
 
 @pytest.mark.parametrize("status", [307, 400, 401, 403, 404, 416, 429, 500, 503])
-def test_no_credential_in_any_message(registry_kit, status, monkeypatch):
+def test_no_credential_in_any_message(status, monkeypatch):
     """A server that repeats all it was told."""
     monkeypatch.setattr(registry_push, "_PAUSE", 0.0)
     secrets = ["pass-word-1", "token-2", "identity-3", "signature-4", "proxy-5", encode("me", "pass-word-1")]
@@ -736,7 +737,7 @@ def test_no_credential_in_any_message(registry_kit, status, monkeypatch):
             request.send(status, said, Location=f"http://{stub.endpoint}/signed?X=signature-4")
 
     kind = [""]
-    with registry_kit.stub.Stub(reply) as stub:
+    with Stub(reply) as stub:
         for kind[0] in ("Basic realm=x", f'Bearer realm="http://{stub.endpoint}/realm?x=signature-4",service=s'):
             for fields in (
                 {"auth": encode("me", "pass-word-1")},
@@ -744,7 +745,7 @@ def test_no_credential_in_any_message(registry_kit, status, monkeypatch):
                 {"registry_token": "token-2"},
                 {},
             ):
-                url = f"http://u:proxy-5@127.0.0.1:{registry_kit.free_port()}"
+                url = f"http://u:proxy-5@127.0.0.1:{distribution.free_port()}"
                 reader = client(stub.endpoint, proxy=config.Proxy(url=url), **fields)
                 writer = RegistryWriter(reader)
                 for call in (

@@ -14,6 +14,7 @@ from nydus_erofs.fscache.config.reference import registry_host
 from nydus_erofs.fscache.credentials import docker as registry_auth
 from nydus_erofs.fscache.credentials.basic import decode, encode
 from nydus_erofs.fscache.credentials.docker import docker_credentials, with_docker_credentials
+from tests.kit.servers import distribution
 
 
 @pytest.fixture
@@ -128,13 +129,13 @@ def test_missing_helper(docker):
         docker_credentials("a.example", docker({"credsStore": "not-there"}))
 
 
-def test_helper_to_registry(docker, helper, registry_make, registry_kit):
+def test_helper_to_registry(docker, helper, registry_make):
     """From docker's configuration to the bytes."""
     registry = registry_make("basic")
     name = registry.add(b"0123456789")
-    helper(f"""printf '{{"Username":"{registry_kit.USER}","Secret":"{registry_kit.PASSWORD}"}}'""")
+    helper(f"""printf '{{"Username":"{distribution.USER}","Secret":"{distribution.PASSWORD}"}}'""")
     auth = docker_credentials(registry.host, docker({"credHelpers": {registry.host: "fake"}}))
-    backend = config.Registry(host=registry.host, repo=registry_kit.REPO, scheme="http", auth=auth)
+    backend = config.Registry(host=registry.host, repo=distribution.REPO, scheme="http", auth=auth)
     assert RegistryClient(backend, 1).read(name, 2, 3) == b"234"
 
 

@@ -10,6 +10,9 @@ import pytest
 
 from nydus_erofs.erofs.errors import BackendError
 from nydus_erofs.fscache.push.stream import BlobStream
+from tests.kit.command import cli
+from tests.kit.servers import s3
+from tests.kit.servers.relay import Fault, Relay
 
 
 @pytest.fixture(scope="module")
@@ -28,11 +31,11 @@ def target(tmp_path, request):
     def make(kind):
         config = tmp_path / f"{kind}.json"
         if kind == "s3":
-            kit, server = request.getfixturevalue("s3_kit"), request.getfixturevalue("s3_server")
+            server = request.getfixturevalue("s3_server")
             prefix = uuid.uuid4().hex
             fields = {
-                "endpoint": server.endpoint, "scheme": "http", "bucket_name": kit.BUCKET,
-                "access_key_id": kit.KEY, "access_key_secret": kit.SECRET,
+                "endpoint": server.endpoint, "scheme": "http", "bucket_name": s3.BUCKET,
+                "access_key_id": s3.KEY, "access_key_secret": s3.SECRET,
                 "blob_prefix": f"{prefix}/blobs/", "meta_prefix": f"{prefix}/meta/",
             }  # fmt: skip
             folder = server.bucket / prefix
@@ -51,14 +54,14 @@ def target(tmp_path, request):
 
 
 @pytest.mark.parametrize("kind", ["s3", "registry"])
-def test_built_there(kind, target, tree, tmp_path, service_kit):
+def test_built_there(kind, target, tree, tmp_path):
     config, found, left = target(kind)
     options = ["--backend-push", "--backend-config-file", config, "--name", "app"]
     streamed, plain = tmp_path / "streamed.boot", tmp_path / "plain"
     for _ in range(2):  # the second time it is there already
-        done = service_kit.cli("build", tree, "-B", streamed, *options, check=True)
+        done = cli("build", tree, "-B", streamed, *options, check=True)
         assert "app" in done.stdout
-        service_kit.cli("build", tree, "-o", plain, check=True)
+        cli("build", tree, "-o", plain, check=True)
         (blob,) = json.loads((plain / "output.json").read_text())["blobs"]
         data = found(blob)
         assert hashlib.sha256(data).hexdigest() == blob
@@ -69,7 +72,7 @@ def test_built_there(kind, target, tree, tmp_path, service_kit):
 
 
 @pytest.mark.parametrize("kind", ["s3", "registry"])
-def test_without_any_place_here(kind, target, tree, tmp_path, service_kit):
+def test_without_any_place_here(kind, target, tree, tmp_path):
     """As the documentation of Nydus has it: a file without a type, and no output at all."""
     config, found, left = target(kind)
     fields = json.loads(config.read_text())
@@ -77,11 +80,11 @@ def test_without_any_place_here(kind, target, tree, tmp_path, service_kit):
     config.write_text(json.dumps(fields))
     for folder in ("here", "tmp"):
         (tmp_path / folder).mkdir()
-    done = service_kit.cli(
+    done = cli(
         "build", "--name", "app", "--source-dir", tree, "--backend-push", "--backend-type", kind,
         "--backend-config-file", config, check=True, cwd=tmp_path / "here", env={"TMPDIR": str(tmp_path / "tmp")},
     )  # fmt: skip
-    service_kit.cli("build", tree, "-o", tmp_path / "plain", "--name", "app", check=True)
+    cli("build", tree, "-o", tmp_path / "plain", "--name", "app", check=True)
     (blob,) = json.loads((tmp_path / "plain" / "output.json").read_text())["blobs"]
     assert hashlib.sha256(found(blob)).hexdigest() == blob
     assert left() == (["app"] if kind == "registry" else sorted([blob, "app.meta", "app.meta.verity"]))
@@ -92,15 +95,15 @@ def test_without_any_place_here(kind, target, tree, tmp_path, service_kit):
 
 
 @pytest.mark.parametrize("kind", ["s3", "registry"])
-def test_a_server_that_goes_away_ends_the_build(kind, target, tree, tmp_path, service_kit, relay_kit):
+def test_a_server_that_goes_away_ends_the_build(kind, target, tree, tmp_path):
     config, _, left = target(kind)
     fields = json.loads(config.read_text())
     where = "endpoint" if kind == "s3" else "host"
-    relay = relay_kit.Relay(int(fields[where].rpartition(":")[2]))
+    relay = Relay(int(fields[where].rpartition(":")[2]))
     try:
         config.write_text(json.dumps({**fields, where: relay.endpoint, "timeout": 2, "retry_limit": 0}))
-        relay.fault = relay_kit.Fault("reset", after=400, times=1000)
-        done = service_kit.cli(
+        relay.fault = Fault("reset", after=400, times=1000)
+        done = cli(
             "build", tree, "-B", tmp_path / "boot", "--backend-push", "--backend-config-file", config, "--name", "app"
         )
     finally:
@@ -111,10 +114,10 @@ def test_a_server_that_goes_away_ends_the_build(kind, target, tree, tmp_path, se
     assert left() == []
 
 
-def test_only_a_folder_needs_a_place(tree, tmp_path, service_kit):
+def test_only_a_folder_needs_a_place(tree, tmp_path):
     config = tmp_path / "localfs.json"
     config.write_text(json.dumps({"type": "localfs", "dir": str(tmp_path)}))
-    done = service_kit.cli("build", tree, "-B", tmp_path / "boot", "--backend-push", "--backend-config-file", config)
+    done = cli("build", tree, "-B", tmp_path / "boot", "--backend-push", "--backend-config-file", config)
     assert done.returncode == 4
     assert "--output-dir" in done.stderr
 
