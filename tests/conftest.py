@@ -11,13 +11,11 @@ import fnmatch
 import os
 from collections.abc import Generator, Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import hypothesis
 import pytest
 
-from tests.kit import command, mounts, reading, service, waiting
 from tests.kit.engines import FANOTIFY, Engine
 from tests.kit.images import unpack_nydus_images
 from tests.kit.mounts import filesystem_of, mounted
@@ -123,10 +121,3 @@ def make_service(cache_disk: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     for made in services:
         assert "Traceback" not in made.log_text(), made.log_text()[-4000:]
         assert not mounted(made.work)
-
-
-@pytest.fixture(scope="session")
-def service_kit() -> SimpleNamespace:
-    """The kit's functions under one name, for tests/fscache/backend."""
-    modules = (command, mounts, reading, service, waiting)
-    return SimpleNamespace(**{name: value for module in modules for name, value in vars(module).items()})
