@@ -10,7 +10,7 @@ import traceback
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 
@@ -19,7 +19,9 @@ from nydus_erofs.fscache.backend.s3.client import S3Client
 from nydus_erofs.fscache.config.backend import S3
 from nydus_erofs.fscache.push.s3 import S3Writer
 from tests.kit.command import cli
+from tests.kit.images import Built
 from tests.kit.oracles import Oracles
+from tests.kit.published import Place
 from tests.kit.servers import distribution, s3
 from tests.kit.servers.files import FileServer
 from tests.kit.servers.relay import Relay
@@ -60,7 +62,7 @@ def s3_make(s3_no_keys: None) -> Callable[..., S3Client]:
 
 
 @pytest.fixture
-def s3_gateway(s3_make: Callable[..., S3Client], s3_server: Any) -> S3Client:
+def s3_gateway(s3_make: Callable[..., S3Client], s3_server: s3.Gateway) -> S3Client:
     """A patient client of `s3_server`."""
     return s3_make(s3_server, timeout=20.0)
 
@@ -110,11 +112,11 @@ def s3_failure() -> Callable[..., BackendError]:
 
 
 @pytest.fixture
-def registry_make(oracles: Oracles, tmp_path: Path) -> Iterator[Callable[..., Any]]:
+def registry_make(oracles: Oracles, tmp_path: Path) -> Iterator[Callable[..., distribution.Registry]]:
     """`registry_make(auth, tls)`: a running `Registry`, which ends with the test."""
-    made = []
+    made: list[distribution.Registry] = []
 
-    def make(auth: Any = "", tls: Any = None) -> Any:
+    def make(auth: str | dict[str, Any] = "", tls: tuple[Path, Path] | None = None) -> distribution.Registry:
         folder = tmp_path / f"registry{len(made)}"
         folder.mkdir()
         made.append(distribution.Registry(folder, auth, tls, oracles.registry))
@@ -126,11 +128,11 @@ def registry_make(oracles: Oracles, tmp_path: Path) -> Iterator[Callable[..., An
 
 
 @pytest.fixture
-def registry_tokens(tmp_path: Path) -> Iterator[Callable[..., Any]]:
+def registry_tokens(tmp_path: Path) -> Iterator[Callable[..., TokenServer]]:
     """`registry_tokens(**options)`: a running `TokenServer`, which ends with the test."""
-    made = []
+    made: list[TokenServer] = []
 
-    def make(**options: Any) -> Any:
+    def make(**options: Any) -> TokenServer:
         made.append(TokenServer(tmp_path, **options))
         return made[-1]
 
@@ -142,26 +144,12 @@ def registry_tokens(tmp_path: Path) -> Iterator[Callable[..., Any]]:
 # --- images from afar -------------------------------------------------------------------------------------
 
 
-class Place(NamedTuple):
-    """An image that is published on a server behind a relay."""
-
-    kind: str
-    image: str  # what to mount
-    config: Path  # of the backend
-    relay: Any
-    blobs: int  # bytes
-    secrets: tuple[str, ...]
-
-    def mount(self, service: Any, **fields: Any) -> Path:
-        return Path(service.mount_image(self.image, backend_file=str(self.config), **fields))
-
-
 @pytest.fixture
-def file_server() -> Iterator[Callable[[Path], Any]]:
+def file_server() -> Iterator[Callable[[Path], FileServer]]:
     """`file_server(folder)`: a running `FileServer`, which ends with the test."""
-    servers = []
+    servers: list[FileServer] = []
 
-    def make(folder: Path) -> Any:
+    def make(folder: Path) -> FileServer:
         servers.append(FileServer(folder))
         return servers[-1]
 
@@ -172,15 +160,15 @@ def file_server() -> Iterator[Callable[[Path], Any]]:
 
 @pytest.fixture
 def publish(
-    built: Any,
+    built: Built,
     tmp_path: Path,
     request: pytest.FixtureRequest,
 ) -> Iterator[Callable[..., Place]]:
     """`publish(kind, delay=, **fields)`: the image `built`, pushed to a server of a kind, with further fields of the
     backend's configuration."""
-    relays = []
+    relays: list[Relay] = []
 
-    def relay_to(port: int, delay: float) -> Any:
+    def relay_to(port: int, delay: float) -> Relay:
         relays.append(Relay(port, delay))
         return relays[-1]
 

@@ -130,6 +130,7 @@ def test_an_endpoint_behind_a_path(s3_no_keys: None) -> None:
             assert client.call("create_multipart_upload", "x")["UploadId"] == "1"
             client.call("upload_part", "x", UploadId="1", PartNumber=1, Body=b"bytes")
         mirror = Mirror(host=f"http://{server.endpoint}/storage/v1/s3")
+        assert isinstance(config, S3)
         assert S3Client(config, 1).at(mirror).read("x", 3, 9) == DATA[3:12]
         elsewhere = convert("s3", {"endpoint": server.endpoint, **fields})
         assert isinstance(elsewhere, S3)

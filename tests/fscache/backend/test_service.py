@@ -1,12 +1,16 @@
 """Images from afar on a running service: S3, a registry and a plain web server, and all that networks do to them."""
 
+from __future__ import annotations
+
 import hashlib
 import io
 import json
 import os
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,30 +18,35 @@ from nydus_erofs.fscache.backend.registry.client import RegistryClient
 from nydus_erofs.fscache.config.backend import Registry
 from nydus_erofs.fscache.push.registry import RegistryWriter
 from tests.kit.command import PYTHON, cli
+from tests.kit.engines import Engine
+from tests.kit.images import Built
+from tests.kit.published import Place
 from tests.kit.reading import compare, read, result_of
+from tests.kit.servers import distribution
 from tests.kit.servers.relay import Fault
-from tests.kit.service import RefusedError
+from tests.kit.servers.s3 import Gateway
+from tests.kit.service import MakeService, RefusedError, Service
 from tests.kit.waiting import wait_for
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(180)]
 
 
 @pytest.fixture
-def serve(make_service, engine):
+def serve(make_service: MakeService, engine: Engine) -> Callable[..., Any]:
     """`serve(**config)`: a running service."""
     return lambda **config: make_service(engine, **config)
 
 
-def right(built, name):
+def right(built: Built, name: str) -> str:
     return hashlib.sha256((built.tree / name).read_bytes()).hexdigest()
 
 
-def backend_of(service):
+def backend_of(service: Service) -> dict[str, Any]:
     (backend,) = service.status()["backends"]
-    return backend
+    return dict(backend)
 
 
-def test_reads_as_it_was_and_is_fetched_once(place, serve, built):
+def test_reads_as_it_was_and_is_fetched_once(place: Place, serve: Callable[..., Service], built: Built) -> None:
     service = serve()
     target = place.mount(service)
     metadata = backend_of(service)["bytes"] if service.status()["backends"] else 0
@@ -52,7 +61,9 @@ def test_reads_as_it_was_and_is_fetched_once(place, serve, built):
     service.umount(target)
 
 
-def test_what_is_here_mounts_and_reads_without_the_network(place, serve, built):
+def test_what_is_here_mounts_and_reads_without_the_network(
+    place: Place, serve: Callable[..., Service], built: Built
+) -> None:
     service = serve()
     target = place.mount(service, prefetch=True)
     service.complete(target)
@@ -67,7 +78,7 @@ def test_what_is_here_mounts_and_reads_without_the_network(place, serve, built):
     service.umount(target)
 
 
-def test_a_crowd_costs_no_more_requests_than_one(place, serve, built):
+def test_a_crowd_costs_no_more_requests_than_one(place: Place, serve: Callable[..., Service], built: Built) -> None:
     service = serve()
     target = place.mount(service)
     command = [*PYTHON, "-c", CROWD, str(target / "large/5"), right(built, "large/5")]
@@ -98,7 +109,9 @@ print(right, "right")
 
 
 @pytest.mark.parametrize("kind", ["reset", "close", "flip", "stall"])
-def test_a_connection_that_breaks_or_lies_is_not_noticed(kind, place, serve, built):
+def test_a_connection_that_breaks_or_lies_is_not_noticed(
+    kind: str, place: Place, serve: Callable[..., Service], built: Built
+) -> None:
     service = serve()
     target = place.mount(service)
     for number in range(3):
@@ -113,7 +126,7 @@ def test_a_connection_that_breaks_or_lies_is_not_noticed(kind, place, serve, bui
     assert service.status(target)["last_error"] is None
 
 
-def test_readers_wait_while_the_server_is_away(place, serve, built):
+def test_readers_wait_while_the_server_is_away(place: Place, serve: Callable[..., Service], built: Built) -> None:
     service = serve(patience=60)
     target = place.mount(service)
     place.relay.down_now()
@@ -131,7 +144,9 @@ def test_readers_wait_while_the_server_is_away(place, serve, built):
     wait_for("the backend is back", lambda: not backend_of(service)["down"])
 
 
-def test_a_server_away_for_good_is_an_error_in_time_and_heals(place, serve, built):
+def test_a_server_away_for_good_is_an_error_in_time_and_heals(
+    place: Place, serve: Callable[..., Service], built: Built
+) -> None:
     service = serve(patience=2)
     target = place.mount(service)
     place.relay.down_now()
@@ -148,7 +163,7 @@ def test_a_server_away_for_good_is_an_error_in_time_and_heals(place, serve, buil
     compare(built.tree, target)
 
 
-def test_the_worker_dies_in_the_middle(place, serve, built):
+def test_the_worker_dies_in_the_middle(place: Place, serve: Callable[..., Service], built: Built) -> None:
     service = serve()
     place.relay.delay = 0.01
     target = place.mount(service)
@@ -161,7 +176,9 @@ def test_the_worker_dies_in_the_middle(place, serve, built):
     compare(built.tree, target)
 
 
-def test_no_secret_is_seen_anywhere(publish, serve, built):
+def test_no_secret_is_seen_anywhere(
+    publish: Callable[..., Place], serve: Callable[..., Service], built: Built
+) -> None:
     place = publish("s3")
     service = serve()
     target = place.mount(service)
@@ -181,7 +198,9 @@ def test_no_secret_is_seen_anywhere(publish, serve, built):
             assert secret not in text
 
 
-def test_only_what_was_demanded_is_mounted(publish, serve, built):
+def test_only_what_was_demanded_is_mounted(
+    publish: Callable[..., Place], serve: Callable[..., Service], built: Built
+) -> None:
     place, service = publish("s3"), serve()
     done = cli("push", built.bootstrap, "--backend-config-file", place.config, "--json", check=True)
     digest = json.loads(done.stdout)["identity"]
@@ -194,7 +213,9 @@ def test_only_what_was_demanded_is_mounted(publish, serve, built):
         service.mount_image(str(built.bootstrap), digest="sha256:" + "0" * 64)
 
 
-def test_a_bootstrap_that_is_not_what_its_tree_says(publish, serve, s3_server):
+def test_a_bootstrap_that_is_not_what_its_tree_says(
+    publish: Callable[..., Place], serve: Callable[..., Service], s3_server: Gateway
+) -> None:
     place, service = publish("s3"), serve()
     path = s3_server.bucket / place.image.split("/", 3)[3]
     raw = bytearray(path.read_bytes())
@@ -204,7 +225,7 @@ def test_a_bootstrap_that_is_not_what_its_tree_says(publish, serve, s3_server):
         place.mount(service)
 
 
-def rewritten(place, **fields):
+def rewritten(place: Place, **fields: Any) -> Place:
     place.config.write_text(json.dumps({**json.loads(place.config.read_text()), **fields}))
     return place
 
@@ -222,7 +243,9 @@ def rewritten(place, **fields):
         ({"acess_key_id": "x"}, "acess_key_id"),
     ],
 )
-def test_what_is_wrong_is_said_in_one_line(fields, match, publish, serve):
+def test_what_is_wrong_is_said_in_one_line(
+    fields: dict[str, str], match: str, publish: Callable[..., Place], serve: Callable[..., Service]
+) -> None:
     place, service = publish("s3"), serve()
     with pytest.raises(RefusedError, match=match) as caught:
         rewritten(place, **fields).mount(service)
@@ -234,7 +257,7 @@ def test_what_is_wrong_is_said_in_one_line(fields, match, publish, serve):
     assert service.status()["mounts"] == []
 
 
-def test_names_that_nothing_is_published_under(publish, serve):
+def test_names_that_nothing_is_published_under(publish: Callable[..., Place], serve: Callable[..., Service]) -> None:
     place, service = publish("s3"), serve()
     for image, match in (
         (place.image.replace(".meta", "-other.meta"), "-other.meta"),
@@ -245,7 +268,9 @@ def test_names_that_nothing_is_published_under(publish, serve):
             service.mount_image(image, backend_file=str(place.config))
 
 
-def test_a_half_pushed_image(publish, serve, s3_server, built):
+def test_a_half_pushed_image(
+    publish: Callable[..., Place], serve: Callable[..., Service], s3_server: Gateway, built: Built
+) -> None:
     place, service = publish("s3"), serve()
     prefix = place.image.split("/")[3]
     os.unlink(s3_server.bucket / prefix / "blobs" / built.blob.name)
@@ -253,7 +278,9 @@ def test_a_half_pushed_image(publish, serve, s3_server, built):
         place.mount(service)
 
 
-def test_an_ordinary_image_in_a_registry(publish, serve, registry_make):
+def test_an_ordinary_image_in_a_registry(
+    publish: Callable[..., Place], serve: Callable[..., Service], registry_make: Callable[..., distribution.Registry]
+) -> None:
     place, service = publish("registry"), serve()
     fields = json.loads(place.config.read_text())
     writer = RegistryWriter(RegistryClient(Registry(**{k: v for k, v in fields.items() if k != "type"}), 1))
@@ -271,7 +298,9 @@ def test_an_ordinary_image_in_a_registry(publish, serve, registry_make):
         service.mount_image(place.image.replace(":v1", ":nosuchtag"), backend_file=str(place.config))
 
 
-def test_live_mounts_outlive_the_service(publish, serve, built, engine):
+def test_live_mounts_outlive_the_service(
+    publish: Callable[..., Place], serve: Callable[..., Service], built: Built, engine: Engine
+) -> None:
     if not engine.keeps_mounts:
         pytest.skip("this engine mounts again")
     place, service = publish("s3"), serve()

@@ -1,10 +1,15 @@
 """A blob that is uploaded while it is built: to a real S3 server and a real registry, with nothing left on disk."""
 
+from __future__ import annotations
+
 import hashlib
 import json
 import random
 import re
 import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,7 +21,7 @@ from tests.kit.servers.relay import Fault, Relay
 
 
 @pytest.fixture(scope="module")
-def tree(tmp_path_factory):
+def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """50 MB that do not compress: several pieces."""
     folder, rng = tmp_path_factory.mktemp("tree"), random.Random(9)
     for number in range(50):
@@ -25,10 +30,10 @@ def tree(tmp_path_factory):
 
 
 @pytest.fixture
-def target(tmp_path, request):
+def target(tmp_path: Path, request: pytest.FixtureRequest) -> Callable[..., Any]:
     """`target(kind)`: (file that names a backend, what else `push` needs, `blob(id)`: its bytes there)."""
 
-    def make(kind):
+    def make(kind: str) -> tuple[Path, Callable[..., Any], Callable[..., Any]]:
         config = tmp_path / f"{kind}.json"
         if kind == "s3":
             server = request.getfixturevalue("s3_server")
@@ -54,7 +59,7 @@ def target(tmp_path, request):
 
 
 @pytest.mark.parametrize("kind", ["s3", "registry"])
-def test_built_there(kind, target, tree, tmp_path):
+def test_built_there(kind: str, target: Callable[..., Any], tree: Path, tmp_path: Path) -> None:
     config, found, left = target(kind)
     options = ["--backend-push", "--backend-config-file", config, "--name", "app"]
     streamed, plain = tmp_path / "streamed.boot", tmp_path / "plain"
@@ -72,7 +77,7 @@ def test_built_there(kind, target, tree, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["s3", "registry"])
-def test_without_any_place_here(kind, target, tree, tmp_path):
+def test_without_any_place_here(kind: str, target: Callable[..., Any], tree: Path, tmp_path: Path) -> None:
     """As the documentation of Nydus has it: a file without a type, and no output at all."""
     config, found, left = target(kind)
     fields = json.loads(config.read_text())
@@ -95,7 +100,9 @@ def test_without_any_place_here(kind, target, tree, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["s3", "registry"])
-def test_a_server_that_goes_away_ends_the_build(kind, target, tree, tmp_path):
+def test_a_server_that_goes_away_ends_the_build(
+    kind: str, target: Callable[..., Any], tree: Path, tmp_path: Path
+) -> None:
     config, _, left = target(kind)
     fields = json.loads(config.read_text())
     where = "endpoint" if kind == "s3" else "host"
@@ -114,7 +121,7 @@ def test_a_server_that_goes_away_ends_the_build(kind, target, tree, tmp_path):
     assert left() == []
 
 
-def test_only_a_folder_needs_a_place(tree, tmp_path):
+def test_only_a_folder_needs_a_place(tree: Path, tmp_path: Path) -> None:
     config = tmp_path / "localfs.json"
     config.write_text(json.dumps({"type": "localfs", "dir": str(tmp_path)}))
     done = cli("build", tree, "-B", tmp_path / "boot", "--backend-push", "--backend-config-file", config)
@@ -125,23 +132,26 @@ def test_only_a_folder_needs_a_place(tree, tmp_path):
 class Way:
     piece, parallel = 10, 2
 
-    def __init__(self, fails_at=0):
-        self.pieces, self.kept, self.dropped, self.fails_at = {}, None, False, fails_at
+    def __init__(self, fails_at: int = 0) -> None:
+        self.pieces: dict[int, bytes] = {}
+        self.kept: tuple[str, int] | None = None
+        self.dropped, self.fails_at = False, fails_at
 
-    def send(self, number, data):
+    def send(self, number: int, data: bytes) -> None:
         if number == self.fails_at:
             raise BackendError("no")
         self.pieces[number] = data
 
-    def keep(self, sha256, size):
+    def keep(self, sha256: str, size: int) -> None:
         self.kept = sha256, size
 
-    def drop(self):
+    def drop(self) -> None:
         self.dropped = True
 
 
-def test_pieces_are_whole_and_in_order():
-    way, seen = Way(), []
+def test_pieces_are_whole_and_in_order() -> None:
+    way = Way()
+    seen: list[int] = []
     stream = BlobStream(way, seen.append)
     for size in (1, 25, 3, 0, 8):
         stream.write(bytes(range(size)))
@@ -154,7 +164,7 @@ def test_pieces_are_whole_and_in_order():
     assert (way.kept, way.dropped, sum(seen)) == (("ab", 37), False, 37)
 
 
-def test_an_error_is_raised_soon_and_nothing_is_kept():
+def test_an_error_is_raised_soon_and_nothing_is_kept() -> None:
     way = Way(fails_at=2)
     stream = BlobStream(way, lambda _: None)
     with pytest.raises(BackendError, match="no"):
