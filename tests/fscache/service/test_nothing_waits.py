@@ -19,7 +19,7 @@ from tests.kit.processes import children
 from tests.kit.service import MakeService, RefusedError, Service
 from tests.kit.waiting import wait_for
 
-pytestmark = [pytest.mark.root, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.root, pytest.mark.slow, pytest.mark.timeout(180)]
 
 SLOW = Path(__file__).parents[2] / "kit" / "slow_service.py"
 HELD = 5.0  # seconds
