@@ -37,23 +37,28 @@ def command(state_dir: str, as_json: bool) -> None:
     Without root nothing is tried: what can be seen is told, and what cannot. The exit code is 0 when an engine works
     here, 8 when none does, 9 when only root can tell.
     """
+    from ..fscache.doctor.limits import limits
+
     existing = os.path.abspath(state_dir or DEFAULT_STATE)
     while not os.path.isdir(existing):
         existing = os.path.dirname(existing)
     tried = os.geteuid() == 0
-    engines = _try(existing) if tried else _look()
+    engines, bounds = _try(existing) if tried else _look(), limits(existing)
     works = {name: _verdict(checks, tried) for name, checks in engines.items()}
     release = os.uname().release
     if as_json:
         report = {
-            name: {"works": works[name], "tried": tried, "checks": [check._asdict() for check in checks]}
+            name: {"works": works[name], "tried": tried, "checks": _records(checks)}
             for name, checks in engines.items()
         }
-        click.echo(json.dumps({"kernel": release, "cache": existing, "engines": report}, indent=2))
+        whole = {"kernel": release, "cache": existing, "engines": report, "limits": _records(bounds)}
+        click.echo(json.dumps(whole, indent=2))
     else:
         click.echo(f"kernel {release}, cache on {existing}")
         for name, checks in engines.items():
             _print(name, works[name], checks)
+        click.echo("limits")
+        _print_all(bounds)
         if not any(works.values()):
             click.echo("no engine works here" if None not in works.values() else "run it as root to know")
     if any(works.values()):
@@ -110,9 +115,17 @@ def _verdict(checks: Sequence[Check], tried: bool) -> bool | None:
 def _print(name: str, works: bool | None, checks: Sequence[Check]) -> None:
     verdict = {True: "works", False: "does not work", None: "may work"}[works]
     click.echo(f"{name} engine: {verdict}")
-    for check in checks:
-        click.echo(f"  {'ok  ' if check.ok else 'FAIL'}  {check.name}: {check.detail}")
-        if not check.ok and check.fix:
-            click.echo(f"        fix: {check.fix}")
+    _print_all(checks)
     if works is None:
         click.echo("  ?     not tried: mounting and reading a tiny image needs root")
+
+
+def _print_all(checks: Sequence[Check]) -> None:
+    for check in checks:
+        click.echo(f"  {check.state:4}  {check.name}: {check.detail}")
+        if check.fix:
+            click.echo(f"        fix: {check.fix}")
+
+
+def _records(checks: Sequence[Check]) -> list[dict[str, object]]:
+    return [{**check._asdict(), "state": check.state} for check in checks]

@@ -8,12 +8,17 @@ from ...erofs.errors import KernelError
 
 
 class Check(NamedTuple):
-    """One thing this host must be able to do; ``fix`` tells a person what to change when it cannot."""
+    """One thing this host must be able to do; ``fix`` tells a person what to change when it cannot, or soon."""
 
     name: str
     ok: bool
     detail: str
     fix: str = ""
+
+    @property
+    def state(self) -> str:
+        """For people: ``ok``, ``note`` for what works and should be changed all the same, or ``FAIL``."""
+        return ("note" if self.fix else "ok") if self.ok else "FAIL"
 
 
 def failure(checks: list[Check]) -> str:

@@ -147,6 +147,8 @@ def _read_and_exit(path: str) -> None:
 def _init_fix(number: int) -> str:
     if number == errno.EPERM:
         return "run as root (CAP_SYS_ADMIN in the first user namespace)"
+    if number == errno.EMFILE:
+        return "all of this user's groups are taken: raise fs.fanotify.max_user_groups (sysctl)"
     return "needs Linux 6.14 or later with CONFIG_FANOTIFY_ACCESS_PERMISSIONS"
 
 

@@ -6,7 +6,7 @@ State (survives reboots, one filesystem: ext4, xfs or btrfs; root only)::
     images/<id>/            prepared images: boot, image.json (state/image.py)
     images/.new-*           being prepared; removed at start
     .../.gone-*             to be removed
-    bootstraps/             bootstraps from afar (bootstraps.py)
+    bootstraps/             bootstraps from afar (images/bootstraps.py)
     store/<key>/plan        what fills which segment (state/plan.py); owner root
     store/<key>/<segment>   segment files; owner the worker
     cachefiles/             the kernel's cache (cachefiles engine)

@@ -14,6 +14,9 @@
 Needs root. What has an aim shows it; the exit code is 1 if one is missed.
 """
 
+import environment  # noqa: F401
+
+# isort: split
 import argparse
 import contextlib
 import hashlib
@@ -37,13 +40,10 @@ import measure
 
 from nydus_erofs.builder.compose import build
 from nydus_erofs.builder.options import BuildOptions
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
-
-from kit.engines import FANOTIFY
-from kit.processes import pss
-from kit.servers.files import FileServer
-from kit.service import Service
+from tests.kit.engines import FANOTIFY
+from tests.kit.processes import pss
+from tests.kit.servers.files import FileServer
+from tests.kit.service import Service
 
 SIZES = [64 << 10, 64 << 10, 1 << 20, 64 << 10]  # bytes of an image's files: chunks, in three segments of 1 MiB
 BY_COMMAND = 5  # images, first and last, that are mounted by the command

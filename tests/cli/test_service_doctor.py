@@ -57,6 +57,16 @@ def test_json(cache_disk: Path) -> None:
             assert check["ok"] or check["fix"]
 
 
+def test_limits(cache_disk: Path) -> None:
+    """They are named for people and for programs, and do not decide whether an engine works."""
+    limits = {check["name"]: check for check in json.loads(doctor(cache_disk, "--json").stdout)["limits"]}
+    assert limits["cache's filesystem"]["state"] == "ok"
+    assert all(check["ok"] for check in limits.values())
+    shown = doctor(cache_disk).stdout.partition("\nlimits\n")[2]
+    for name, check in limits.items():
+        assert f"{check['state']:4}  {name}: " in shown
+
+
 def test_a_state_folder_that_is_not_there_yet(cache_disk: Path) -> None:
     """What counts is the disk it would be on; nothing is made."""
     done = doctor(cache_disk / "not" / "yet", "--json")
@@ -78,6 +88,9 @@ def test_tmpfs(tmp_path: Path) -> None:
         assert report["engines"]["fanotify"]["works"] is False
         (failed,) = (check for check in report["engines"]["fanotify"]["checks"] if not check["ok"])
         assert "ext4" in failed["fix"]
+        (note,) = (check for check in report["limits"] if check["name"] == "cache's filesystem")
+        assert (note["state"], "tmpfs" in note["detail"], "ext4" in note["fix"]) == ("note", True, True)
+        assert "  note  cache's filesystem: tmpfs" in done.stdout
     finally:
         subprocess.run(["umount", "-l", tmp_path], check=True, timeout=20)
 

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from nydus_erofs.fscache.config.service import Config
-from nydus_erofs.fscache.keeper.spawn import spawn
+from nydus_erofs.fscache.keeper.children.spawn import spawn
 from nydus_erofs.fscache.kernel import channel
 from nydus_erofs.fscache.kernel.fd import Fd
 from nydus_erofs.fscache.processes import KEEPER, PREPARE, TABLE, WORKER, Process

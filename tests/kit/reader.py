@@ -5,6 +5,7 @@
     reader.py loop TREE MNT STOP SEED [SHARE] compare random pieces of random files until the file STOP exists,
                                               SHARE of them (default 0.1) through mmap
     reader.py read FILE [OFFSET LENGTH]       read it; print the SHA-256, or the error's name
+    reader.py each NAME MNT...                read NAME below each; print what "read" does, in order
     reader.py hold FILE READY                 open it, create READY, and wait to be killed
 
 The last line printed is JSON. Exit status 1: something was not as it should be.
@@ -166,6 +167,10 @@ def read(path: str, offset: str = "0", length: str = "-1") -> dict[str, object]:
     return {"length": len(data), "sha256": hashlib.sha256(data).hexdigest()}
 
 
+def each(name: str, *roots: str) -> dict[str, object]:
+    return {"results": [read(os.path.join(root, name)) for root in roots]}
+
+
 def hold(path: str, ready: str) -> dict[str, object]:
     with open(path, "rb"):
         open(ready, "w").close()
@@ -179,6 +184,7 @@ if __name__ == "__main__":
         "mapped": mapped,
         "loop": loop,
         "read": read,
+        "each": each,
         "hold": hold,
     }
     with contextlib.suppress(KeyboardInterrupt):

@@ -15,7 +15,7 @@ import msgspec
 from ...kernel.plain import read_plain
 from ...proto.packets import decoded
 from .. import durable
-from ..children import in_child
+from ..children.errands import in_child
 from ..log import logger
 
 MAX_TABLE = 16 << 20  # bytes; a longer one does not count

@@ -17,16 +17,16 @@ from ...kernel import mount as kernel
 from ...kernel.fd import Fd
 from ...proto import control
 from ...state import image
-from ..bootstraps import Bootstraps
-from ..children import Say, errand, in_child, said_by
-from ..healing import Healer
-from ..kept_store import KeptStore
+from ..children.errands import Say, errand, in_child, said_by
+from ..images.bootstraps import Bootstraps
+from ..images.healing import Healer
+from ..images.places import Places, arrive
+from ..images.prepared import Images
 from ..log import logger
 from ..paths import RunPaths, StatePaths
-from ..places import Places, arrive
-from ..prepared import Images
-from ..store_spec import FolderSpec, load_folder
-from ..stores import StoreTable
+from ..stores.kept_store import KeptStore
+from ..stores.spec import FolderSpec, load_folder
+from ..stores.table import StoreTable
 from ..tasks import background
 from .base import MountOrder, mount_status
 from .mounted import MountedImage, MountRecord, boot_of

@@ -12,10 +12,10 @@ from ....erofs.ids import BlobId
 from ...kernel.plain import read_plain
 from ...proto.packets import decoded
 from ...state.layout import BOOT, MOUNT_RECORD
-from ..kept_store import KeptStore
-from ..origin import Given, Origin
+from ..images.origin import Given, Origin
 from ..paths import StatePaths
-from ..stores import StoreTable
+from ..stores.kept_store import KeptStore
+from ..stores.table import StoreTable
 from .watch import WatchedImage
 
 _MAX_RECORD = 1 << 20  # bytes

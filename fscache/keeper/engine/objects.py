@@ -16,9 +16,9 @@ from ...config.backend import Remote
 from ...kernel.cachefiles import complete
 from ...kernel.fd import Fd
 from ...proto import cachefiles as proto
-from ..kept_store import KeptStore, Waiter
-from ..store_spec import StoreSpec
-from ..stores import StoreTable
+from ..stores.kept_store import KeptStore, Waiter
+from ..stores.spec import StoreSpec
+from ..stores.table import StoreTable
 from .counters import EventCounters
 from .names import Cached
 

@@ -16,7 +16,7 @@ from nydus_erofs.erofs.errors import KernelError
 from nydus_erofs.fscache.keeper import durable
 from nydus_erofs.fscache.keeper.engine import culling, disk_table, names
 from nydus_erofs.fscache.keeper.engine.names import Cached, Names, Registered
-from nydus_erofs.fscache.keeper.origin import Given
+from nydus_erofs.fscache.keeper.images.origin import Given
 
 BLOCK = 4096
 IMAGE = Registered(Given("/a.meta", ["/blobs"]), True)

@@ -13,9 +13,9 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from nydus_erofs.erofs.errors import FormatError
 from nydus_erofs.fscache.keeper.engine import objects
 from nydus_erofs.fscache.keeper.engine.names import Cached
-from nydus_erofs.fscache.keeper.kept_store import KeptStore
-from nydus_erofs.fscache.keeper.store_spec import BlobSpec
-from nydus_erofs.fscache.keeper.stores import StoreTable
+from nydus_erofs.fscache.keeper.stores.kept_store import KeptStore
+from nydus_erofs.fscache.keeper.stores.spec import BlobSpec
+from nydus_erofs.fscache.keeper.stores.table import StoreTable
 from nydus_erofs.fscache.kernel import channel
 from nydus_erofs.fscache.kernel.fd import Fd
 from nydus_erofs.fscache.proto import cachefiles as proto

@@ -15,20 +15,20 @@ from dataclasses import dataclass
 
 import msgspec
 
-from ...erofs.errors import BackendError, CorruptError
-from ...erofs.ids import BlobId
-from ..config.backend import Registry, Remote, describe
-from ..kernel.fd import Fd
-from ..kernel.plain import open_plain, read_plain
-from ..proto import worker as proto
-from ..proto.packets import decoded
-from .log import logger
+from ....erofs.errors import BackendError, CorruptError
+from ....erofs.ids import BlobId
+from ...config.backend import Registry, Remote, describe
+from ...kernel.fd import Fd
+from ...kernel.plain import open_plain, read_plain
+from ...proto import worker as proto
+from ...proto.packets import decoded
+from ..children.worker_link import WorkerLink
+from ..log import logger
+from ..paths import StatePaths
 from .measure import Measured, kept
 from .origin import Origin
-from .paths import StatePaths
 from .places import Places
 from .prepared import Provide
-from .worker_link import WorkerLink
 
 _PATIENCE, _RANGE_PATIENCE = 280.0, 60.0  # seconds
 _MAX_RECORD = 1 << 16  # bytes

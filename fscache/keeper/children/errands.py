@@ -19,15 +19,15 @@ from typing import NamedTuple, NoReturn
 
 import msgspec
 
-from ...erofs.errors import KernelError, NydusErofsError
-from ..kernel import channel
-from ..kernel.fd import Fd
-from ..kernel.process import close_all_but, die_with_parent
-from ..processes import TOOL
-from ..proto.fault import Fault
-from .log import logger
-from .signals import CHANGED
-from .tasks import background
+from ....erofs.errors import KernelError, NydusErofsError
+from ...kernel import channel
+from ...kernel.fd import Fd
+from ...kernel.process import close_all_but, die_with_parent
+from ...processes import TOOL
+from ...proto.fault import Fault
+from ..log import logger
+from ..signals import CHANGED
+from ..tasks import background
 
 PATIENCE = 30.0  # seconds for what should take a moment
 _MAX_PACKET = 128 << 10  # bytes

@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from ...erofs.errors import FormatError
-from ..config.backend import Remote
-from ..kernel.fd import Fd
-from ..kernel.plain import open_plain
-from ..proto import worker as proto
-from ..state.layout import PLAN, segment_name
-from ..state.plan import Plan
+from ....erofs.errors import FormatError
+from ...config.backend import Remote
+from ...kernel.fd import Fd
+from ...kernel.plain import open_plain
+from ...proto import worker as proto
+from ...state.layout import PLAN, segment_name
+from ...state.plan import Plan
 from . import epoch
 
 

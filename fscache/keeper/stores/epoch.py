@@ -12,11 +12,11 @@ import os
 from collections.abc import Sequence
 from functools import cache
 
-from ..kernel.fd import Fd
-from ..kernel.mount import sync_filesystem
-from ..kernel.plain import read_plain
-from ..state.layout import EPOCH
-from .log import logger
+from ...kernel.fd import Fd
+from ...kernel.mount import sync_filesystem
+from ...kernel.plain import read_plain
+from ...state.layout import EPOCH
+from ..log import logger
 
 
 @cache

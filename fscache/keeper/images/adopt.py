@@ -8,12 +8,13 @@ import os
 import stat
 from collections.abc import Sequence
 
-from ...erofs.errors import FormatError
-from ..kernel.plain import open_plain
-from ..state import image
-from ..state.layout import BOOT, PLAN, RECORD, STORES, segment_name
-from . import durable, epoch
-from .paths import StatePaths
+from ....erofs.errors import FormatError
+from ...kernel.plain import open_plain
+from ...state import image
+from ...state.layout import BOOT, PLAN, RECORD, STORES, segment_name
+from .. import durable
+from ..paths import StatePaths
+from ..stores import epoch
 
 _FAILED = "preparing the image failed: "
 

@@ -11,10 +11,10 @@ from typing import Annotated
 
 import msgspec
 
-from ...erofs import merkle
-from ...erofs.errors import FormatError
-from ..kernel.fd import Fd
-from .children import Say, said_by
+from ....erofs import merkle
+from ....erofs.errors import FormatError
+from ...kernel.fd import Fd
+from ..children.errands import Say, said_by
 
 _PATIENCE = 120.0  # seconds: 2 GiB are copied and hashed
 _PIECE = 1 << 30  # bytes
