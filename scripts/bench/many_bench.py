@@ -14,6 +14,9 @@
 Needs root. What has an aim shows it; the exit code is 1 if one is missed.
 """
 
+import environment
+
+# isort: split
 import argparse
 import contextlib
 import hashlib
@@ -38,18 +41,18 @@ import measure
 from nydus_erofs.builder.compose import build
 from nydus_erofs.builder.options import BuildOptions
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
+sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from kit.engines import FANOTIFY
-from kit.processes import pss
-from kit.servers.files import FileServer
-from kit.service import Service
+from tests.kit.engines import FANOTIFY
+from tests.kit.processes import pss
+from tests.kit.servers.files import FileServer
+from tests.kit.service import Service
 
 SIZES = [64 << 10, 64 << 10, 1 << 20, 64 << 10]  # bytes of an image's files: chunks, in three segments of 1 MiB
 BY_COMMAND = 5  # images, first and last, that are mounted by the command
 ENDS = 20  # mounts, first and last, that are compared; where others use the machine too, look at CPU time
 PROBES = 200  # reads whose latency is compared
-WAITING = 12  # readers of each image whose backend is dead: more than the worker has threads
+WAITING = [1 << 20] * 12  # bytes that readers of a dead backend wait for, each a segment: more than there are threads
 TIMEOUT = 300  # seconds for what a child does
 DRIP = 0.5  # seconds between two bytes of a dripping server
 
@@ -78,15 +81,15 @@ class _Quiet:
         pass
 
 
-def make_images(folder: Path, count: int) -> list[Image]:
-    """Small ones, each of a blob of its own."""
+def make_images(folder: Path, count: int, sizes: Sequence[int] = SIZES) -> list[Image]:
+    """Small ones, each of a blob of its own, with a file of each size; other folders get other bytes."""
     images = []
     for number in range(count):
         tree, out = folder / "tree", folder / f"{number}"
         out.mkdir(parents=True)
         tree.mkdir()
-        pages = [random.Random(number * len(SIZES) + name).randbytes(4096) for name in range(len(SIZES))]
-        contents = [page * (size // len(page)) for page, size in zip(pages, SIZES, strict=True)]
+        rng = random.Random(f"{folder.name} {number}")
+        contents = [rng.randbytes(4096) * (size // 4096) for size in sizes]
         for name, data in enumerate(contents):
             (tree / f"{name}").write_bytes(data)
         built = build(BuildOptions(source=tree, output_dir=out, workers=1), _Quiet())
@@ -201,7 +204,7 @@ class Many:
         """Local reads while ``dead`` images whose backend does not answer have readers, against those without."""
         here = len(numbers) // 2
         folder = self.service.work / kind
-        remote = make_images(folder, dead)
+        remote = make_images(folder, dead, WAITING)
         for image in remote:  # their blobs are for the server alone
             for path in image.bootstrap.parent.iterdir():
                 if path != image.bootstrap:
@@ -218,7 +221,7 @@ class Many:
             else:
                 server.gate.clear()
                 cleanup.callback(server.gate.set)
-            for path in [target / "0" for target in targets for _ in range(WAITING)]:
+            for path in [target / f"{name}" for target in targets for name in range(len(WAITING))]:
                 reader = subprocess.Popen(["cat", path], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
                 cleanup.callback(reader.wait)
                 cleanup.callback(reader.kill)
@@ -303,10 +306,9 @@ def table(results: dict[str, float]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    beside = Path(sys.executable).with_name("nydus-erofs")
     parser.add_argument("--images", type=int, default=1000, metavar="N", help="[1000]")
     parser.add_argument("--dead", type=int, default=1, metavar="N", help="images whose backend does not answer [1]")
-    parser.add_argument("--nydus-erofs", default=str(beside), metavar="PROGRAM")
+    parser.add_argument("--nydus-erofs", default=environment.PROGRAM, metavar="PROGRAM")
     parser.add_argument("--work", type=Path, metavar="DIR", help="for images and cache (default: TMPDIR or /var/tmp)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write every value to FILE")
     arguments = parser.parse_args()
