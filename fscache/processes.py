@@ -1,8 +1,8 @@
 """All processes of the service in one table: who each is, what it is given, and what it gives up.
 
-Nothing but data. What starts a process (``keeper/spawn.py``) and what it does to itself (``kernel/confine.py``)
-follow it; ``docs/processes.md`` is printed from it (``scripts/processes-page``), a test compares it with a running
-service.
+Nothing but data. What starts a process (``keeper/children/spawn.py``) and what it does to itself
+(``kernel/confine.py``) follow it; ``docs/processes.md`` is printed from it (``scripts/processes_page.py``), a test
+compares it with a running service.
 """
 
 from __future__ import annotations

@@ -160,6 +160,9 @@ def check(config: BackendConfig, path: str = "$") -> BackendConfig:
             _plain_host(config.endpoint, _ENDPOINT, f"{path}.endpoint", "host[:port][/path]")
             if bool(config.access_key_id) != bool(config.access_key_secret):
                 raise ConfigError(f"{path}: access_key_id and access_key_secret go together")
+            for name in ("object_prefix", "blob_prefix", "meta_prefix"):
+                if {".", ".."} & set(getattr(config, name).split("/")):
+                    raise ConfigError(f"{path}.{name}: . and .. are no parts of an object's name")
             if config.blob_prefix and config.object_prefix not in ("", config.blob_prefix):
                 raise ConfigError(f"{path}: blob_prefix and object_prefix say different things")
         case Registry():

@@ -9,12 +9,14 @@ from typing import Any
 import msgspec
 
 from ...erofs.errors import ConfigError, UnsupportedError
+from ...erofs.ids import printable
 from .backend import S3, BackendConfig, HttpProxy, LocalFs, Registry, check
 
 _KINDS: dict[str, type[BackendConfig]] = {
     "localfs": LocalFs, "s3": S3, "oss": S3, "registry": Registry, "http-proxy": HttpProxy,
 }  # fmt: skip
 _MAX_FILE = 1 << 20  # bytes, as in nydusd
+_MAX_TEXT = 400  # characters of a decoder's message
 
 
 def convert(kind: str, fields: dict[str, Any], path: str = "$") -> BackendConfig:
@@ -25,7 +27,7 @@ def convert(kind: str, fields: dict[str, Any], path: str = "$") -> BackendConfig
     """
     if kind not in _KINDS:
         known = ", ".join(_KINDS)
-        raise UnsupportedError(f"{path}: backend type {kind!r} is not supported", hint=f"known: {known}")
+        raise UnsupportedError(f"{path}: backend type {kind[:80]!r} is not supported", hint=f"known: {known}")
     fields = {name: value for name, value in fields.items() if name != "type"}
     if kind == "oss":
         fields.setdefault("path_style", False)
@@ -34,9 +36,14 @@ def convert(kind: str, fields: dict[str, Any], path: str = "$") -> BackendConfig
     try:
         config = msgspec.convert({"type": _tag(kind), **fields}, _KINDS[kind])
     except msgspec.ValidationError as error:
-        what, _, where = str(error).partition(" - at `$")
+        what, _, where = one_line(error).partition(" - at `$")
         raise ConfigError(f"{path}{where.rstrip('`')}: {what}") from None
     return check(config, path)
+
+
+def one_line(error: Exception) -> str:
+    """What a decoder says of a file, which may repeat words of it: printable and bounded."""
+    return printable(str(error).encode(errors="backslashreplace"))[:_MAX_TEXT]
 
 
 def read_file(path: str) -> bytes:
@@ -63,7 +70,7 @@ def load(path: str, kind: str | None = None, known: Mapping[str, str] = MappingP
     try:
         document = msgspec.json.decode(read_file(path), type=dict[str, Any])
     except (msgspec.MsgspecError, RecursionError) as error:
-        raise ConfigError(f"{path} is no JSON object: {error}") from None
+        raise ConfigError(f"{path} is no JSON object: {one_line(error)}") from None
     try:
         return _of(kind, known, *_backend_of(document))
     except (ConfigError, UnsupportedError) as error:

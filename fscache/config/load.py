@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from ...erofs.errors import ConfigError
-from .backend_file import convert, read_file
+from .backend_file import convert, one_line, read_file
 from .nydusd import Nydusd, from_nydusd
 from .service import Config, check, with_backend
 
@@ -21,9 +21,9 @@ def load(path: str) -> Config:
             return from_nydusd(msgspec.json.decode(raw, type=Nydusd))
         return _from_toml(tomllib.loads(raw.decode()))
     except msgspec.ValidationError as error:
-        raise ConfigError(f"{path}: {error}") from None
+        raise ConfigError(f"{path}: {one_line(error)}") from None
     except (msgspec.DecodeError, tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise ConfigError(f"{path} is neither TOML nor JSON: {error}") from None
+        raise ConfigError(f"{path} is neither TOML nor JSON: {one_line(error)}") from None
 
 
 def _from_toml(document: dict[str, Any]) -> Config:

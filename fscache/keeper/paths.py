@@ -6,7 +6,7 @@ State (survives reboots, one filesystem: ext4, xfs or btrfs; root only)::
     images/<id>/            prepared images: boot, image.json (state/image.py)
     images/.new-*           being prepared; removed at start
     .../.gone-*             to be removed
-    bootstraps/             bootstraps from afar (bootstraps.py)
+    bootstraps/             bootstraps from afar (images/bootstraps.py)
     store/<key>/plan        what fills which segment (state/plan.py); owner root
     store/<key>/<segment>   segment files; owner the worker
     cachefiles/             the kernel's cache (cachefiles engine)
@@ -27,6 +27,7 @@ import contextlib
 import fcntl
 import os
 import secrets
+from collections.abc import Iterator
 
 from ...erofs.errors import ServiceError
 from ..config.defaults import control_socket
@@ -99,12 +100,28 @@ class RunPaths:
         return control_socket(self.root)
 
     def new_mount(self) -> str:
-        """A new folder for one mount."""
+        """A new folder for one mount; ServiceError when there is no room for it."""
         path = os.path.join(self.mounts, str(self._next))
         self._next += 1
-        os.mkdir(path, mode=0o700)
-        os.mkdir(os.path.join(path, "through"))
+        with self.writing():
+            os.mkdir(path, mode=0o700)
+            try:
+                os.mkdir(os.path.join(path, "through"))
+            except OSError:
+                os.rmdir(path)
+                raise
         return path
+
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[None]:
+        """ServiceError, instead of an OSError, when something cannot be written to the run folder."""
+        try:
+            yield
+        except OSError as error:
+            raise ServiceError(
+                f"the run folder {self.root} cannot be written to: {error.strerror}",
+                hint="make room there, or choose another folder with --run-dir",
+            ) from None
 
     def remove_mount(self, folder: str) -> None:
         """Remove the folder of a mount that is gone. Not recursively, whatever happens: what is bound there is the

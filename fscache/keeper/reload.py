@@ -7,7 +7,7 @@ from collections.abc import Callable
 import msgspec
 
 from ..config.service import Config
-from .children import Say, said_by
+from .children.errands import Say, said_by
 
 # What takes effect with the next mount. Everything else is built into the running service.
 _LIVE = ("blob_dirs", "backend", "prefetch", "read_ahead_kib")

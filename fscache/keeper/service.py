@@ -27,21 +27,21 @@ from ..kernel.mount import MOUNT_FLAGS
 from ..kernel.process import own_descriptors, raise_file_limit
 from ..proto import control
 from ..proto.worker import Limits, Start
-from . import dispatch
-from .bootstraps import Bootstraps
-from .children import remove, write_out
+from .children import dispatch
+from .children.errands import remove, write_out
+from .children.traffic import TrafficTable
+from .children.worker_link import WorkerLink
 from .control import ControlServer
 from .engine.base import Engine, MountOrder
+from .images.bootstraps import Bootstraps
+from .images.origin import Given
 from .log import logger
 from .mount_table import MountTable
-from .origin import Given
 from .paths import RunPaths, StatePaths
 from .reload import Load, reloaded
 from .signals import Signals
-from .stores import StoreTable
+from .stores.table import StoreTable
 from .tasks import background, fatal
-from .traffic import TrafficTable
-from .worker_link import WorkerLink
 
 _GRACE = 5.0  # seconds that a service which is to stop gives mounts under way
 _RESERVED_FDS = 1024  # of the descriptor limit, for everything but events

@@ -6,7 +6,7 @@ Descriptors travel beside ``OpenStore`` (plan, segment folder, then the blob's s
 ``ticket`` has one answer, of the one type that the question names, or ``NotDone``.
 
 The worker is not believed: what it may say is bounded here, field by field. Whether a message makes sense (a store
-that is open, a segment that it has) is for the keeper's table (``keeper/stores.py``).
+that is open, a segment that it has) is for the keeper's table (``keeper/stores/table.py``).
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ import msgspec
 
 from ...erofs.errors import FormatError
 from ...erofs.segments import MAX_DEVICES
+from ..kernel.plain import open_plain, read_plain
 from ..proto.packets import decoded
 from .layout import segment_name
 
@@ -53,9 +54,11 @@ def image_id(bootstrap_fd: int, segment_size: int) -> str:
 def load(directory: str) -> ImageRecord:
     """The record in an image's folder; FormatError when it or the bootstrap is damaged."""
     try:
-        with open(os.path.join(directory, RECORD), "rb") as file:
-            record = decoded(_RECORD, file.read(_MAX_RECORD))
-        size = os.stat(os.path.join(directory, BOOT)).st_size if record.boot_size else 0
+        record = decoded(_RECORD, read_plain(os.path.join(directory, RECORD), _MAX_RECORD))
+        size = 0
+        if record.boot_size:
+            with open_plain(os.path.join(directory, BOOT)) as boot:
+                size = os.fstat(boot.fd).st_size
     except (OSError, msgspec.MsgspecError) as error:
         raise FormatError(f"prepared image {directory} is damaged: {error}") from None
     if size != record.boot_size:

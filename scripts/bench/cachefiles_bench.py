@@ -1,14 +1,16 @@
+#!/usr/bin/env python3
 """Figures of the cachefiles engine: what mounting costs, what is asked and fetched, what a hard reset leaves.
 
-    python -P -m scripts.bench.cachefiles_bench [KERNEL...]
-
-On the host: builds three images, boots each kernel, prints JSON.
-
-Runs itself in the guest for each part. Emulated machines are slow: seconds compare only with each other.
+Builds three images, boots each kernel, prints JSON; runs itself in the guest for each part. Emulated machines are
+slow: seconds compare only with each other.
 """
 
 from __future__ import annotations
 
+import environment  # noqa: F401
+
+# isort: split
+import argparse
 import json
 import os
 import random
@@ -24,6 +26,7 @@ from typing import Any
 _HOME = Path(__file__).resolve().parents[2]
 os.environ.setdefault("NYDUS_EROFS_PATIENCE", "200")
 
+# isort: split
 from tests.kit.engines import CACHEFILES  # noqa: E402
 from tests.kit.reading import compare, read  # noqa: E402
 from tests.kit.service import Service  # noqa: E402
@@ -189,24 +192,28 @@ PARTS: dict[str, Callable[[], Any]] = {
 
 def run_guest(kernel: str, share: Path, *options: str, part: str) -> Any:
     words = [_HOME / "vm/run", "--timeout", "900", "--share", share, *options, kernel, "--", "sh", "-c"]
-    script = f"PYTHONPATH={_HOME} exec python -P -m scripts.bench.cachefiles_bench --part '{part}'"
-    environment = {**os.environ, "NYDUS_EROFS_PYTHON": sys.executable}
-    done = subprocess.run([*words, script], stdout=subprocess.PIPE, text=True, env=environment, check=False)
+    script = f"exec python {Path(__file__).resolve()} --part '{part}'"
+    variables = {**os.environ, "NYDUS_EROFS_PYTHON": sys.executable}
+    done = subprocess.run([*words, script], stdout=subprocess.PIPE, text=True, env=variables, check=False)
     if part == "crash":
         return done.stdout.strip()
     return json.loads(done.stdout.splitlines()[-1]) if done.returncode == 0 else f"exit code {done.returncode}"
 
 
-def main(arguments: list[str]) -> int:
-    if arguments[:1] == ["--part"]:
-        if arguments[1] == "crash":
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("kernels", nargs="*", metavar="KERNEL", default=["6.1", "6.12"], help="of vm/kernels.py")
+    parser.add_argument("--part", help=argparse.SUPPRESS)  # in the guest
+    arguments = parser.parse_args()
+    if arguments.part:
+        if arguments.part == "crash":
             fill_and_crash()
-        print(json.dumps(compare_after_crash() if arguments[1] == "compare" else PARTS[arguments[1]]()))
+        print(json.dumps(compare_after_crash() if arguments.part == "compare" else PARTS[arguments.part]()))
         return 0
     with tempfile.TemporaryDirectory(dir="/var/tmp") as folder:
         share = Path(folder)
         make_images(share)
-        for kernel in arguments or ["6.1", "6.12"]:
+        for kernel in arguments.kernels:
             for part in PARTS:
                 print(json.dumps({kernel: {part: run_guest(kernel, share, part=part)}}), flush=True)
             disk = ["--disk", str(share / f"{kernel}.img")]
@@ -217,4 +224,4 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

@@ -9,7 +9,8 @@ import shutil
 import subprocess
 import sys
 
-_SETUP = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "setup")
+_ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+_SETUP = os.path.join(_ROOT, "scripts", "setup")
 
 
 def _enter():
@@ -26,6 +27,7 @@ def _enter():
 
 
 _enter()
+sys.path.append(_ROOT)  # tests.kit: a service to start and to clean up after
 
 _BESIDE = os.path.join(os.path.dirname(sys.executable), "nydus-erofs")
 PROGRAM = _BESIDE if os.path.exists(_BESIDE) else shutil.which("nydus-erofs") or "nydus-erofs"

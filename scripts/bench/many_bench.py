@@ -40,9 +40,6 @@ import measure
 
 from nydus_erofs.builder.compose import build
 from nydus_erofs.builder.options import BuildOptions
-
-sys.path.insert(0, str(Path(__file__).parents[2]))
-
 from tests.kit.engines import FANOTIFY
 from tests.kit.processes import pss
 from tests.kit.servers.files import FileServer

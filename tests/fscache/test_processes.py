@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from nydus_erofs.fscache.config.service import Config
-from nydus_erofs.fscache.keeper.spawn import spawn
+from nydus_erofs.fscache.keeper.children.spawn import spawn
 from nydus_erofs.fscache.kernel import channel
 from nydus_erofs.fscache.kernel.fd import Fd
 from nydus_erofs.fscache.processes import KEEPER, PREPARE, TABLE, WORKER, Process
@@ -71,6 +71,7 @@ def compare(seen: Seen, process: Process, parent: int, count: int) -> None:
     assert seen.status["Groups"] == ""
     assert {seen.status[f"Cap{kind}"] for kind in ("Inh", "Prm", "Eff", "Bnd", "Amb")} == {"0" * 16}
     assert seen.status["NoNewPrivs"] == "1"
+    assert seen.status["Seccomp"] == "2"  # a filter
     assert seen.status["Seccomp"] == ("2" if process.filtered else "0")
     assert seen.status["Umask"] == f"{process.umask:04o}"
     assert seen.parent == parent

@@ -24,6 +24,9 @@ class Engine(Protocol):
     def cache(self, state: Path) -> list[Path]:
         """The files below a state folder that hold fetched bytes."""
 
+    def held(self, path: Path) -> int:
+        """Bytes of data in one of these files, in whole blocks of the disk."""
+
 
 class Fanotify:
     """Segments in a folder for each store."""
@@ -37,6 +40,9 @@ class Fanotify:
     def cache(self, state: Path) -> list[Path]:
         return sorted((state / "store").glob("*/[0-9]*"))
 
+    def held(self, path: Path) -> int:
+        return path.stat().st_blocks * 512
+
 
 class Cachefiles:
     """The kernel's own cache, which holds bootstraps too."""
@@ -49,6 +55,10 @@ class Cachefiles:
 
     def cache(self, state: Path) -> list[Path]:
         return sorted(path for path in (state / "cachefiles").rglob("*") if path.is_file())
+
+    def held(self, path: Path) -> int:
+        # The kernel notes what a file is in extended attributes, which may take a block of their own.
+        return max(0, path.stat().st_blocks * 512 - 4096)
 
 
 FANOTIFY, CACHEFILES = Fanotify(), Cachefiles()

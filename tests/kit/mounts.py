@@ -24,7 +24,8 @@ class Mounted(NamedTuple):
 def mounted(below: Path | None = None) -> list[Mounted]:
     """What is mounted, oldest first; all, or what lies on and below a folder."""
     out = []
-    for line in Path("/proc/self/mountinfo").read_text(errors="surrogateescape").splitlines():
+    # As bytes: names may hold whatever else ends a line of text.
+    for line in os.fsdecode(Path("/proc/self/mountinfo").read_bytes()).rstrip("\n").split("\n"):
         left, _, right = line.partition(" - ")
         target, (kind, source) = left.split(" ")[4], right.split(" ")[:2]
         target, source = (re.sub(r"\\(\d{3})", lambda m: chr(int(m[1], 8)), text) for text in (target, source))

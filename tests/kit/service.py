@@ -58,15 +58,23 @@ class Service:
         wait_for("the service answers", self.answers)
         return self
 
-    def spawn(self, *arguments: object, pass_fds: Sequence[int] = (), **environment: str) -> None:
-        """Start it with its configuration; it may not come to answer."""
-        path = self.work / "config.toml"
+    @property
+    def config_file(self) -> Path:
+        return self.work / "config.toml"
+
+    def configure(self, **config: Any) -> None:
+        """Write its configuration file, with these keys too."""
+        self.config |= config
         config = {"state_dir": str(self.state), "run_dir": str(self.run), **self.config}
         lines = [f"{key} = {json.dumps(value)}\n" for key, value in config.items()]
         if self.backend:
             lines += ["[backend]\n", *(f"{key} = {json.dumps(value)}\n" for key, value in self.backend.items())]
-        path.write_text("".join(lines))
-        self.spawn_with("--config", path, *arguments, pass_fds=pass_fds, **environment)
+        self.config_file.write_text("".join(lines))
+
+    def spawn(self, *arguments: object, pass_fds: Sequence[int] = (), **environment: str) -> None:
+        """Start it with its configuration; it may not come to answer."""
+        self.configure()
+        self.spawn_with("--config", self.config_file, *arguments, pass_fds=pass_fds, **environment)
 
     def spawn_with(self, *arguments: object, pass_fds: Sequence[int] = (), **environment: str) -> None:
         """Start it with these arguments alone."""
@@ -75,6 +83,14 @@ class Service:
                 [*self.program, "serve", *map(str, arguments)],
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=os.environ | environment, pass_fds=pass_fds,
             )  # fmt: skip
+
+    def spawn_on_terminal(self, terminal: int) -> None:
+        """Start it with its configuration in a session that this terminal controls, with its log there."""
+        self.configure()
+        self._keeper = subprocess.Popen(
+            ["setsid", "--ctty", *self.program, "serve", "--config", str(self.config_file)],
+            stdin=terminal, stdout=terminal, stderr=terminal,
+        )  # fmt: skip
 
     def answers(self) -> bool:
         assert self.keeper.poll() is None, f"the service ended: {self.log_text()}"
@@ -143,6 +159,10 @@ class Service:
     def cache(self) -> list[Path]:
         """The files that hold fetched bytes."""
         return self.engine.cache(self.state)
+
+    def held(self) -> int:
+        """Bytes of data in them."""
+        return sum(map(self.engine.held, self.cache()))
 
     # --- how it ends ---
 

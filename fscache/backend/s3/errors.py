@@ -74,6 +74,12 @@ def translate(error: Exception, what: str, config: S3) -> BackendError:
             return BackendError(f"{what}: no credentials could be had from {provider}")
         case boto.UnauthorizedSSOTokenError() | boto.SSOTokenLoadError():
             return DeniedError(f"{what}: the single sign-on has expired", hint="run: aws sso login")
+        case PermissionError() | FileNotFoundError():  # while looking for keys; servers are asked elsewhere
+            place = one_line(str(error.filename or "a program"))
+            return DeniedError(
+                f"{what}: no credentials could be had from {place}: {error.strerror}",
+                hint="the service's own user must be able to read it; it starts no program (credential_process)",
+            )
         case boto.ProfileNotFound():
             profile = one_line(error.kwargs["profile"])
             return BackendError(f"{what}: the AWS configuration files have no profile {profile}", retryable=False)

@@ -10,7 +10,7 @@ import os
 from collections.abc import Sequence
 
 from ....erofs.errors import FormatError
-from ...kernel.fd import Fd
+from ...kernel.plain import open_plain
 from ...state.plan import Plan, PlanChunk, PlanFlags
 
 _UNUSED = PlanFlags.UNUSED.value
@@ -42,9 +42,9 @@ def check_agreement(known: Sequence[str], new: str, blob: str, volume: str) -> N
 
 def _open(path: str) -> Plan:
     try:
-        return Plan(Fd(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)))
-    except FileNotFoundError:
-        raise FormatError("no such file") from None
+        return Plan(open_plain(path))
+    except OSError as error:
+        raise FormatError(str(error.strerror)) from None
 
 
 def _difference(one: Plan, other: Plan) -> str:

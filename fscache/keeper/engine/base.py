@@ -9,8 +9,8 @@ from typing import Protocol
 from ...config.backend import describe
 from ...config.service import Config
 from ...proto.control import MountStatus
-from ..kept_store import KeptStore
-from ..origin import Given, Origin
+from ..images.origin import Given, Origin
+from ..stores.kept_store import KeptStore
 from .counters import EventCounters
 
 

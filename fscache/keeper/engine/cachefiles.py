@@ -26,13 +26,13 @@ from ...kernel.fd import Fd
 from ...proto import cachefiles as proto
 from ...proto.control import MountStatus
 from ...state.layout import PLAN
-from ..bootstraps import Bootstraps
-from ..children import in_child
+from ..children.errands import in_child
+from ..images.bootstraps import Bootstraps
+from ..images.places import Places, arrive, arrive_by_name
+from ..images.prepared import Images
 from ..log import logger
 from ..paths import RunPaths, StatePaths
-from ..places import Places, arrive, arrive_by_name
-from ..prepared import Images
-from ..stores import StoreTable
+from ..stores.table import StoreTable
 from ..tasks import background
 from . import culling
 from .base import MountOrder, mount_status

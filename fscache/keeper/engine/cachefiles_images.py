@@ -20,16 +20,16 @@ from ....erofs.record import round_up
 from ...kernel.fd import Fd
 from ...proto.cachefiles import BLOCK_SIZE
 from ...state.layout import PLAN
-from ..bootstraps import Bootstraps, Opened
-from ..healing import Healer
-from ..kept_store import KeptStore
+from ..images.bootstraps import Bootstraps, Opened
+from ..images.healing import Healer
+from ..images.origin import Origin
+from ..images.places import Places
+from ..images.prepared import Images
 from ..log import logger
-from ..origin import Origin
 from ..paths import StatePaths
-from ..places import Places
-from ..prepared import Images
-from ..store_spec import BlobSpec, BootstrapSpec, load_plan
-from ..stores import StoreTable
+from ..stores.kept_store import KeptStore
+from ..stores.spec import BlobSpec, BootstrapSpec, load_plan
+from ..stores.table import StoreTable
 from ..tasks import background
 from .names import Cached, Names
 from .objects import CacheObject, ObjectTable

@@ -14,7 +14,7 @@ import msgspec
 
 from ...kernel.cachefiles import Device
 from ...proto import cachefiles as proto
-from ..children import Say, errand
+from ..children.errands import Say, errand
 
 _AT_ONCE = 64  # files that the child names at a time
 _FILES = msgspec.json.Decoder(list[tuple[str, str]])

@@ -12,9 +12,10 @@ from typing import Generic, TypeVar
 
 import msgspec
 
+from ...kernel.plain import read_plain
 from ...proto.packets import decoded
 from .. import durable
-from ..children import in_child
+from ..children.errands import in_child
 from ..log import logger
 
 MAX_TABLE = 16 << 20  # bytes; a longer one does not count
@@ -34,8 +35,7 @@ class DiskTable(Generic[Entry]):
 
     def _load(self, decoder: msgspec.json.Decoder[dict[str, Entry]]) -> dict[str, Entry] | None:
         try:
-            with open(self._path, "rb") as file:
-                data = file.read(MAX_TABLE + 1)
+            data = read_plain(self._path, MAX_TABLE + 1)
             digest, _, body = data.partition(b"\n")
             if len(data) > MAX_TABLE or digest != _digest(body):
                 raise msgspec.DecodeError("damaged, or too long")

@@ -17,16 +17,16 @@ from ...kernel import mount as kernel
 from ...kernel.fd import Fd
 from ...proto import control
 from ...state import image
-from ..bootstraps import Bootstraps
-from ..children import Say, errand, in_child, said_by
-from ..healing import Healer
-from ..kept_store import KeptStore
+from ..children.errands import Say, errand, in_child, said_by
+from ..images.bootstraps import Bootstraps
+from ..images.healing import Healer
+from ..images.places import Places, arrive
+from ..images.prepared import Images
 from ..log import logger
 from ..paths import RunPaths, StatePaths
-from ..places import Places, arrive
-from ..prepared import Images
-from ..store_spec import FolderSpec, load_folder
-from ..stores import StoreTable
+from ..stores.kept_store import KeptStore
+from ..stores.spec import FolderSpec, load_folder
+from ..stores.table import StoreTable
 from ..tasks import background
 from .base import MountOrder, mount_status
 from .mounted import MountedImage, MountRecord, boot_of
@@ -103,7 +103,8 @@ class FanotifyEngine:
             mounted = MountedImage(folder, record, places.origin, blobs, stores, watched, self._table)
             undo.callback(mounted.prefetch, False)
             mounted.prefetch(True)
-            mounted.save()
+            with self._run.writing():
+                mounted.save()
             try:
                 mounted.mount_id = await self._mount(mounted, image.devices(prepared), order.flags)
             except BaseException:
@@ -196,12 +197,13 @@ class FanotifyEngine:
 
     async def look(self) -> None:
         """Notice what was unmounted, by us or by others, and let go of what nothing uses any more."""
+        known = list(self._mounts)  # what is mounted while the table is read may not be in it
         live: set[int] = set()
         for ids in kernel.mount_ids(kernel.FS_TYPE):
             live |= ids
             await asyncio.sleep(0)  # readers have their turn
-        for mounted in list(self._mounts):
-            if mounted.mount_id not in live and not self._finish(mounted):
+        for mounted in known:
+            if mounted.mount_id not in live and mounted in self._mounts and not self._finish(mounted):
                 mounted.detached = True
 
     async def stop(self) -> list[str]:

@@ -9,12 +9,13 @@ import msgspec
 
 from ....erofs.errors import FormatError
 from ....erofs.ids import BlobId
+from ...kernel.plain import read_plain
 from ...proto.packets import decoded
 from ...state.layout import BOOT, MOUNT_RECORD
-from ..kept_store import KeptStore
-from ..origin import Given, Origin
+from ..images.origin import Given, Origin
 from ..paths import StatePaths
-from ..stores import StoreTable
+from ..stores.kept_store import KeptStore
+from ..stores.table import StoreTable
 from .watch import WatchedImage
 
 _MAX_RECORD = 1 << 20  # bytes
@@ -40,11 +41,12 @@ def boot_of(state: StatePaths, record: MountRecord) -> str:
 def load_record(folder: str) -> MountRecord:
     """The record in a mount's folder; FormatError when it is damaged."""
     try:
-        with open(os.path.join(folder, MOUNT_RECORD), "rb") as file:
-            record = decoded(_RECORD, file.read(_MAX_RECORD))
+        record = decoded(_RECORD, read_plain(os.path.join(folder, MOUNT_RECORD), _MAX_RECORD))
     except (OSError, msgspec.MsgspecError) as error:
         raise FormatError(f"{MOUNT_RECORD}: {error}") from None
-    if not record.image.isalnum():
+    given = record.given
+    names = (record.image, record.target, given.image, given.backend_file, *given.folders)
+    if not record.image.isalnum() or any("\0" in name for name in names):
         raise FormatError(f"{MOUNT_RECORD}: image {record.image[:80]!r}")
     return record
 

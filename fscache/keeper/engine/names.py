@@ -17,8 +17,8 @@ import msgspec
 from msgspec import Meta
 
 from ...proto.cachefiles import BLOCK_SIZE
-from ..children import in_child
-from ..origin import Given
+from ..children.errands import in_child
+from ..images.origin import Given
 from .agreement import check_agreement
 from .disk_table import DiskTable
 

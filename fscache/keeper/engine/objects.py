@@ -16,9 +16,9 @@ from ...config.backend import Remote
 from ...kernel.cachefiles import complete
 from ...kernel.fd import Fd
 from ...proto import cachefiles as proto
-from ..kept_store import KeptStore, Waiter
-from ..store_spec import StoreSpec
-from ..stores import StoreTable
+from ..stores.kept_store import KeptStore, Waiter
+from ..stores.spec import StoreSpec
+from ..stores.table import StoreTable
 from .counters import EventCounters
 from .names import Cached
 
@@ -121,7 +121,10 @@ class ObjectTable:
         for segment in range(first, last + 1):
             upto = min(end - cache_object.starts[segment], sizes[segment])
             for store in stores:
-                self._table.wait(store, segment, upto, waiter)
+                if store.have[segment] >= upto:  # they came while the kernel was asking
+                    waiter.answer(True, 0.0)
+                else:
+                    self._table.wait(store, segment, upto, waiter)
 
     def on_close(self, object_id: int) -> CacheObject | None:
         """Let go of an object, if it is open."""

@@ -13,9 +13,9 @@ from ...config.reference import check_name
 from ...kernel.cachefiles import Device
 from ...kernel.fd import Fd
 from ...proto import cachefiles as proto
-from ..bootstraps import Opened
+from ..images.bootstraps import Opened
+from ..images.origin import Origin
 from ..log import logger
-from ..origin import Origin
 from ..tasks import background
 from .cachefiles_images import ServedImage, ServedImages
 from .names import Cached

@@ -20,15 +20,15 @@ from ...kernel import mount as kernel
 from ...kernel.fd import Fd
 from ...proto.fault import Fault
 from ...state import image
-from .. import epoch
-from ..bootstraps import Bootstraps
-from ..children import Say, errand
-from ..files import open_blob
+from ..children.errands import Say, errand
+from ..images.bootstraps import Bootstraps
+from ..images.files import open_blob
+from ..images.origin import Origin, resolve
 from ..log import logger
-from ..origin import Origin, resolve
 from ..paths import RunPaths, StatePaths
-from ..store_spec import load_folder
-from ..stores import StoreTable
+from ..stores import epoch
+from ..stores.spec import load_folder
+from ..stores.table import StoreTable
 from ..tasks import background
 from .mounted import MountedImage, boot_of, load_record
 from .watch import Watcher

@@ -22,9 +22,9 @@ from ...kernel.fanotify import Group
 from ...kernel.mount import bind_private, unmount
 from ...proto import fanotify as proto
 from ...state.layout import segment_name
-from ..kept_store import KeptStore, Waiter
 from ..log import logger
-from ..stores import StoreTable
+from ..stores.kept_store import KeptStore, Waiter
+from ..stores.table import StoreTable
 from .counters import EventCounters
 
 _BATCH = 64  # events read at once

@@ -13,7 +13,7 @@ from nydus_erofs.fscache.config import backend as config
 from nydus_erofs.fscache.config.reference import registry_host
 from nydus_erofs.fscache.credentials import docker as registry_auth
 from nydus_erofs.fscache.credentials.basic import decode, encode
-from nydus_erofs.fscache.credentials.docker import docker_credentials
+from nydus_erofs.fscache.credentials.docker import docker_credentials, with_docker_credentials
 
 
 @pytest.fixture
@@ -136,6 +136,20 @@ def test_helper_to_registry(docker, helper, registry_make, registry_kit):
     auth = docker_credentials(registry.host, docker({"credHelpers": {registry.host: "fake"}}))
     backend = config.Registry(host=registry.host, repo=registry_kit.REPO, scheme="http", auth=auth)
     assert RegistryClient(backend, 1).read(name, 2, 3) == b"234"
+
+
+def test_only_a_registry_without_credentials_is_completed(tmp_path, docker, monkeypatch):
+    docker({"auths": {"hub.example": {"auth": encode("me", "word")}}})
+    monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path))
+    plain = config.Registry(host="hub.example", repo="a")
+    assert with_docker_credentials(plain).auth == encode("me", "word")
+    for known in (
+        config.Registry(host="hub.example", repo="a", auth="eDp5"),
+        config.Registry(host="hub.example", repo="a", registry_token="token"),
+        config.Registry(host="other.example", repo="a"),
+        config.S3(bucket_name="b"),
+    ):
+        assert with_docker_credentials(known) == known
 
 
 def test_decode():

@@ -41,6 +41,16 @@ def test_profile(
     )
 
 
+@pytest.mark.parametrize("key", ["credential_process", "role_arn = arn:aws:iam::1:role/r\nweb_identity_token_file"])
+def test_a_profile_that_names_what_is_not_there(
+    key: str, s3_make: Make, s3_server: Any, s3_blob: str, s3_failure: Any, tmp_path: Path
+) -> None:
+    (tmp_path / "config").write_text(f"[profile mine]\n{key} = {tmp_path}/none\n")
+    error = s3_failure(DeniedError, chained(s3_make, s3_server, profile="mine").stat, s3_blob)
+    assert f"no credentials could be had from {tmp_path}/none: No such file" in str(error)
+    assert "credential_process" in (error.hint or "")
+
+
 def test_container_credentials_of_a_real_server(
     s3_make: Make, s3_kit: ModuleType, s3_server: Any, s3_blob: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -147,6 +147,7 @@ def test_s3_as_a_table_of_our_own(tmp_path: Path) -> None:
         ({"scheme": "ftp"}, "$.device.backend.config.scheme"),
         ({"timeout": 0}, "$.device.backend.config.timeout"),
         ({"object_prefix": "other/"}, "blob_prefix and object_prefix"),
+        ({"blob_prefix": "a/../b/"}, "$.device.backend.config.blob_prefix"),
         ({"proxy": {"url": "p:1"}}, "$.device.backend.config.proxy.url"),
         ({"proxy": {"url": "http://p:1", "falback": True}}, "$.device.backend.config.proxy"),
         ({"mirrors": [{"host": "m"}]}, "$.device.backend.config.mirrors[0].host"),
@@ -255,6 +256,15 @@ def test_any_json(value: dict[str, dict[str, None]], tmp_path_factory: pytest.Te
 @given(raw=st.binary(max_size=200) | st.binary(max_size=200).map(lambda b: b"{" + b))
 def test_any_bytes(raw: bytes, tmp_path_factory: pytest.TempPathFactory) -> None:
     _load_any(raw, tmp_path_factory.getbasetemp() / "config-bytes")
+
+
+@pytest.mark.parametrize("name", ["\n", "x" * 100_000, "\x1b[31m", "\udcff"])
+def test_what_a_file_says_is_repeated_in_one_bounded_line(name: str, tmp_path: Path) -> None:
+    for document in ({"device": {name: 1}}, changed("device.backend.type", name), in_backend(**{name: 1})):
+        with pytest.raises((ConfigError, UnsupportedError)) as caught:
+            load(written(tmp_path, document))
+        assert caught.value.message.isprintable()
+        assert len(caught.value.message) < 800
 
 
 def test_deeply_nested(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from nydus_erofs.fscache.keeper import child_log
+from nydus_erofs.fscache.keeper.children import child_log
 from nydus_erofs.fscache.kernel.fd import Fd
 
 

@@ -7,7 +7,7 @@ import time
 import pytest
 
 from nydus_erofs.erofs.errors import BusyError, KernelError
-from nydus_erofs.fscache.keeper.children import Say, in_child, said_by
+from nydus_erofs.fscache.keeper.children.errands import Say, in_child, said_by
 from nydus_erofs.fscache.kernel.fd import Fd
 
 pytestmark = pytest.mark.timeout(60)

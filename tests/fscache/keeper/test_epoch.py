@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from nydus_erofs.fscache.keeper import epoch
+from nydus_erofs.fscache.keeper.stores import epoch
 
 FOREIGN = "00000000-1111-2222-3333-444444444444"
 

@@ -11,7 +11,7 @@ import pytest
 
 from nydus_erofs.erofs import merkle
 from nydus_erofs.erofs.errors import FormatError
-from nydus_erofs.fscache.keeper.measure import kept
+from nydus_erofs.fscache.keeper.images.measure import kept
 from nydus_erofs.fscache.kernel.fd import Fd
 
 DATA = bytes(range(256)) * 5000

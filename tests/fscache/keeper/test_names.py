@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nydus_erofs.erofs.errors import KernelError
-from nydus_erofs.fscache.keeper.engine import disk_table, names
+from nydus_erofs.fscache.keeper import durable
+from nydus_erofs.fscache.keeper.engine import culling, disk_table, names
 from nydus_erofs.fscache.keeper.engine.names import Cached, Names, Registered
-from nydus_erofs.fscache.keeper.origin import Given
+from nydus_erofs.fscache.keeper.images.origin import Given
 
 BLOCK = 4096
 IMAGE = Registered(Given("/a.meta", ["/blobs"]), True)
@@ -137,3 +140,34 @@ def test_a_record_that_is_no_file_or_too_long(tmp_path: Path, monkeypatch: pytes
     (tmp_path / "names.json").mkdir()
     with pytest.raises(KernelError, match="Is a directory"):
         asyncio.run(open_names(tmp_path).register("v", "f", IMAGE))
+
+
+def test_nobody_waits_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For a disk that takes half a second each to write a record, to read plans and to list what is cached."""
+
+    def wait(*_: object) -> None:
+        time.sleep(0.5)
+
+    monkeypatch.setattr(durable, "write", wait)
+    monkeypatch.setattr(names, "check_agreement", wait)
+    monkeypatch.setattr(culling, "list_files", wait)
+    known = open_names(tmp_path)
+    device: Any = None
+
+    async def work() -> None:
+        cached = (await known.claim("v", {"blob": ("blob", BLOCK)}))["blob"]
+        await known.agree(cached, "v", "blob", "1" * 64)
+        await known.agree(cached, "v", "blob", "2" * 64)
+        assert await culling.make_room(device, str(tmp_path), 50) == 0
+
+    async def run() -> float:
+        working, longest, last = asyncio.create_task(work()), 0.0, time.monotonic()
+        while not working.done():
+            await asyncio.sleep(0.001)
+            longest, last = max(longest, time.monotonic() - last), time.monotonic()
+        await working
+        return longest
+
+    started = time.monotonic()
+    assert asyncio.run(run()) < 0.4
+    assert time.monotonic() - started > 2

@@ -10,7 +10,7 @@ import pytest
 from nydus_erofs.erofs.errors import BlobNotFoundError, ConfigError
 from nydus_erofs.fscache.config.backend import S3, Registry
 from nydus_erofs.fscache.config.service import Config
-from nydus_erofs.fscache.keeper.origin import Given, by_name, resolve
+from nydus_erofs.fscache.keeper.images.origin import Given, by_name, resolve
 
 BUCKET = S3(bucket_name="images", endpoint="127.0.0.1:9", access_key_id="K", access_key_secret="S", meta_prefix="m/")
 HUB = Registry(host="hub.local:5000", repo="base", auth="dTpw")

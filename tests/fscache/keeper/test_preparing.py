@@ -21,7 +21,7 @@ import pytest
 from nydus_erofs.erofs.errors import BlobNotFoundError, CorruptError, FormatError, NydusErofsError
 from nydus_erofs.erofs.ids import BlobId
 from nydus_erofs.fscache.config.service import Config
-from nydus_erofs.fscache.keeper import prepared as preparing
+from nydus_erofs.fscache.keeper.images import prepared as preparing
 from nydus_erofs.fscache.keeper.paths import StatePaths
 from nydus_erofs.fscache.kernel import channel
 from nydus_erofs.fscache.kernel.fd import Fd

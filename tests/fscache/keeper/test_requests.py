@@ -17,13 +17,13 @@ import pytest
 
 from nydus_erofs.erofs.errors import BackendError, BlobNotFoundError, FormatError
 from nydus_erofs.erofs.rafs import Compression, DigestAlgo
-from nydus_erofs.fscache.keeper.bootstraps import Opened
 from nydus_erofs.fscache.keeper.engine import objects
 from nydus_erofs.fscache.keeper.engine.cachefiles_images import ServedImages
 from nydus_erofs.fscache.keeper.engine.names import Names
 from nydus_erofs.fscache.keeper.engine.requests import Arrival, Requests
-from nydus_erofs.fscache.keeper.origin import Origin
-from nydus_erofs.fscache.keeper.stores import StoreTable
+from nydus_erofs.fscache.keeper.images.bootstraps import Opened
+from nydus_erofs.fscache.keeper.images.origin import Origin
+from nydus_erofs.fscache.keeper.stores.table import StoreTable
 from nydus_erofs.fscache.kernel import channel
 from nydus_erofs.fscache.kernel.fd import Fd
 from nydus_erofs.fscache.proto import cachefiles as proto

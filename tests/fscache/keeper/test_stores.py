@@ -14,17 +14,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from nydus_erofs.erofs.errors import FormatError
-from nydus_erofs.fscache.keeper import dispatch, epoch
-from nydus_erofs.fscache.keeper.kept_store import KeptStore, Waiter
-from nydus_erofs.fscache.keeper.store_spec import FolderSpec, load_folder
-from nydus_erofs.fscache.keeper.stores import LieError, StoreTable
-from nydus_erofs.fscache.keeper.traffic import TrafficTable
+from nydus_erofs.fscache.keeper.children import dispatch
+from nydus_erofs.fscache.keeper.children.traffic import TrafficTable
+from nydus_erofs.fscache.keeper.stores import epoch
+from nydus_erofs.fscache.keeper.stores.kept_store import KeptStore, Waiter
+from nydus_erofs.fscache.keeper.stores.spec import FolderSpec, load_folder
+from nydus_erofs.fscache.keeper.stores.table import LieError, StoreTable
 from nydus_erofs.fscache.kernel import channel
 from nydus_erofs.fscache.kernel.fd import Fd
 from nydus_erofs.fscache.proto import worker as proto
-from nydus_erofs.fscache.proto.worker import (
-    Why,
-)
+from nydus_erofs.fscache.proto.worker import Why
 from tests.kit.stores import MakeStore, OpenImages
 
 KEY = "ab" * 32

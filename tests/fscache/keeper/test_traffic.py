@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from nydus_erofs.fscache.keeper.traffic import TrafficTable
+from nydus_erofs.fscache.keeper.children.traffic import TrafficTable
 from nydus_erofs.fscache.proto.control import BackendStatus
 from nydus_erofs.fscache.proto.worker import Traffic
 

@@ -9,7 +9,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
 
-from nydus_erofs.fscache.keeper.waits import Wait, Waits
+from nydus_erofs.fscache.keeper.stores.waits import Wait, Waits
 
 SEGMENTS, SIZE = 3, 100
 segments = st.integers(0, SEGMENTS - 1)

@@ -10,12 +10,12 @@ from types import SimpleNamespace
 
 import pytest
 
-from nydus_erofs.fscache.keeper import dispatch
-from nydus_erofs.fscache.keeper import spawn as spawning
-from nydus_erofs.fscache.keeper import worker_link as workerlink
-from nydus_erofs.fscache.keeper.stores import StoreTable
-from nydus_erofs.fscache.keeper.traffic import TrafficTable
-from nydus_erofs.fscache.keeper.worker_link import WorkerLink
+from nydus_erofs.fscache.keeper.children import dispatch
+from nydus_erofs.fscache.keeper.children import spawn as spawning
+from nydus_erofs.fscache.keeper.children import worker_link as workerlink
+from nydus_erofs.fscache.keeper.children.traffic import TrafficTable
+from nydus_erofs.fscache.keeper.children.worker_link import WorkerLink
+from nydus_erofs.fscache.keeper.stores.table import StoreTable
 from nydus_erofs.fscache.kernel.fd import Fd
 from nydus_erofs.fscache.proto import worker as proto
 

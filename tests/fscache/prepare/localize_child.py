@@ -56,7 +56,8 @@ def check(plan: Plan, blob_size: int, chunk_size: int) -> None:
         for chunk in plan.chunks(number):
             assert chunk.uncompressed_offset == position
             assert 0 < chunk.uncompressed_size <= chunk_size
-            assert chunk.unit_offset + chunk.uncompressed_size <= chunk.unit_size or not chunk.unit_size
+            if chunk.unit_size:
+                assert chunk.unit_offset + chunk.uncompressed_size <= chunk.unit_size
             assert chunk.unit_size <= chunk_size
             position += -(-chunk.uncompressed_size // 4096) * 4096
         assert position == segment.start + segment.size, (number, segment, position)

@@ -22,13 +22,7 @@ from hypothesis import strategies as st
 from nydus_erofs.erofs import blobmeta, localize, ondisk, rafs
 from nydus_erofs.erofs.blob import read_chunk_info
 from nydus_erofs.erofs.check import Rule, examine
-from nydus_erofs.erofs.errors import (
-    BlobNotFoundError,
-    CorruptError,
-    FormatError,
-    NydusErofsError,
-    UnsupportedError,
-)
+from nydus_erofs.erofs.errors import BlobNotFoundError, CorruptError, FormatError, NydusErofsError, UnsupportedError
 from nydus_erofs.erofs.head import read_head
 from nydus_erofs.erofs.ids import BlobId
 from nydus_erofs.erofs.image import Bootstrap, Image

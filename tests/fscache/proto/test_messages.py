@@ -15,12 +15,7 @@ from hypothesis import strategies as st
 from nydus_erofs.fscache.kernel import channel
 from nydus_erofs.fscache.kernel.fd import Fd
 from nydus_erofs.fscache.proto import prepare, worker
-from nydus_erofs.fscache.proto.worker import (
-    Failed,
-    Progress,
-    Synced,
-    Why,
-)
+from nydus_erofs.fscache.proto.worker import Failed, Progress, Synced, Why
 
 DECODERS = [worker.decode_for_keeper, worker.decode_for_worker, prepare.decode_for_keeper, prepare.decode_for_prepare]
 NONSENSE = [

@@ -213,11 +213,7 @@ def test_a_name_with_other_content(named: Service, images: Path) -> None:
 
 def test_images_that_disagree_about_a_blob(named: Service, nydus_images: Path, images: Path) -> None:
     """one blob with two digests: refused in a domain, and no wrong byte outside it"""
-    data = bytearray((images / "plain.meta").read_bytes())
-    at = chunk_table(data)
-    for record in range(30):
-        data[at + 80 * record] ^= 1  # a byte of each digest
-    (images / "contrary.meta").write_bytes(data)
+    contrary(images)
     first, second = named.target(), named.target()
     assert mount(first, "fsid=plain", "domain_id=e")[0] == 0
     compare_expected(nydus_images / "expected.json", first)
@@ -234,6 +230,35 @@ def test_images_that_disagree_about_a_blob(named: Service, nydus_images: Path, i
     done = subprocess.run(command, capture_output=True, timeout=120, text=True, check=False)
     assert "Input/output error" in done.stderr, "some digests are wrong: those files cannot be read"
     umount(second)
+
+
+def contrary(images: Path) -> Path:
+    """An image that says otherwise than plain.meta what its blob holds."""
+    data = bytearray((images / "plain.meta").read_bytes())
+    at = chunk_table(data)
+    for record in range(30):
+        data[at + 80 * record] ^= 1  # a byte of each digest
+    path = images / "contrary.meta"
+    path.write_bytes(data)
+    return path
+
+
+def test_a_mount_that_fails_leaves_nothing(named: Service, nydus_images: Path, images: Path) -> None:
+    """a mount that fails says why, and leaves nothing; umount takes nothing else with it"""
+    target = named.mount(images / "plain.meta")
+    compare_expected(nydus_images / "expected.json", target)
+    registered = (named.run / "names.json").read_bytes()
+    with pytest.raises(RefusedError, match="other digests in another image of domain nydus-erofs"):
+        named.mount(contrary(images))
+    assert (named.run / "names.json").read_bytes() == registered
+    assert [entry.target for entry in mounted(named.work) if entry.kind == "erofs"] == [str(target)]
+    subprocess.run(["mount", "-t", "tmpfs", "over", target], check=True, timeout=60)
+    with pytest.raises(RefusedError, match="something else is mounted over"):
+        named.umount(target)
+    assert [entry.source for entry in mounted(target)][-1] == "over"
+    umount(target)
+    named.umount(target)
+    assert not mounted(target)
 
 
 def chunk_table(bootstrap: bytearray) -> int:
@@ -288,7 +313,8 @@ def test_the_service_killed_and_its_mounts_revived(
     """service killed: reads fail, none is wrong; the next one mounts again what nobody uses"""
     service = make_service(CACHEFILES, prefetch=False)
     folder = nydus_images / "plain"
-    target, busy = service.mount(folder / "boot", folder / "blobs"), None
+    target = service.mount(folder / "boot", folder / "blobs")
+    more = service.mount_image(str(folder / "boot"), blob_dirs=[str(folder / "blobs")], options=["noexec"])
     data = read(target / "sizes/f1M")
     service.kill_all()
     # Cached pages are read on; what has to be asked for fails.
@@ -298,8 +324,39 @@ def test_the_service_killed_and_its_mounts_revived(
     service.start()
     wait_for("it is mounted again", lambda: service.events("mounted again"))
     compare_expected(nydus_images / "expected.json", target)
-    assert busy is None
+    compare_expected(nydus_images / "expected.json", more)
+    lines = [line.split() for line in Path("/proc/self/mountinfo").read_text().splitlines()]
+    flags = {line[4]: set(line[5].split(",")) for line in lines}
+    assert {"ro", "nosuid", "nodev"} <= flags[str(target)] & flags[str(more)]
+    assert "noexec" in flags[str(more)] - flags[str(target)]
     assert service.stop() == 0
+
+
+@pytest.mark.parametrize("record", ["gone", "other bytes"])
+def test_without_a_record_nothing_cached_is_believed(
+    device: None, make_service: MakeService, images: Path, tmp_path: Path, record: str
+) -> None:
+    """record of what is cached lost or damaged: the cache starts empty, never stale"""
+    right = (images / "plain.meta").read_bytes()
+    folder = tmp_path / "names"
+    folder.mkdir()
+    service = make_service(CACHEFILES, blob_dirs=[str(folder), str(images)], prefetch=False)
+    objects = service.state / "objects.json"
+    target = service.target()
+    for shown, data in ((b"f1M", right), (b"f1Q", right.replace(b"f1M", b"f1Q"))):
+        (folder / "one.meta").write_bytes(data)
+        assert mount(target, "fsid=one", "domain_id=lost")[0] == 0
+        found = subprocess.run(["find", target], capture_output=True, check=True, timeout=60).stdout
+        assert shown in found
+        assert (b"f1M" in found) + (b"f1Q" in found) == 1
+        umount(target)
+        assert service.stop() == 0
+        if record == "gone":
+            objects.unlink()
+        else:
+            objects.write_bytes(objects.read_bytes().replace(b'"size"', b'"Size"'))
+        service.start()
+        assert service.events("the kernel's cache starts empty: there is no record of what it held")
 
 
 def test_idle_images_make_room(

@@ -81,9 +81,10 @@ def copy(built: Built, folder: Path, number: int) -> Path:
 
 @pytest.mark.parametrize(
     ("module", "function"),
-    [("os", "fsync"), ("hashlib", "file_digest"), ("os", "chown"), ("nydus_erofs.fscache.keeper.files", "open_blob"),
-     ("nydus_erofs.fscache.keeper.files", "check_target"), ("nydus_erofs.fscache.keeper.origin", "resolve"),
-     ("nydus_erofs.fscache.kernel.mount", "mount_erofs")],
+    [("os", "fsync"), ("hashlib", "file_digest"), ("nydus_erofs.fscache.kernel.mount", "mount_erofs"),
+     ("nydus_erofs.fscache.keeper.images.files", "open_blob"),
+     ("nydus_erofs.fscache.keeper.images.files", "check_target"),
+     ("nydus_erofs.fscache.keeper.images.origin", "resolve")],
 )  # fmt: skip
 def test_a_mount_that_takes_long(
     module: str, function: str, make_service: MakeService, built: Built, tmp_path: Path

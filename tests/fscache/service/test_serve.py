@@ -177,11 +177,19 @@ def test_bootstrap_is_a_folder(shared: Service, built: Built) -> None:
     assert ".meta" in error.hint
 
 
-@pytest.mark.parametrize("name", ["/dev/null", "/dev/zero", "/bin/cat", "/etc/passwd"])
-def test_bootstrap_is_something_else(name: str, shared: Service) -> None:
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("/dev/null", "is not a file"),
+        ("/dev/zero", "is not a file"),
+        ("/bin/cat", "not a RAFS v6 bootstrap"),
+        ("/etc/hostname", "is no bootstrap"),
+    ],
+)
+def test_bootstrap_is_something_else(name: str, said: str, shared: Service) -> None:
     error = refused(shared, name)
     assert error.exit_code == 3
-    assert "bootstrap" in error.error or "EROFS" in error.error
+    assert said in error.error
 
 
 def test_an_empty_bootstrap(shared: Service) -> None:
@@ -225,7 +233,7 @@ def test_a_corrupt_bootstrap(at: int, data: bytes, shared: Service, built: Built
 def test_an_image_of_a_kind_that_is_not_supported(name: str, shared: Service, nydus_images: Path) -> None:
     folder = nydus_images / name
     error = refused(shared, folder / "boot", folder / "blobs")
-    assert "not supported" in error.error or name in ("zran",)
+    assert "not supported" in error.error
 
 
 @pytest.mark.parametrize("how", ["missing", "empty", "a folder"])

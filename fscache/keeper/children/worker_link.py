@@ -14,16 +14,16 @@ from typing import Any
 
 import msgspec
 
-from ...erofs.errors import BackendError
-from ..config.backend import Remote
-from ..kernel import channel
-from ..kernel.fd import Fd
-from ..processes import WORKER
-from ..proto import worker as proto
+from ....erofs.errors import BackendError
+from ...config.backend import Remote
+from ...kernel import channel
+from ...kernel.fd import Fd
+from ...processes import WORKER
+from ...proto import worker as proto
+from ..log import logger
+from ..stores.table import LieError
 from .dispatch import Handler, handle
-from .log import logger
 from .spawn import ended, spawn
-from .stores import LieError
 
 _LONG = 5.0  # seconds after which a worker that does nothing right is well all the same
 _AT_ONCE = 3  # workers in a row that did nothing right, and are replaced without a pause

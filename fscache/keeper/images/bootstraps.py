@@ -15,19 +15,20 @@ from dataclasses import dataclass
 
 import msgspec
 
-from ...erofs.errors import BackendError, CorruptError
-from ...erofs.ids import BlobId
-from ..config.backend import Registry, Remote, describe
-from ..kernel.fd import Fd
-from ..proto import worker as proto
-from ..proto.packets import decoded
-from .log import logger
+from ....erofs.errors import BackendError, CorruptError
+from ....erofs.ids import BlobId
+from ...config.backend import Registry, Remote, describe
+from ...kernel.fd import Fd
+from ...kernel.plain import open_plain, read_plain
+from ...proto import worker as proto
+from ...proto.packets import decoded
+from ..children.worker_link import WorkerLink
+from ..log import logger
+from ..paths import StatePaths
 from .measure import Measured, kept
 from .origin import Origin
-from .paths import StatePaths
 from .places import Places
 from .prepared import Provide
-from .worker_link import WorkerLink
 
 _PATIENCE, _RANGE_PATIENCE = 280.0, 60.0  # seconds
 _MAX_RECORD = 1 << 16  # bytes
@@ -82,13 +83,13 @@ class Bootstraps:
                 with local:
                     measured = await kept(local, self._folder)
                 _demand(origin.image, measured.identity, digest)
-                return _open(self._file(measured.sha256))
+                return open_plain(self._file(measured.sha256))
             return local
         key = _key(origin)
         lock = self._locks.setdefault(key, asyncio.Lock())
         try:
             async with lock:
-                return _open(self._file((await self._fetched(origin, key, digest)).measured.sha256))
+                return open_plain(self._file((await self._fetched(origin, key, digest)).measured.sha256))
         finally:
             if not lock.locked():
                 self._locks.pop(key, None)
@@ -142,9 +143,8 @@ class Bootstraps:
 
     def _load(self, key: str) -> _Known | None:
         with contextlib.suppress(OSError, msgspec.MsgspecError):
-            with open(os.path.join(self._folder, f"{key}.json"), "rb") as file:
-                known = decoded(_KNOWN, file.read(_MAX_RECORD))
-            if os.path.exists(self._file(known.measured.sha256)):
+            known = decoded(_KNOWN, read_plain(os.path.join(self._folder, f"{key}.json"), _MAX_RECORD))
+            if os.path.isfile(self._file(known.measured.sha256)):
                 return known
         return None
 
@@ -166,10 +166,6 @@ class Bootstraps:
             return file, offset
 
         return provide
-
-
-def _open(path: str) -> Fd:
-    return Fd(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
 
 
 def _key(origin: Origin) -> str:

@@ -17,22 +17,23 @@ from functools import partial
 
 import msgspec
 
-from ...erofs.errors import FormatError, KernelError, NydusErofsError
-from ...erofs.ids import BlobId, blob_id
-from ..config.service import Uids
-from ..kernel import channel
-from ..kernel.fd import Fd
-from ..processes import PREPARE
-from ..proto import prepare as proto
-from ..proto.fault import Fault
-from ..state import image
-from ..state.layout import PLAN, STORES
-from . import adopt, epoch
-from .children import in_child, remove
-from .log import logger
-from .paths import NEW, StatePaths
-from .spawn import ended, spawn
-from .tasks import background
+from ....erofs.errors import FormatError, KernelError, NydusErofsError
+from ....erofs.ids import BlobId, blob_id
+from ...config.service import Uids
+from ...kernel import channel
+from ...kernel.fd import Fd
+from ...processes import PREPARE
+from ...proto import prepare as proto
+from ...proto.fault import Fault
+from ...state import image
+from ...state.layout import PLAN, STORES
+from ..children.errands import in_child, remove
+from ..children.spawn import ended, spawn
+from ..log import logger
+from ..paths import NEW, StatePaths
+from ..stores import epoch
+from ..tasks import background
+from . import adopt
 
 _PATIENCE = 300.0  # seconds
 _SETTLE_AFTER = 15.0  # seconds

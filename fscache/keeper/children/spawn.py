@@ -8,18 +8,18 @@ import signal
 import socket
 import sys
 
-from ..kernel import channel
-from ..kernel.fd import Fd
-from ..processes import Process
+from ...kernel import channel
+from ...kernel.fd import Fd
+from ...processes import Process
+from ..log import logger
+from ..signals import CHANGED
+from ..tasks import background
 from .child_log import read_log
-from .children import exited
-from .log import logger
-from .signals import CHANGED
-from .tasks import background
+from .errands import exited
 
 _SOCKET_FD = 3
 _ABOVE = 16  # what is passed on is kept apart from the descriptors that it becomes
-_PACKAGE = __package__.rpartition(".")[0]
+_PACKAGE = __package__.removesuffix(".keeper.children")
 
 
 def spawn(process: Process, *arguments: object) -> tuple[int, socket.socket]:

@@ -7,14 +7,14 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 
-from ..config.backend import Remote
-from ..kernel.fd import Fd
-from ..proto import worker as proto
-from ..proto.worker import Why
+from ...config.backend import Remote
+from ...kernel.fd import Fd
+from ...proto import worker as proto
+from ...proto.worker import Why
+from ..log import logger
 from . import epoch
 from .kept_store import KeptStore, Waiter
-from .log import logger
-from .store_spec import StoreSpec
+from .spec import StoreSpec
 from .waits import Wait
 
 _RETRY_PREFETCH = 10.0  # seconds until prefetch is tried again when the disk was full
@@ -183,7 +183,7 @@ class StoreTable:
         if store.folder is not None and not store.synced:
             self._send(proto.Sync(store.number), [])
 
-    # --- what the worker says (see dispatch.py) ---
+    # --- what the worker says (see children/dispatch.py) ---
 
     def _known(self, number: int) -> KeptStore | None:
         """The store that a message is about; None when it was closed meanwhile."""

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
-from ...erofs.errors import NydusErofsError
-from ...erofs.ids import BlobId
-from ..kernel.fd import Fd
-from .kept_store import KeptStore
-from .log import logger
+from ....erofs.errors import NydusErofsError
+from ....erofs.ids import BlobId
+from ...kernel.fd import Fd
+from ..log import logger
+from ..stores.kept_store import KeptStore
+from ..stores.table import StoreTable
+from ..tasks import background
 from .origin import Origin
 from .places import Places
-from .stores import StoreTable
-from .tasks import background
 
 
 class Healer:

@@ -19,15 +19,15 @@ from typing import NamedTuple, NoReturn
 
 import msgspec
 
-from ...erofs.errors import KernelError, NydusErofsError
-from ..kernel import channel
-from ..kernel.fd import Fd
-from ..kernel.process import close_all_but, die_with_parent
-from ..processes import TOOL
-from ..proto.fault import Fault
-from .log import logger
-from .signals import CHANGED
-from .tasks import background
+from ....erofs.errors import KernelError, NydusErofsError
+from ...kernel import channel
+from ...kernel.fd import Fd
+from ...kernel.process import close_all_but, die_with_parent
+from ...processes import TOOL
+from ...proto.fault import Fault
+from ..log import logger
+from ..signals import CHANGED
+from ..tasks import background
 
 PATIENCE = 30.0  # seconds for what should take a moment
 _MAX_PACKET = 128 << 10  # bytes
@@ -57,7 +57,10 @@ async def errand(
     Raises:
         NydusErofsError: what ``call`` raised; KernelError with its errno for an OSError, and when it took too long.
     """
-    pid, sock = _fork(call, using)
+    try:
+        pid, sock = _fork(call, what, using)
+    except OSError as error:
+        raise KernelError(f"{what}: no process for it: {error.strerror}", hint="is a limit reached?") from None
     loop = asyncio.get_running_loop()
     readable = asyncio.Event()
     with sock:
@@ -82,6 +85,8 @@ async def errand(
                     return
         except TimeoutError:
             raise KernelError(f"{what}: not done within {patience:.0f} s", hint="is a file server away?") from None
+        except OSError as error:  # no room for its descriptors
+            raise KernelError(f"{what}: {error}", hint="is a limit reached?") from None
         finally:
             loop.remove_reader(sock.fileno())
             _end(pid)
@@ -116,18 +121,20 @@ async def said_by(
     return packets
 
 
-def _fork(call: Callable[[Say], None], using: Sequence[Fd]) -> tuple[int, socket.socket]:
+def _fork(call: Callable[[Say], None], what: str, using: Sequence[Fd]) -> tuple[int, socket.socket]:
     ours, theirs = channel.pair()
     parent = os.getpid()
     pid = os.fork()
     if not pid:
-        _run_and_exit(call, theirs, using, parent)
+        _run_and_exit(call, what, theirs, using, parent)
     theirs.close()
     ours.setblocking(False)
     return pid, ours
 
 
-def _run_and_exit(call: Callable[[Say], None], sock: socket.socket, using: Sequence[Fd], parent: int) -> NoReturn:
+def _run_and_exit(
+    call: Callable[[Say], None], what: str, sock: socket.socket, using: Sequence[Fd], parent: int
+) -> NoReturn:
     status = 1
     try:
         gc.disable()  # objects of the keeper's would close descriptors that are others' here
@@ -141,9 +148,12 @@ def _run_and_exit(call: Callable[[Say], None], sock: socket.socket, using: Seque
         except NydusErofsError as error:
             channel.send(sock, _FAILED + msgspec.json.encode(Fault.of(error)))
         except OSError as error:
-            where = f": {os.fsdecode(error.filename)}" if error.filename else ""
-            fault = Fault("KernelError", f"{error.strerror or error}{where}", number=error.errno or 0)
-            channel.send(sock, _FAILED + msgspec.json.encode(fault))
+            said = error.strerror or str(error)
+            if error.filename:
+                said = f"{said}: {os.fsdecode(error.filename)}"
+            elif said == os.strerror(error.errno or 0):  # else it says already what failed
+                said = f"{what}: {said}"
+            channel.send(sock, _FAILED + msgspec.json.encode(Fault("KernelError", said, number=error.errno or 0)))
         status = 0
     except BaseException:
         traceback.print_exc()

@@ -11,9 +11,9 @@ from typing import Any
 
 import msgspec
 
-from ..kernel.fd import Fd
-from ..proto import worker as proto
-from .stores import LieError, StoreTable
+from ...kernel.fd import Fd
+from ...proto import worker as proto
+from ..stores.table import LieError, StoreTable
 from .traffic import TrafficTable
 
 Handler = Callable[[Any], None]

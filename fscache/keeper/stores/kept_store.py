@@ -7,9 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from operator import gt
 
-from ..config.backend import Remote
-from ..kernel.fd import Fd
-from .store_spec import FolderSpec, StoreSpec
+from ...config.backend import Remote
+from ...kernel.fd import Fd
+from .spec import FolderSpec, StoreSpec
 from .waits import Waits
 
 _MAX_SOURCES = 8  # files that one blob is read from; all their descriptors must fit into one message

@@ -9,13 +9,13 @@ import os
 
 import msgspec
 
-from ...erofs.errors import BlobNotFoundError, ConfigError
-from ..config.backend import LocalFs, Registry, Remote, describe
-from ..config.backend_file import load
-from ..config.completion import backend_of
-from ..config.reference import BucketImage, FileImage, RegistryImage, parse_image
-from ..config.service import Config
-from ..credentials.docker import with_docker_credentials
+from ....erofs.errors import BlobNotFoundError, ConfigError
+from ...config.backend import LocalFs, Registry, Remote, describe
+from ...config.backend_file import load
+from ...config.completion import backend_of
+from ...config.reference import BucketImage, FileImage, RegistryImage, parse_image
+from ...config.service import Config
+from ...credentials.docker import with_docker_credentials
 
 
 class Origin(msgspec.Struct, frozen=True):

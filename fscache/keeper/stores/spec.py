@@ -7,12 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from ...erofs.errors import FormatError
-from ..config.backend import Remote
-from ..kernel.fd import Fd
-from ..proto import worker as proto
-from ..state.layout import PLAN, segment_name
-from ..state.plan import Plan
+from ....erofs.errors import FormatError
+from ...config.backend import Remote
+from ...kernel.fd import Fd
+from ...kernel.plain import open_plain
+from ...proto import worker as proto
+from ...state.layout import PLAN, segment_name
+from ...state.plan import Plan
 from . import epoch
 
 
@@ -102,7 +103,7 @@ class BootstrapSpec:
 def load_plan(path: str) -> tuple[list[int], Fd]:
     """Bytes of each segment of a plan, and its open file; FormatError when it is damaged."""
     try:
-        file = Fd(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW))
+        file = open_plain(path)
     except OSError as error:
         raise FormatError(f"plan {path} is damaged: {error.strerror}") from None
     return [segment.size for segment in Plan(file.dup()).segments], file
@@ -118,17 +119,16 @@ def load_folder(directory: str, uid: int) -> FolderSpec:
 
 def _load_folder(directory: str, uid: int) -> FolderSpec:
     folder = Fd(os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
-    plan = Fd(os.open(PLAN, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW, dir_fd=folder.fd))
+    plan = open_plain(PLAN, folder)
     sizes = [segment.size for segment in Plan(plan.dup()).segments]
     trusted, begun = epoch.trusted(directory), epoch.begun(directory)
+    segments = {segment_name(number): number for number in range(len(sizes))}
     inodes: dict[int, int] = {}
     have = [0] * len(sizes)
     with os.scandir(folder.fd) as entries:
         for entry in entries:
-            if not (entry.name.isdecimal() and entry.is_file(follow_symlinks=False)):
-                continue
-            segment = int(entry.name)
-            if segment < len(sizes):
+            segment = segments.get(entry.name)
+            if segment is not None and entry.is_file(follow_symlinks=False):
                 inodes[entry.inode()] = segment
                 if trusted:
                     have[segment] = min(entry.stat(follow_symlinks=False).st_size, sizes[segment])

@@ -12,10 +12,11 @@ import os
 from collections.abc import Sequence
 from functools import cache
 
-from ..kernel.fd import Fd
-from ..kernel.mount import sync_filesystem
-from ..state.layout import EPOCH
-from .log import logger
+from ...kernel.fd import Fd
+from ...kernel.mount import sync_filesystem
+from ...kernel.plain import read_plain
+from ...state.layout import EPOCH
+from ..log import logger
 
 
 @cache
@@ -73,7 +74,8 @@ def begun(directory: str) -> bool:
 def trusted(directory: str) -> bool:
     """Whether what the folder holds counts without being verified."""
     try:
-        with open(os.path.join(directory, EPOCH), encoding="ascii", errors="replace") as file:
-            return file.read(64) == boot_id()
+        return read_plain(os.path.join(directory, EPOCH), 64) == boot_id().encode()
     except FileNotFoundError:
         return True
+    except OSError:
+        return False

@@ -8,11 +8,13 @@ import os
 import stat
 from collections.abc import Sequence
 
-from ...erofs.errors import FormatError
-from ..state import image
-from ..state.layout import BOOT, PLAN, RECORD, STORES, segment_name
-from . import durable, epoch
-from .paths import StatePaths
+from ....erofs.errors import FormatError
+from ...kernel.plain import open_plain
+from ...state import image
+from ...state.layout import BOOT, PLAN, RECORD, STORES, segment_name
+from .. import durable
+from ..paths import StatePaths
+from ..stores import epoch
 
 _FAILED = "preparing the image failed: "
 
@@ -77,11 +79,8 @@ def _adopt_store(new: str, paths: StatePaths, key: str, segments: int, uid: int)
     _claim(new, files=[PLAN])
     if _digest(os.path.join(new, PLAN)) != key:
         raise FormatError(f"{_FAILED}the plan of store {key[:12]} is another")
-    if os.path.isdir(final):
-        there = sum(name.isdecimal() for name in os.listdir(final))
-        if there == segments or not segments:
-            if _digest(os.path.join(final, PLAN)) != key:  # damaged, by a power cut perhaps
-                durable.replace(os.path.join(new, PLAN), os.path.join(final, PLAN))
+    if os.path.lexists(final):
+        if _whole(final, segments, key, os.path.join(new, PLAN)):
             return
         os.rename(final, paths.away(final))
     for number in range(segments):
@@ -94,9 +93,24 @@ def _adopt_store(new: str, paths: StatePaths, key: str, segments: int, uid: int)
     os.rename(new, final)
 
 
-def _digest(path: str) -> str:
+def _whole(store: str, segments: int, key: str, plan: str) -> bool:
+    """Whether a store that is there has all its segment files, and its plan; a damaged one gets ``plan`` instead."""
     try:
-        with open(path, "rb") as file:
+        with os.scandir(store) as entries:
+            files = {entry.name for entry in entries if entry.is_file(follow_symlinks=False)}
+        if not files.issuperset(map(segment_name, range(segments))):
+            return False
+        if _digest(os.path.join(store, PLAN)) != key:  # damaged, by a power cut perhaps
+            durable.replace(plan, os.path.join(store, PLAN))
+    except (NotADirectoryError, IsADirectoryError):  # the store is no folder, or its plan is one
+        return False
+    return True
+
+
+def _digest(path: str) -> str:
+    """SHA-256 in hex; empty for what is no file."""
+    try:
+        with open_plain(path) as fd, open(fd.fd, "rb", closefd=False) as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
-    except FileNotFoundError:
+    except OSError:
         return ""

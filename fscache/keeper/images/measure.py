@@ -7,13 +7,14 @@ import mmap
 import os
 import tempfile
 from functools import partial
+from typing import Annotated
 
 import msgspec
 
-from ...erofs import merkle
-from ...erofs.errors import FormatError
-from ..kernel.fd import Fd
-from .children import Say, said_by
+from ....erofs import merkle
+from ....erofs.errors import FormatError
+from ...kernel.fd import Fd
+from ..children.errands import Say, said_by
 
 _PATIENCE = 120.0  # seconds: 2 GiB are copied and hashed
 _PIECE = 1 << 30  # bytes
@@ -22,7 +23,7 @@ _PIECE = 1 << 30  # bytes
 class Measured(msgspec.Struct):
     """SHA-256 (hex), and the identity: ``sha256:`` and the fs-verity digest."""
 
-    sha256: str
+    sha256: Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{64}\Z")]
     identity: str
 
 
@@ -39,7 +40,7 @@ async def kept(source: Fd, folder: str) -> Measured:
             measured = _MEASURED.decode(packet.data)
             final = os.path.join(folder, f"{measured.sha256}.meta")
             # Another name for one that is there: the prepared image hangs on that file.
-            if os.path.exists(final):
+            if os.path.isfile(final):
                 os.unlink(path)
             else:
                 os.rename(path, final)

@@ -7,14 +7,14 @@ from typing import Self
 
 import msgspec
 
-from ...erofs.errors import BackendError, BlobNotFoundError, NydusErofsError
-from ...erofs.ids import BlobId
-from ..config.backend import Remote
-from ..config.service import Config
-from ..kernel.fd import Fd
-from ..proto.fault import Fault
-from . import epoch
-from .children import Say, said_by
+from ....erofs.errors import BackendError, BlobNotFoundError, NydusErofsError
+from ....erofs.ids import BlobId
+from ...config.backend import Remote
+from ...config.service import Config
+from ...kernel.fd import Fd
+from ...proto.fault import Fault
+from ..children.errands import Say, said_by
+from ..stores import epoch
 from .files import check_target, open_blob, open_bootstrap
 from .origin import Given, Origin, by_name, resolve
 

@@ -6,8 +6,8 @@ import asyncio
 import os
 import time
 
-from ..kernel.fd import Fd
-from .log import logger
+from ...kernel.fd import Fd
+from ..log import logger
 
 _LINE = 1000  # bytes of one line
 _PIECE = 16 << 10  # bytes

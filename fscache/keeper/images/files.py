@@ -7,9 +7,9 @@ import os
 import stat
 from collections.abc import Sequence
 
-from ...erofs.errors import BackendError, BlobNotFoundError, BusyError, FormatError, ServiceError
-from ...erofs.ids import BlobId
-from ..kernel.fd import Fd
+from ....erofs.errors import BackendError, BlobNotFoundError, BusyError, FormatError, ServiceError
+from ....erofs.ids import BlobId
+from ...kernel.fd import Fd
 
 
 def open_bootstrap(path: str) -> Fd:

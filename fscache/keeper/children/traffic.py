@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from ..proto.control import BackendStatus
-from ..proto.worker import Traffic
-from .log import logger
+from ...proto.control import BackendStatus
+from ...proto.worker import Traffic
+from ..log import logger
 
 _MAX_BACKENDS = 256  # remembered; a worker gone wrong must not fill the keeper's memory
 
