@@ -195,7 +195,7 @@ class Many:
     # --- a backend that is dead ---
 
     def local_reads(self, name: int, numbers: Sequence[int]) -> tuple[float, float, float]:
-        """Milliseconds of reads of unfetched files, one after the other: median, what 99 of 100 stay below, slowest."""
+        """Milliseconds of reads of unfetched files, one after the other: median, that of the 99th of 100, slowest."""
         took = [1000 * seconds for seconds in self.read_each(name, numbers)]
         return median(took), quantiles(took, n=100)[98], max(took)
 
