@@ -213,6 +213,17 @@ def is_loopback(host: str) -> bool:
         return False
 
 
+def server(config: Remote) -> str:
+    """The server that a backend asks: what it does not answer concerns all of it."""
+    match config:
+        case S3():
+            return config.endpoint
+        case Registry():
+            return config.host
+        case HttpProxy():
+            return config.addr
+
+
 def describe(config: Remote) -> str:
     """One line for people that tells where a backend is, without any credential."""
     match config:

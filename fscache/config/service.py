@@ -41,7 +41,7 @@ class Config(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     domain: str = "nydus-erofs"  # cachefiles: images in one domain share blobs; empty for none
     prefetch: bool = True  # fetch everything in the background, unless the mount says otherwise
     segment_size: Annotated[int, Meta(ge=1 << 20, le=64 << 20)] = DEFAULT_SEGMENT_SIZE  # bytes; a power of two
-    threads: Annotated[int, Meta(ge=2, le=256)] = 8  # of the worker
+    threads: Annotated[int, Meta(ge=2, le=256)] = 8  # of the worker, for what comes from one server or disk
     background_threads: Threads = 1  # of these, for read-ahead and prefetch of blobs here at most
     remote_background_threads: Threads = 4  # the same for blobs behind a network, where a thread waits
     backend: backends.Remote | None = None  # where bootstraps are found by name, and blobs that are not here

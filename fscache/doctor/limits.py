@@ -16,7 +16,7 @@ from .checks import Check
 
 _MANY = 1000  # images that there should be room for
 _GROUPS = 8  # that are tried: not all of them, or a service that starts meanwhile would find none
-_FDS_RESERVED, _FDS_OF_AN_IMAGE = 1024, 3  # for all else; of an image with one blob: plan, folder, blob
+_FDS_OF_AN_IMAGE = 3  # with one blob: plan, folder, blob; half of all are for readers that wait
 _MOUNTS_OF_AN_IMAGE = 2  # on its target, and its way to the segments
 _FULL = 0.8  # of a limit of the whole host
 _GOOD = ("ext4", "xfs", "btrfs")
@@ -63,7 +63,7 @@ def _marks() -> Check | None:
 
 def _descriptors() -> Check:
     most = raise_file_limit() if os.geteuid() == 0 else resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    images = max(0, most - _FDS_RESERVED) // _FDS_OF_AN_IMAGE
+    images = most // 2 // _FDS_OF_AN_IMAGE
     detail = f"{most} for a process (RLIMIT_NOFILE; fs.nr_open = {_value('nr_open')}): {images} images of one blob"
     fix = f"LimitNOFILE={1 << 20} in the service's unit, and: sysctl fs.nr_open={1 << 20}"
     return Check("descriptors", True, detail, fix if images < _MANY else "")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
 import socket
 import struct
@@ -17,6 +18,7 @@ from ..proto import control as proto
 from .log import logger
 
 MAX_SOCKET_PATH = 107  # bytes (sockaddr_un, less its final NUL)
+_NO_FDS = "the service has no descriptors left: 'nydus-erofs doctor' names the limits, and how to raise them"
 _PEER_CREDENTIALS = struct.Struct("3i")
 
 Handler = Callable[[proto.Request], Awaitable[msgspec.Struct | dict[str, Any]]]
@@ -79,7 +81,8 @@ class ControlServer:
             return proto.refusal(f"the service does not understand this: {error}", None, 2)
         except OSError as error:
             logger().error("request failed", error=str(error))
-            return proto.refusal(f"{error.strerror}: {error.filename or ''}".rstrip(": "), None, 1)
+            hint = _NO_FDS if error.errno in (errno.EMFILE, errno.ENFILE) else None
+            return proto.refusal(f"{error.strerror}: {error.filename or ''}".rstrip(": "), hint, 1)
 
     def close(self) -> None:
         if self._server is not None:

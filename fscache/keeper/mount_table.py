@@ -14,7 +14,7 @@ from .tasks import background
 
 _LOOK_AGAIN = 5.0  # seconds between looks, for mounts that were in use when last looked at
 _SOON = 0.05  # seconds after a change, for those that follow it
-_SHARE = 20  # of the time at most goes into looks: one in so many parts
+_SHARE = 50  # of the time at most goes into looks: one in so many parts
 
 
 class MountTable:

@@ -44,7 +44,7 @@ from .stores.table import StoreTable
 from .tasks import background, fatal
 
 _GRACE = 5.0  # seconds that a service which is to stop gives mounts under way
-_RESERVED_FDS = 1024  # of the descriptor limit, for everything but events
+_LEAST_EVENTS = 256  # that can wait; of the descriptors half are theirs, the others are for images
 
 
 class Keeper:
@@ -92,7 +92,7 @@ class Keeper:
             from .engine.fanotify import FanotifyEngine  # one engine is loaded, not both
             from .engine.watch import EventBudget
 
-            return FanotifyEngine(*common, EventBudget(max(256, raise_file_limit() - _RESERVED_FDS)))
+            return FanotifyEngine(*common, EventBudget(max(_LEAST_EVENTS, raise_file_limit() // 2)))
         if config.engine == "fanotify":
             checks.require(found)
         from .engine.cachefiles import CachefilesEngine

@@ -29,6 +29,14 @@ class Fd:
         """Another descriptor of the same open file."""
         return Fd(os.dup(self.fd))
 
+    def as_path(self) -> Fd:
+        """The same file, held and not open (O_PATH): what has many descriptors forks and closes these much faster."""
+        return Fd(os.open(f"/proc/self/fd/{self.fd}", os.O_PATH | os.O_CLOEXEC))
+
+    def reopen(self) -> Fd:
+        """Opened anew for reading, even if it has no name any more."""
+        return Fd(os.open(f"/proc/self/fd/{self.fd}", os.O_RDONLY | os.O_CLOEXEC))
+
     def steal(self) -> int:
         """Give the descriptor away: the caller closes it."""
         fd, self._fd = self.fd, -1

@@ -32,16 +32,24 @@ Identity = Annotated[str, Meta(pattern="^(sha256:[0-9a-f]{64})?$", max_length=71
 Blobs = Annotated[list[tuple[Annotated[str, Meta(pattern="^[0-9a-f]{64}$")], Bytes]], Meta(max_length=256)]
 
 
+LANES = 4  # servers and disks that may all be busy or hang at once
+
+
 class Limits(NamedTuple):
-    """What a worker may do at a time: ``threads`` in all; of these in the background for local and for remote blobs;
-    seconds that readers wait for a backend that does not answer; bytes a second that are fetched in the background
-    (0: no limit)."""
+    """What a worker may do at a time: ``threads`` for what comes from one server or disk; of these in the background
+    for local and for remote blobs; seconds that readers wait for a backend that does not answer; bytes a second that
+    are fetched in the background (0: no limit)."""
 
     threads: int
     background: int
     remote_background: int
     patience: int
     bandwidth: int
+
+    @property
+    def all_threads(self) -> int:
+        """That there may be at most."""
+        return LANES * self.threads
 
 
 class Start(msgspec.Struct, forbid_unknown_fields=True):

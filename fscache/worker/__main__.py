@@ -30,7 +30,7 @@ def main(arguments: Sequence[str]) -> None:
     for kind in start.kinds:
         preload(kind)
     rules = [Rule(start.store, FILL), *(Rule(path, READ) for path in readable(start.certificates, os.environ))]
-    missing = confine(WORKER, start.uid, [fd], rules, PROFILE, start.limits.threads)
+    missing = confine(WORKER, start.uid, [fd], rules, PROFILE, start.limits.all_threads)
     sys.stderr.writelines(f"sandbox: {what}\n" for what in missing)
     try:
         Worker(sock, start.limits).run()

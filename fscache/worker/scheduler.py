@@ -3,11 +3,14 @@
 Demand (a reader waits) goes before ahead (a sequential reader will come) and that before prefetch. Some
 threads are kept for demand alone. Each segment is filled by one thread at a time, however many wait for it.
 What cannot be had just now is postponed and takes no thread meanwhile. Times are seconds of any steady clock.
+
+All this holds for each *lane*: the stores whose bytes come from one server, or one disk. One that does not answer
+holds up its own lane, and no other.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict, deque
+from collections import Counter, OrderedDict, deque
 from dataclasses import dataclass, field
 from math import inf
 
@@ -29,6 +32,7 @@ class Job:
     upto: int | None = None
     have: int = 0
     ends: list[int] = field(default_factory=list)
+    lane: str = ""  # that it was started in
 
     def reached(self, have: int) -> bool:
         """Note progress; true when it satisfies a reader that waits."""
@@ -51,6 +55,7 @@ class _Queue:
     """One store's segments: what is there, what is wanted, what is being done."""
 
     done: bytearray
+    lane: str
     background_limit: int
     reach: int  # segments to fetch ahead
     demand: OrderedDict[int, list[int]] = field(default_factory=OrderedDict)
@@ -70,6 +75,13 @@ class _Queue:
             return False
         return segment not in self.busy and segment not in self.postponed
 
+    @property
+    def idle(self) -> bool:
+        """Whether there is nothing to begin, now or later, until something happens."""
+        return not (
+            self.demand or self.ahead or self.postponed or (self.prefetching and self.cursor < len(self.done))
+        )
+
     def next_ahead(self) -> int | None:
         while self.ahead:
             segment = self.ahead.popleft()
@@ -87,26 +99,38 @@ class _Queue:
 
 
 class Scheduler:
-    """Chooses jobs for ``threads`` threads, of which at most ``background`` do ahead and prefetch.
+    """Chooses jobs: in each lane ``threads`` at a time, of which at most ``background`` are ahead and prefetch.
 
     Args:
         remote_background: the same for stores behind a network, where a thread mostly waits.
     """
 
     def __init__(self, threads: int, background: int, remote_background: int = 0) -> None:
+        self._threads = threads
         self._background_limit = max(1, min(background, threads - 1))
         self._remote_limit = max(self._background_limit, min(remote_background, threads - 1))
         self._background_from = 0.0  # no background job starts before
-        self._demand_limit = max(1, threads - 1)  # for one store while another one wants something
-        self._background = 0
-        self._queues: OrderedDict[int, _Queue] = OrderedDict()
+        self._demand_limit = max(1, threads - 1)  # for one store while another one of its lane wants something
+        self._busy: Counter[str] = Counter()  # jobs under way, by lane
+        self._background: Counter[str] = Counter()  # of these, those that nobody waited for
+        self._queues: dict[int, _Queue] = {}
+        self._active: OrderedDict[int, _Queue] = OrderedDict()  # those that may not be idle
 
-    def open(self, store: int, done: bytearray, *, remote: bool = False) -> None:
-        limits = (self._remote_limit, REMOTE_AHEAD) if remote else (self._background_limit, AHEAD)
-        self._queues[store] = _Queue(done, *limits)
+    def open(self, store: int, done: bytearray, lane: str = "", *, remote: bool = False) -> None:
+        self._queues[store] = _Queue(done, lane, *self._limits(remote))
+
+    def move(self, store: int, lane: str, *, remote: bool) -> None:
+        """From now on its bytes come from elsewhere."""
+        queue = self._queues[store]
+        queue.lane = lane
+        queue.background_limit, queue.reach = self._limits(remote)
+
+    def _limits(self, remote: bool) -> tuple[int, int]:
+        return (self._remote_limit, REMOTE_AHEAD) if remote else (self._background_limit, AHEAD)
 
     def close(self, store: int) -> None:
         self._queues.pop(store, None)
+        self._active.pop(store, None)
 
     def demand(self, store: int, segment: int, end: int) -> int | None:
         """A reader waits for bytes up to ``end``; the bytes that are there already, when they are enough."""
@@ -126,17 +150,20 @@ class Scheduler:
             if queue.prefetching or segment in queue.recent or segment - 1 in queue.recent:
                 queue.whole.add(segment)
         self._look_ahead(queue, segment)
+        self._active[store] = queue
         return None
 
     def touch(self, store: int, segment: int) -> None:
         """A reader came by a segment that was there already."""
         if (queue := self._queues.get(store)) is not None:
             self._look_ahead(queue, segment)
+            self._active[store] = queue
 
     def prefetch(self, store: int, on: bool) -> None:
         if (queue := self._queues.get(store)) is not None:
             queue.prefetching = on
             queue.cursor = 0
+            self._active[store] = queue
 
     def _look_ahead(self, queue: _Queue, segment: int) -> None:
         if segment - 1 in queue.recent:
@@ -148,7 +175,9 @@ class Scheduler:
 
     def take(self, now: float = 0.0) -> Job | None:
         """The next job, or None when there is nothing to do now."""
-        for queue in self._queues.values():
+        for store in [store for store, queue in self._active.items() if queue.idle]:
+            del self._active[store]
+        for queue in self._active.values():
             for segment in [number for number, postponed in queue.postponed.items() if postponed.when <= now]:
                 ends = queue.postponed.pop(segment).ends
                 if ends:
@@ -159,20 +188,24 @@ class Scheduler:
 
     def next_time(self) -> float:
         """When ``take`` may have a job that it does not have now, if nothing else happens; perhaps never (inf)."""
-        times = [postponed.when for queue in self._queues.values() for postponed in queue.postponed.values()]
+        times = [postponed.when for queue in self._active.values() for postponed in queue.postponed.values()]
         return min(times, default=inf) if not self._background_from else min(self._background_from, *times, inf)
 
     def _take_demand(self) -> Job | None:
-        wanting = [(number, queue) for number, queue in self._queues.items() if queue.demand]
-        for number, queue in wanting:
+        wanting = [
+            (store, queue)
+            for store, queue in self._active.items()
+            if queue.demand and self._busy[queue.lane] < self._threads
+        ]
+        lanes = Counter(queue.lane for _, queue in wanting)
+        for store, queue in wanting:
             running = sum(job.why is Why.DEMAND for job in queue.busy.values())
-            if len(wanting) > 1 and running >= self._demand_limit:
+            if lanes[queue.lane] > 1 and running >= self._demand_limit:
                 continue
             segment, ends = queue.demand.popitem(last=False)
             upto = None if segment in queue.whole else max(ends)
             queue.whole.discard(segment)
-            self._queues.move_to_end(number)
-            return self._start(number, queue, Job(number, segment, Why.DEMAND, False, upto, ends=ends))
+            return self._start(queue, Job(store, segment, Why.DEMAND, False, upto, ends=ends, lane=queue.lane))
         return None
 
     def _take_background(self, now: float) -> Job | None:
@@ -180,18 +213,20 @@ class Scheduler:
             return None
         self._background_from = 0.0
         for why in (Why.AHEAD, Why.PREFETCH):
-            for number, queue in self._queues.items():
-                if self._background >= queue.background_limit:
+            for store, queue in self._active.items():
+                lane = queue.lane
+                if self._background[lane] >= queue.background_limit or self._busy[lane] >= self._threads:
                     continue
                 segment = queue.next_ahead() if why is Why.AHEAD else queue.next_prefetch()
                 if segment is not None:
-                    self._queues.move_to_end(number)
-                    self._background += 1
-                    return self._start(number, queue, Job(number, segment, why, True))
+                    return self._start(queue, Job(store, segment, why, True, lane=lane))
         return None
 
-    def _start(self, number: int, queue: _Queue, job: Job) -> Job:
+    def _start(self, queue: _Queue, job: Job) -> Job:
         queue.busy[job.segment] = job
+        self._busy[job.lane] += 1
+        self._background[job.lane] += job.background
+        self._active.move_to_end(job.store)
         return job
 
     def postpone(self, job: Job, now: float, delay: float, patience: float) -> bool:
@@ -200,8 +235,6 @@ class Scheduler:
         False when that goes on for ``patience`` seconds already, for this segment or for all of the store: its
         readers should wait no longer. A segment that nobody waits for is postponed in any case.
         """
-        if job.background:
-            self._background -= 1
         queue = self._end(job)
         if queue is None:
             return True
@@ -220,16 +253,17 @@ class Scheduler:
 
     def _end(self, job: Job) -> _Queue | None:
         """The queue of a job that was under way, unless its store was closed meanwhile."""
+        self._busy[job.lane] -= 1
+        self._background[job.lane] -= job.background
         queue = self._queues.get(job.store)
         if queue is None or queue.busy.get(job.segment) is not job:
             return None
         del queue.busy[job.segment]
+        self._active[job.store] = queue
         return queue
 
     def finish(self, job: Job, *, complete: bool, failed: bool = False) -> None:
         """A job ended: with the whole segment there, or what was asked for, or it ``failed``."""
-        if job.background:
-            self._background -= 1
         queue = self._end(job)
         if queue is not None:
             queue.done[job.segment] = complete

@@ -19,7 +19,7 @@ from ...erofs.errors import BackendError, CacheFullError, NydusErofsError
 from ...erofs.ids import blob_id
 from ...erofs.source import FileSource
 from ..backend.assemble import Backends
-from ..config.backend import Remote
+from ..config.backend import Remote, server
 from ..kernel import channel
 from ..kernel.fd import Fd
 from ..proto import worker as proto
@@ -53,8 +53,8 @@ class Worker:
         self._running: Counter[int] = Counter()  # fills under way, by store
         self._news = threading.Event()
         self._backends = Backends(limits.threads + _QUESTIONS, self._news.set)
-        for _ in range(limits.threads):
-            self._start(self._pool)
+        self._threads = self._free = 0  # of the pool; those of them that have nothing to do
+        self._grow()
         self._start(self._report)
 
     def run(self) -> None:
@@ -80,9 +80,7 @@ class Worker:
             case proto.Inspect() | proto.Peek() | proto.FetchRange() | proto.FetchBootstrap():
                 self._start(self._answer, message, fds)
             case proto.AddSource(store=store, remotes=remotes):
-                # What is here goes before what is elsewhere.
-                self._stores[store].sources[:0] = [FileSource(fd.steal()) for fd in fds]
-                self._stores[store].sources += self._sources(self._stores[store].plan, [], remotes)
+                self._add_source(store, fds, remotes)
             case proto.CloseStore(store=store, sync=sync):
                 with self._work:
                     self._scheduler.close(store)
@@ -117,14 +115,25 @@ class Worker:
         remotes: Sequence[Remote],
         published: proto.Published | None = None,
     ) -> bytearray:
+        lane = _lane(blobs, [published.remote] if published is not None else remotes)
         store = Store(plan, target, self._sources(plan, blobs, remotes))
         if published is not None:
             store.sources.append(self._bootstrap(published))
         filled = target.filled(plan)
         with self._work:
             self._stores[number] = store
-            self._scheduler.open(number, filled[:], remote=not blobs and bool(remotes))
+            self._scheduler.open(number, filled[:], lane, remote=not blobs and bool(remotes))
         return filled
+
+    def _add_source(self, number: int, files: Sequence[Fd], remotes: Sequence[Remote]) -> None:
+        store = self._stores[number]
+        lane, first = _lane(files, remotes), not store.sources
+        # What is here goes before what is elsewhere.
+        store.sources[:0] = self._sources(store.plan, files, [])
+        store.sources += self._sources(store.plan, [], remotes)
+        if first or remotes:
+            with self._work:
+                self._scheduler.move(number, lane, remote=first and bool(remotes))
 
     def _bootstrap(self, published: proto.Published) -> BlobSource:
         from ..backend.lazy import LazyBootstrap  # loaded with the backend
@@ -174,6 +183,13 @@ class Worker:
         store.sink.sync()
         self._tell(proto.Synced(number))
 
+    def _grow(self) -> None:
+        """One thread more: those of one lane may hang, and somebody has to be there for the others."""
+        if self._threads < self._limits.all_threads:
+            self._threads += 1
+            self._free += 1
+            self._start(self._pool)
+
     def _pool(self) -> None:
         while True:
             # Nothing here may hold a store while there is no work: its descriptors keep the kernel's object.
@@ -185,6 +201,9 @@ class Worker:
                 until = self._scheduler.next_time()
                 self._work.wait(until - now if until < inf else None)
             self._running[job.store] += 1
+            self._free -= 1
+            if not self._free:
+                self._grow()
             self._work.notify()  # one after the other: waking all of them for one job takes longer than the job
             return self._stores[job.store], job
 
@@ -230,9 +249,17 @@ class Worker:
             self._tell(proto.Failed(job.store, job.segment, message, hint, full))
 
     def _ended(self, job: Job) -> None:
+        self._free += 1
         self._running[job.store] -= 1
         if not self._running[job.store]:
             self._idle.notify_all()
+
+
+def _lane(files: Sequence[Fd], remotes: Sequence[Remote]) -> str:
+    """What holds up whoever reads from these, when it hangs: the server, or else the disk."""
+    if remotes:
+        return server(remotes[0])
+    return f"disk {os.fstat(files[0].fd).st_dev}" if files else ""
 
 
 def _fatal(call: Callable[..., None], *arguments: object) -> None:

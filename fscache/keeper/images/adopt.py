@@ -32,7 +32,7 @@ def adopt(work: str, paths: StatePaths, image_id: str, uid: int, *, localized: b
     _claim(stores, folders=sorted({ref.key for ref in record.stores}))
     for key, segments in {ref.key: ref.segments for ref in record.stores}.items():
         _adopt_store(os.path.join(stores, key), paths, key, segments if localized else 0, uid)
-    os.rename(stores, paths.away(work))  # some may be left in it, which were there already
+    os.rmdir(stores)
     epoch.begin(work)
     final = paths.image(image_id)
     with contextlib.suppress(FileNotFoundError):
@@ -81,6 +81,9 @@ def _adopt_store(new: str, paths: StatePaths, key: str, segments: int, uid: int)
         raise FormatError(f"{_FAILED}the plan of store {key[:12]} is another")
     if os.path.lexists(final):
         if _whole(final, segments, key, os.path.join(new, PLAN)):
+            with contextlib.suppress(FileNotFoundError):  # it may have gone in a damaged one's place
+                os.unlink(os.path.join(new, PLAN))
+            os.rmdir(new)
             return
         os.rename(final, paths.away(final))
     for number in range(segments):

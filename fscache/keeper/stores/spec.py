@@ -30,7 +30,7 @@ class StoreSpec(Protocol):
         ...
 
     def descriptors(self) -> list[Fd]:
-        """What goes with the message, before the blob's sources. They stay the spec's."""
+        """What goes with the message, before the blob's sources; the caller's."""
         ...
 
     def close(self) -> None: ...
@@ -46,14 +46,14 @@ class FolderSpec:
     inodes: dict[int, int]  # inode number of a segment file -> segment
     trusted: bool
     begun: bool  # its epoch is noted: not all of it may be on disk
-    plan: Fd  # held open, as the folder: somebody may remove it, and a new worker must still be told of it
+    plan: Fd  # held (O_PATH), as the folder: somebody may remove it, and a new worker must still be told of it
     folder: Fd
 
     def message(self, number: int, remotes: list[Remote]) -> proto.OpenStore:
         return proto.OpenStore(number, self.trusted, remotes)
 
     def descriptors(self) -> list[Fd]:
-        return [self.plan, self.folder]
+        return [self.plan.reopen(), self.folder.reopen()]
 
     def close(self) -> None:
         self.plan.close()
@@ -72,7 +72,7 @@ class BlobSpec:
         return proto.OpenObject(number, remotes=remotes)
 
     def descriptors(self) -> list[Fd]:
-        return [self.cache_object, self.plan]
+        return [self.cache_object.dup(), self.plan.dup()]
 
     def close(self) -> None:
         self.cache_object.close()
@@ -94,7 +94,7 @@ class BootstrapSpec:
         return proto.OpenObject(number, self.raw_size, self.segment_size, remotes, self.published)
 
     def descriptors(self) -> list[Fd]:
-        return [self.cache_object]
+        return [self.cache_object.dup()]
 
     def close(self) -> None:
         self.cache_object.close()
@@ -135,7 +135,7 @@ def _load_folder(directory: str, uid: int) -> FolderSpec:
     if len(inodes) != len(sizes):
         raise FormatError(f"store {directory} is damaged: {len(inodes)} of {len(sizes)} segment files")
     _give(folder, len(sizes), uid)
-    return FolderSpec(directory, sizes, have, inodes, trusted, begun, plan, folder)
+    return FolderSpec(directory, sizes, have, inodes, trusted, begun, plan.as_path(), folder.as_path())
 
 
 def _give(folder: Fd, segments: int, uid: int) -> None:

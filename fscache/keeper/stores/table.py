@@ -112,8 +112,8 @@ class StoreTable:
             self._send(proto.Prefetch(store.number, True), [])
 
     def _introduce(self, store: KeptStore) -> None:
-        descriptors = [*store.spec.descriptors(), *store.sources.files]
-        self._send(store.spec.message(store.number, store.sources.remotes), [fd.dup() for fd in descriptors])
+        descriptors = [*store.spec.descriptors(), *(fd.dup() for fd in store.sources.files)]
+        self._send(store.spec.message(store.number, store.sources.remotes), descriptors)
 
     def close(self, store: KeptStore) -> None:
         """One user less; the last one closes it, and what it holds is written to disk in the background."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import json
 import os
 import stat
@@ -87,6 +88,8 @@ async def handle(request: proto.Request) -> dict[str, int]:
             raise BusyError("busy is in use", hint="wait")
         case proto.Umount(target="none"):
             raise FileNotFoundError(2, "No such file or directory", "/none")
+        case proto.Umount(target="full"):
+            raise OSError(errno.EMFILE, "Too many open files")
         case proto.Umount(target=target):
             os.stat(target)
     return {}
@@ -161,13 +164,15 @@ def test_errors_come_with_hint_and_exit_code(tmp_path: Path) -> None:
     def work() -> list[Any]:
         return exchange(
             path, b'{"verb":"umount","target":"busy"}', b'{"verb":"umount","target":"none"}',
-            b'{"verb":"umount","target":"zero\\u0000byte"}',
+            b'{"verb":"umount","target":"zero\\u0000byte"}', b'{"verb":"umount","target":"full"}',
         )  # fmt: skip
 
-    busy, none, zero = serving(path, work)
+    busy, none, zero, full = serving(path, work)
     assert busy == {"ok": False, "error": "busy is in use", "hint": "wait", "exit_code": 10}
     assert none["error"] == "No such file or directory: /none"
     assert "null" in zero["error"]
+    assert full["error"] == "Too many open files"
+    assert "doctor" in full["hint"]
 
 
 @pytest.mark.root

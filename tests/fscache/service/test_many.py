@@ -1,22 +1,28 @@
-"""More images in one service than the host has fanotify groups (128, unless somebody raised it)."""
+"""Many images in one service: more than the host has fanotify groups (128, unless somebody raised it), and some whose
+server does not answer."""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import json
 import os
 import random
+import time
 from pathlib import Path
 
 import pytest
 
 from tests.kit.images import Built, build
 from tests.kit.mounts import mounted
-from tests.kit.reading import reader, result_of
+from tests.kit.reading import read, reader, result_of
+from tests.kit.servers.files import FileServer
 from tests.kit.service import Service
+from tests.kit.waiting import wait_for
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(180)]
 
-IMAGES, MOUNTS = 4, 132
+IMAGES, MOUNTS = 10, 140
 
 
 @pytest.fixture(scope="module")
@@ -32,12 +38,16 @@ def images(cache_disk: Path, tmp_path_factory: pytest.TempPathFactory) -> list[B
     return made
 
 
+def right(image: Built, name: str) -> dict[str, object]:
+    data = (image.tree / name).read_bytes()
+    return {"length": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+
+
 def all_right(name: str, images: list[Built], targets: list[Path]) -> None:
     """A file of each, read by one child."""
     found = result_of(reader("each", name, *targets))["results"]
     for number, result in enumerate(found):
-        data = (images[number % IMAGES].tree / name).read_bytes()
-        assert result == {"length": len(data), "sha256": hashlib.sha256(data).hexdigest()}, targets[number]
+        assert result == right(images[number % IMAGES], name), targets[number]
     assert len(found) == len(targets)
 
 
@@ -67,3 +77,39 @@ def test_more_images_than_groups(service: Service, images: list[Built]) -> None:
     assert service.mount(images[0].bootstrap, target=targets[0])
     assert service.stop() == 0
     assert not mounted(service.work)
+
+
+WAITING = 12  # readers, each of another segment: more than the worker has threads for one server
+SILENCE = 30  # seconds
+
+
+@pytest.fixture(scope="module")
+def remote(cache_disk: Path, tmp_path_factory: pytest.TempPathFactory) -> Built:
+    """An image of which each file is a segment, and whose blob is in a folder of its own."""
+    folder = tmp_path_factory.mktemp("remote")
+    (folder / "tree").mkdir()
+    for number in range(WAITING):
+        (folder / "tree" / f"{number}").write_bytes(random.Random(number).randbytes(4096) * 256)
+    image = build(folder / "tree", folder / "image")
+    (folder / "blobs").mkdir()
+    return image._replace(blob=image.blob.rename(folder / "blobs" / image.blob.name))
+
+
+def test_a_server_that_says_nothing_holds_up_nobody_else(
+    service: Service, images: list[Built], remote: Built
+) -> None:
+    with contextlib.closing(FileServer(remote.blob.parent)) as server:
+        config = service.work / "backend.json"
+        address = f"http://127.0.0.1:{server.port}"
+        config.write_text(json.dumps({"type": "http-proxy", "addr": address, "timeout": SILENCE}))
+        target = service.mount_image(str(remote.bootstrap), backend_file=str(config))
+        local = service.mount(images[0].bootstrap)
+        server.gate.clear()
+        waiting = [service.reader("read", target / f"{number}") for number in range(WAITING)]
+        wait_for("all wait", lambda: service.status(target)["readers_waiting"] >= WAITING)
+        began = time.monotonic()
+        assert read(local / "b") == right(images[0], "b")
+        assert time.monotonic() - began < SILENCE / 2
+        server.gate.set()
+        for number, process in enumerate(waiting):
+            assert result_of(process) == right(remote, f"{number}")

@@ -118,7 +118,7 @@ def test_a_power_cut_while_an_image_was_prepared(service: Service, built: Built)
     cut_power(service)
     (service.state / "images" / ".new-0123").mkdir()
     service.start()
-    assert not (service.state / "images" / ".new-0123").exists()
+    wait_for("what was left is removed", lambda: not (service.state / "images" / ".new-0123").exists())
     service.mount(built.bootstrap, target=target)
     compare(built.tree, target)
 

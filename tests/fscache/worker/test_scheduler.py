@@ -12,6 +12,7 @@ from nydus_erofs.fscache.proto.worker import Why
 from nydus_erofs.fscache.worker.scheduler import AHEAD, Job, Scheduler
 
 SEGMENTS, SIZE = 6, 100
+LANES = {1: "here", 2: "here", 3: "there"}  # of the stores
 stores = st.integers(1, 3)
 segments = st.integers(0, SEGMENTS - 1)
 ends = st.integers(1, SIZE)
@@ -32,7 +33,7 @@ class Scheduling(RuleBasedStateMachine):
     @rule(store=stores, there=st.sets(segments))
     def open(self, store: int, there: set[int]) -> None:
         if store not in self.done:
-            self.scheduler.open(store, bytearray(s in there for s in range(SEGMENTS)))
+            self.scheduler.open(store, bytearray(s in there for s in range(SEGMENTS)), LANES[store])
             self.done[store] = set(there)
 
     @rule(store=stores)
@@ -74,10 +75,9 @@ class Scheduling(RuleBasedStateMachine):
         (self.prefetching.add if on else self.prefetching.discard)(store)
         self.failed = {key for key in self.failed if key[0] != store}
 
-    @precondition(lambda self: len(self.running) < self.threads)
     @rule()
     def take(self) -> None:
-        queued = {key for key in self.wanted if not self.job(*key)}
+        queued = {key for key in self.wanted if not self.job(*key) and self.busy(LANES[key[0]]) < self.threads}
         job = self.scheduler.take()
         if job is None:
             assert not queued, "a reader waits, and a thread has nothing to do"
@@ -99,13 +99,19 @@ class Scheduling(RuleBasedStateMachine):
                 assert job.store in self.prefetching
             self.failed.discard(key)
         self.running.append(Running(job))
-        assert sum(r.job.background for r in self.running) <= self.background, "of the threads kept for readers"
+        assert job.lane == LANES[job.store]
+        assert self.busy(job.lane) <= self.threads
+        assert self.busy(job.lane, background=True) <= self.background, "of the threads kept for readers"
+
+    def busy(self, lane: str, *, background: bool = False) -> int:
+        return sum(r.job.lane == lane and (r.job.background or not background) for r in self.running)
 
     def check_idle(self) -> None:
         """Nothing to do: then all that is to be prefetched is there, under way, or failed and left for readers."""
-        if sum(r.job.background for r in self.running) >= self.background:
-            return
         for store in self.prefetching:
+            lane = LANES[store]
+            if self.busy(lane) >= self.threads or self.busy(lane, background=True) >= self.background:
+                continue
             for segment in range(SEGMENTS):
                 key = (store, segment)
                 assert segment in self.done[store] or self.job(*key) or key in self.wanted or key in self.failed, key
@@ -164,7 +170,7 @@ class Scheduling(RuleBasedStateMachine):
         if not hasattr(self, "scheduler"):
             return
         for _ in range(200):
-            while len(self.running) < self.threads and (job := self.scheduler.take()):
+            while job := self.scheduler.take():
                 self.running.append(Running(job))
             if not self.running:
                 break
@@ -266,6 +272,37 @@ def test_two_stores_take_turns() -> None:
             scheduler.demand(store, segment, 1)
     jobs = [taken(scheduler).store for _ in range(4)]
     assert sorted(jobs) == [1, 1, 2, 2]
+
+
+def test_a_lane_that_hangs_holds_up_no_other() -> None:
+    scheduler = Scheduler(3, 1)
+    scheduler.open(1, bytearray(9), "a server that hangs", remote=True)
+    scheduler.open(2, bytearray(9), "a disk")
+    scheduler.prefetch(1, True)
+    for segment in range(5):
+        scheduler.demand(1, segment, 1)
+    assert len(list(iter(scheduler.take, None))) == 3
+    scheduler.prefetch(2, True)
+    assert (taken(scheduler).store, scheduler.take()) == (2, None)  # it has a background of its own
+    scheduler.demand(2, 7, 1)
+    assert taken(scheduler).segment == 7
+
+
+def test_a_store_that_comes_from_elsewhere_goes_on_there() -> None:
+    scheduler = Scheduler(2, 1)
+    scheduler.open(1, bytearray(9), "a server that hangs")
+    for segment in range(5):
+        scheduler.demand(1, segment, 1)
+    hanging = [taken(scheduler), taken(scheduler)]
+    assert scheduler.take() is None
+    scheduler.move(1, "a disk", remote=False)
+    assert taken(scheduler).lane == "a disk"
+    for job in hanging:
+        scheduler.finish(job, complete=True)
+    scheduler.open(2, bytearray(9), "a server that hangs")
+    for segment in range(3):
+        scheduler.demand(2, segment, 1)
+    assert [taken(scheduler).store for _ in range(3)].count(2) == 2
 
 
 def test_what_cannot_be_had_takes_no_thread_until_it_is_due() -> None:
