@@ -127,10 +127,14 @@ async def said_by(
 def _fork(call: Callable[[Say], None], what: str, using: Sequence[Fd]) -> tuple[int, socket.socket]:
     ours, theirs = channel.pair()
     parent = os.getpid()
-    pid = os.fork()
-    if not pid:
-        _run_and_exit(call, what, theirs, using, parent)
-    theirs.close()
+    with theirs:
+        try:
+            pid = os.fork()
+        except OSError:
+            ours.close()
+            raise
+        if not pid:
+            _run_and_exit(call, what, theirs, using, parent)
     ours.setblocking(False)
     return pid, ours
 
@@ -156,7 +160,8 @@ def _run_and_exit(
                 said = f"{said}: {os.fsdecode(error.filename)}"
             elif said == os.strerror(error.errno or 0):  # else it says already what failed
                 said = f"{what}: {said}"
-            channel.send(sock, _FAILED + msgspec.json.encode(Fault("KernelError", said, number=error.errno or 0)))
+            fault = Fault.of(KernelError(said, number=error.errno or 0))
+            channel.send(sock, _FAILED + msgspec.json.encode(fault))
         status = 0
     except BaseException:
         traceback.print_exc()
