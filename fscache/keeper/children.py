@@ -27,7 +27,6 @@ from ..processes import TOOL
 from ..proto.fault import Fault
 from .log import logger
 from .signals import CHANGED
-from .tasks import background
 
 PATIENCE = 30.0  # seconds for what should take a moment
 _MAX_PACKET = 128 << 10  # bytes
@@ -100,7 +99,15 @@ def _end(pid: int) -> None:
     with contextlib.suppress(ChildProcessError):
         if os.waitpid(pid, os.WNOHANG) == (0, 0):
             os.kill(pid, signal.SIGKILL)
-            background(exited(pid))
+            pidfd = Fd(os.pidfd_open(pid))
+            # No task, which the loop would miss at its end.
+            asyncio.get_running_loop().add_reader(pidfd.fd, _reap, pid, pidfd)
+
+
+def _reap(pid: int, pidfd: Fd) -> None:
+    asyncio.get_running_loop().remove_reader(pidfd.fd)
+    pidfd.close()
+    os.waitpid(pid, 0)
 
 
 async def in_child(call: Callable[[], None], what: str, patience: float = PATIENCE) -> None:

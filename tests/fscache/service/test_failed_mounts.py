@@ -153,7 +153,7 @@ def test_the_state_folder_is_full(
         fill(disk / "ballast")
         image, target = copy(built, tmp_path_factory.mktemp("image"), "new"), service.target()
         mount = partial(service.mount, image, built.blob.parent, target=target)
-        leaves_nothing(service, mount, "writing the prepared image: No space left on device")
+        leaves_nothing(service, mount, "No space left on device")
         shutil.rmtree(disk / "ballast")
         compare(built.tree, service.mount(image, built.blob.parent, target=target))
         assert service.stop() == 0
