@@ -27,7 +27,7 @@ from nydus_erofs.fscache.keeper.children import Say, errand, in_child, said_by
 from nydus_erofs.fscache.kernel import channel
 from nydus_erofs.fscache.kernel.fd import Fd
 from tests.kit.command import PYTHON
-from tests.kit.processes import alive
+from tests.kit.processes import alive, run_to_the_end
 from tests.kit.processes import children as children_of
 from tests.kit.waiting import wait_for
 
@@ -36,21 +36,11 @@ T = TypeVar("T")
 
 
 def run(work: Coroutine[Any, Any, T]) -> T:
-    """To its end, and no child is left: none runs, none is a zombie."""
-
-    async def main() -> T:
-        try:
-            return await asyncio.wait_for(work, 30)
-        finally:
-            deadline = time.monotonic() + 20
-            while children_of(os.getpid()) and time.monotonic() < deadline:
-                await asyncio.sleep(0.01)
-
+    """To its end, and no descriptor is left."""
     before = len(os.listdir("/proc/self/fd"))
     try:
-        return asyncio.run(main())
+        return run_to_the_end(work)
     finally:
-        assert children_of(os.getpid()) == []
         assert len(os.listdir("/proc/self/fd")) == before
 
 

@@ -18,6 +18,7 @@ from nydus_erofs.fscache.keeper.engine import taking_over
 from nydus_erofs.fscache.keeper.engine.mounted import MountedImage, MountRecord
 from nydus_erofs.fscache.keeper.origin import Given, Origin
 from nydus_erofs.fscache.kernel.fd import Fd
+from tests.kit.processes import run_to_the_end
 
 HANGS, THERE, GONE = (digit * 64 for digit in "abc")
 
@@ -74,7 +75,7 @@ def look(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[tuple[str, str]]
                 assert time.monotonic() < deadline
                 await asyncio.sleep(0.01)
 
-        asyncio.run(work())
+        run_to_the_end(work())
         return table.said
 
     return look
