@@ -27,7 +27,7 @@ from nydus_erofs.fscache.keeper.children import Say, errand, in_child, said_by
 from nydus_erofs.fscache.kernel import channel
 from nydus_erofs.fscache.kernel.fd import Fd
 from tests.kit.command import PYTHON
-from tests.kit.processes import alive, run_to_the_end
+from tests.kit.processes import alive, look_at, run_to_the_end
 from tests.kit.processes import children as children_of
 from tests.kit.waiting import wait_for
 
@@ -212,7 +212,8 @@ def test_one_that_ignores_signals_is_killed() -> None:
 def test_who_waits_for_it_is_cancelled() -> None:
     async def work() -> None:
         task = asyncio.create_task(in_child(hang, "hanging"))
-        while not children_of(os.getpid()):
+        before = children_of(os.getpid())
+        while children_of(os.getpid()) == before:
             await asyncio.sleep(0.01)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -241,19 +242,17 @@ def test_it_holds_nothing_of_the_keepers(tmp_path: Path) -> None:
     (tmp_path / "lent").touch()
 
     def call(say: Say) -> None:
-        say(b"", [])
+        say(b"%d" % os.getpid(), [])
         hang()
 
     async def work() -> dict[int, str]:
         with Fd(os.open(tmp_path / "lent", os.O_RDONLY)) as lent, Fd(os.open("/dev/null", os.O_RDONLY)) as kept:
             os.set_inheritable(kept.fd, True)
             async with contextlib.aclosing(errand(call, "hanging", using=[lent])) as said:
-                await anext(said)
-                (pid,) = children_of(os.getpid())
-                return {int(path.name): os.readlink(path) for path in Path(f"/proc/{pid}/fd").iterdir()}
+                pid = int((await anext(said)).data)
+                return look_at(pid).descriptors
 
-    held = run(work())
-    held = {number: place for number, place in held.items() if number > 2}
+    held = {number: place for number, place in run(work()).items() if number > 2}
     assert sorted(place.partition("[")[0] for place in held.values()) == [str(tmp_path / "lent"), "socket:"]
 
 
