@@ -102,6 +102,17 @@ def test_mountpoint_below_a_file(shared: Service, built: Built) -> None:
     assert "Not a directory" in error.error
 
 
+@pytest.mark.parametrize("spelling", ["{}/", "{}/.", "{}/../{name}", "{}.link"])
+def test_mountpoint_under_another_name(spelling: str, shared: Service, built: Built) -> None:
+    """Two images would get onto one mountpoint that is asked for under two names."""
+    target = shared.target()
+    target.with_name(f"{target.name}.link").symlink_to(target)
+    with pytest.raises(RefusedError, match="another name of") as caught:
+        shared.request("mount", image=str(built.bootstrap), target=spelling.format(target, name=target.name))
+    assert caught.value.exit_code == 9
+    assert not mounted(target)
+
+
 def test_mountpoint_in_use(shared: Service, built: Built, nydus_images: Path) -> None:
     target = shared.mount(built.bootstrap)
     with pytest.raises(RefusedError, match=r"mounted on .* already") as caught:
