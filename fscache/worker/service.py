@@ -116,7 +116,7 @@ class Worker:
         blobs: Sequence[Fd],
         remotes: Sequence[Remote],
         published: proto.Published | None = None,
-    ) -> bytearray:
+    ) -> None:
         store = Store(plan, target, self._sources(plan, blobs, remotes))
         if published is not None:
             store.sources.append(self._bootstrap(published))
@@ -124,7 +124,9 @@ class Worker:
         with self._work:
             self._stores[number] = store
             self._scheduler.open(number, filled[:], remote=not blobs and bool(remotes))
-        return filled
+        # The keeper may know of less: what the worker before wrote last, or a fill whose store was closed meanwhile.
+        bits = sum(1 << segment for segment, there in enumerate(filled) if there)
+        self._tell(proto.Present(number, f"{bits:x}"))
 
     def _bootstrap(self, published: proto.Published) -> BlobSource:
         from ..backend.lazy import LazyBootstrap  # loaded with the backend
@@ -144,9 +146,7 @@ class Worker:
         remotes: Sequence[Remote],
         published: proto.Published | None = None,
     ) -> None:
-        filled = self._open(number, plan, ObjectSink(fd), blobs, remotes, published)
-        bits = sum(1 << segment for segment, there in enumerate(filled) if there)
-        self._tell(proto.Present(number, f"{bits:x}"))
+        self._open(number, plan, ObjectSink(fd), blobs, remotes, published)
 
     def _tell(self, message: proto.ToKeeper) -> None:
         with self._send_lock:
