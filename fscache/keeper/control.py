@@ -16,6 +16,7 @@ from ...erofs.errors import NydusErofsError, ServiceError
 from ..proto import control as proto
 from .log import logger
 
+MAX_CLIENTS = 256  # at a time: the descriptors are needed for other things
 MAX_SOCKET_PATH = 107  # bytes (sockaddr_un, less its final NUL)
 _PEER_CREDENTIALS = struct.Struct("3i")
 
@@ -51,6 +52,9 @@ class ControlServer:
             os.umask(mask)
 
     def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if len(self._clients) >= MAX_CLIENTS:
+            writer.close()
+            return
         # A task of our own, to be ended with the server: asyncio's would complain in the log.
         task = asyncio.get_running_loop().create_task(self._serve(reader, writer))
         self._clients.add(task)

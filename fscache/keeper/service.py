@@ -45,6 +45,7 @@ from .tasks import background, fatal
 
 _GRACE = 5.0  # seconds that a service which is to stop gives mounts under way
 _RESERVED_FDS = 1024  # of the descriptor limit, for everything but events
+_LEAST_FDS, _LEAST_FOR_EVENTS = 1024, 256
 
 
 class Keeper:
@@ -92,7 +93,7 @@ class Keeper:
             from .engine.fanotify import FanotifyEngine  # one engine is loaded, not both
             from .engine.watch import EventBudget
 
-            return FanotifyEngine(*common, EventBudget(max(256, raise_file_limit() - _RESERVED_FDS)))
+            return FanotifyEngine(*common, EventBudget(_descriptors_for_events()))
         if config.engine == "fanotify":
             checks.require(found)
         from .engine.cachefiles import CachefilesEngine
@@ -218,6 +219,17 @@ class Keeper:
         if mount.cancelled():
             raise ServiceError("the service is stopping", hint="start it again, then mount")
         mount.result()
+
+
+def _descriptors_for_events() -> int:
+    """How many events may wait; ServiceError when the limit on descriptors leaves too little for them."""
+    limit = raise_file_limit()
+    if limit < _LEAST_FDS:
+        raise ServiceError(
+            f"the service may open {limit} files at a time, and needs {_LEAST_FDS}",
+            hint="raise the hard limit ('ulimit -Hn', or LimitNOFILE= of its unit)",
+        )
+    return max(_LEAST_FOR_EVENTS, limit - _RESERVED_FDS)
 
 
 def _flags(options: list[Any]) -> int:

@@ -345,6 +345,16 @@ def test_a_second_service_on_the_same_run_folder(
     service.umount(target)
 
 
+def test_too_few_descriptors(service: Service) -> None:
+    """Refused at the start, rather than ended by the first reader too many."""
+    assert service.stop() == 0
+    limited = ["prlimit", "--nofile=512:512", "setpriv", "--bounding-set=-sys_resource"]
+    service.program = [*limited, *service.program]
+    service.spawn()
+    assert service.keeper.wait(60) == 9
+    assert "may open 512 files" in service.log_text()
+
+
 def test_a_cache_on_tmpfs(make_service: MakeService, tmp_path_factory: pytest.TempPathFactory) -> None:
     work = tmp_path_factory.mktemp("tmpfs")
     subprocess.run(["mount", "-t", "tmpfs", "tmpfs", work], check=True, timeout=20)
