@@ -207,6 +207,18 @@ def test_until_its_blob_is_found_readers_wait(table: Table, folder: Path, source
     assert not reader.answers
 
 
+def test_what_is_found_for_a_store_that_was_closed(table: Table, folder: Path, source: Callable[..., Fd]) -> None:
+    store = table.open_folder(KEY, folder, pending=True)
+    table.close(store)
+    table.sent.clear()
+    file = source()
+    table.add_source(store, file)
+    table.sourced(store)
+    assert not table.sent
+    with pytest.raises(ValueError, match="closed"):
+        file.fileno()
+
+
 def test_who_joins_a_pending_store_with_a_blob_ends_the_wait(
     table: Table, folder: Path, source: Callable[..., Fd]
 ) -> None:

@@ -79,7 +79,9 @@ def test_a_certificate_that_it_cannot_read_takes_another_worker() -> None:
         link.require(remote)
         second = await link.started.get()
         assert second != first
-        start = Path(f"/proc/{second}/cmdline").read_bytes().split(b"\0")[-2].decode()
+        while not (command := Path(f"/proc/{second}/cmdline").read_bytes()):
+            await asyncio.sleep(0.01)  # it is just becoming that program
+        start = command.split(b"\0")[-2].decode()
         assert proto.decode_start(start).certificates == remote.ca_cert_files
         assert proto.decode_start(start).kinds == ["http-proxy"]
         link.require(remote)

@@ -17,6 +17,7 @@ from typing import NamedTuple
 import pytest
 
 from tests.kit.engines import FANOTIFY
+from tests.kit.guard import opens_hang
 from tests.kit.images import Built
 from tests.kit.mounts import Mounted, mounted, mounted_disk
 from tests.kit.processes import look_at
@@ -159,14 +160,21 @@ def test_the_state_folder_is_full(
         assert service.stop() == 0
 
 
-def test_the_mountpoint_vanishes(prepared: Service, built: Built) -> None:
-    gone = prepared.work / "gone"
-    gone.mkdir()
-    fd = os.open(gone, os.O_RDONLY)
-    gone.rmdir()
-    target = Path(f"/proc/{os.getpid()}/fd/{fd}")
-    leaves_nothing(prepared, partial(prepared.mount, built.bootstrap, target=target), "mounting on")
-    os.close(fd)
+def test_the_mountpoint_vanishes(prepared: Service, built: Built, tmp_path: Path) -> None:
+    """After it was looked at: the blob cannot be opened for a while."""
+    image = copy(built, tmp_path, "alone")
+
+    def mount() -> None:
+        target = prepared.target()
+        with opens_hang(built.blob.parent) as guard, concurrent.futures.ThreadPoolExecutor(1) as pool:
+            asked = pool.submit(prepared.mount, image, built.blob.parent, target=target)
+            time.sleep(0.5)
+            assert not asked.done()
+            target.rmdir()
+            guard.kill()
+            asked.result()
+
+    leaves_nothing(prepared, mount, "mounting on")
 
 
 def test_the_kernel_refuses_it(prepared: Service, built: Built) -> None:
