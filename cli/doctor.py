@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from ..fscache.doctor.checks import Check
 
 DEVICE = "/dev/cachefiles"
+_VERDICTS = {True: "works", False: "does not work", None: "may work"}
 _CONFIGURATIONS = ("/proc/config.gz", "/boot/config-{release}", "/lib/modules/{release}/config")
 # What each engine needs of the kernel's configuration, which anybody may read.
 _NEEDED = {
@@ -45,18 +46,25 @@ def command(state_dir: str, as_json: bool) -> None:
     tried = os.geteuid() == 0
     engines, bounds = _try(existing) if tried else _look(), limits(existing)
     works = {name: _verdict(checks, tried) for name, checks in engines.items()}
+    sandbox = _sandbox() if tried else []
     release = os.uname().release
     if as_json:
         report = {
             name: {"works": works[name], "tried": tried, "checks": _records(checks)}
             for name, checks in engines.items()
         }
-        whole = {"kernel": release, "cache": existing, "engines": report, "limits": _records(bounds)}
-        click.echo(json.dumps(whole, indent=2))
+        confined = {"tried": tried, "checks": _records(sandbox)}
+        answer = {"kernel": release, "cache": existing, "engines": report, "sandbox": confined}
+        click.echo(json.dumps({**answer, "limits": _records(bounds)}, indent=2))
     else:
         click.echo(f"kernel {release}, cache on {existing}")
         for name, checks in engines.items():
-            _print(name, works[name], checks)
+            _print(f"{name} engine", _VERDICTS[works[name]], checks)
+            if works[name] is None:
+                click.echo("  ?     not tried: mounting and reading a tiny image needs root")
+        if tried:
+            complete = all(check.ok for check in sandbox)
+            _print("sandbox", "complete" if complete else "weaker than it could be; the service works", sandbox)
         click.echo("limits")
         _print_all(bounds)
         if not any(works.values()):
@@ -76,6 +84,12 @@ def _try(directory: str) -> dict[str, list[Check]]:
         engines["cachefiles"].append(cachefiles.kernel_floor(uname.release, uname.version))
     engines["cachefiles"] += cachefiles.cachefiles_engine(directory)
     return engines
+
+
+def _sandbox() -> list[Check]:
+    from ..fscache.doctor.sandbox import sandbox
+
+    return sandbox()
 
 
 def _look() -> dict[str, list[Check]]:
@@ -112,12 +126,9 @@ def _verdict(checks: Sequence[Check], tried: bool) -> bool | None:
     return all(check.ok for check in checks) and (tried or None)
 
 
-def _print(name: str, works: bool | None, checks: Sequence[Check]) -> None:
-    verdict = {True: "works", False: "does not work", None: "may work"}[works]
-    click.echo(f"{name} engine: {verdict}")
+def _print(what: str, verdict: str, checks: Sequence[Check]) -> None:
+    click.echo(f"{what}: {verdict}")
     _print_all(checks)
-    if works is None:
-        click.echo("  ?     not tried: mounting and reading a tiny image needs root")
 
 
 def _print_all(checks: Sequence[Check]) -> None:

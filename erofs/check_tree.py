@@ -127,6 +127,9 @@ class TreeCheck:
                     if entry.nid != expected:
                         detail = f'"{entry.name.decode()}" is nid {entry.nid}, not {expected}'
                         self._add(Rule.DIRENT_DOTS, nid, b"", detail)
+                    if entry.file_type != FileType.DIR:
+                        detail = f'"{entry.name.decode()}" says type {entry.file_type}, not {FileType.DIR:d}'
+                        self._add(Rule.DIRENT_TYPE, nid, b"", detail)
                     continue
                 subdirs += entry.file_type == FileType.DIR
                 yield entry

@@ -18,6 +18,7 @@ from .inode import Area
 from .ondisk import (
     BLOCK_BITS,
     BLOCK_SIZE,
+    COMPAT_CHECKSUM,
     DEVICE_SLOT_SIZE,
     SUPERBLOCK_MAGIC,
     SUPERBLOCK_OFFSET,
@@ -164,6 +165,8 @@ def _superblock_faults(sb: SuperBlock) -> Iterator[str]:
         found = getattr(sb, name)
         if found != value:
             yield f"{name} is {found!r}, not {value!r}"
+    if sb.feature_compat & COMPAT_CHECKSUM:
+        yield "it says that it has a checksum: the kernel would refuse it"
     if not sb.inodes:
         yield "it counts no inodes"
     if not sb.extra_devices and sb.blocks not in (0, 4096):  # an old builder wrote 4096

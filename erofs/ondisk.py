@@ -27,6 +27,9 @@ DIRENT = struct.Struct("<QHBB")  # nid, name offset, file type, reserved
 CHUNK_INDEX = struct.Struct("<HHI")  # start block high, device id, start block
 
 
+COMPAT_CHECKSUM = 0x1  # of feature_compat: the superblock has a checksum, and the kernel compares it
+
+
 class FeatureIncompat(IntFlag):
     CHUNKED_FILE = 0x4
     DEVICE_TABLE = 0x8

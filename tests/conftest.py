@@ -11,13 +11,11 @@ import fnmatch
 import os
 from collections.abc import Generator, Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import hypothesis
 import pytest
 
-from tests.kit import command, mounts, reading, service, waiting
 from tests.kit.engines import FANOTIFY, Engine
 from tests.kit.images import unpack_nydus_images
 from tests.kit.mounts import filesystem_of, mounted
@@ -30,9 +28,10 @@ hypothesis.settings.load_profile("patient")
 
 NO_SKIPS = os.environ.get("NYDUS_EROFS_NO_SKIPS") == "1"
 
-# Pattern of test ids -> why that test may be skipped even in CI.  Keep it short, and the reasons true.
+# Pattern of test ids -> the one reason for which they may be skipped even in CI.  Keep it short.
 ALLOWED_SKIPS = {
-    "tests/fscache/service/test_cachefiles.py::*": "for kernels with cachefiles on demand: tests/vm boots them",
+    # tests/vm boots kernels that have it, and runs them there.
+    "tests/fscache/service/test_cachefiles.py::*": "no cachefiles engine here",
 }
 
 
@@ -52,9 +51,9 @@ def _forbid_skip(report: pytest.TestReport | pytest.CollectReport) -> None:
     """Turn an unexplained skip into a failure.  An expected failure (xfail) also counts as skipped: leave it."""
     if not (NO_SKIPS and report.skipped) or hasattr(report, "wasxfail"):
         return
-    if any(fnmatch.fnmatch(report.nodeid, pattern) for pattern in ALLOWED_SKIPS):
-        return
     reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+    if any(fnmatch.fnmatch(report.nodeid, which) and why in reason for which, why in ALLOWED_SKIPS.items()):
+        return
     report.outcome = "failed"
     report.longrepr = f"{reason}\nNYDUS_EROFS_NO_SKIPS=1: a test that did not run counts as failed"
 
@@ -123,10 +122,3 @@ def make_service(cache_disk: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     for made in services:
         assert "Traceback" not in made.log_text(), made.log_text()[-4000:]
         assert not mounted(made.work)
-
-
-@pytest.fixture(scope="session")
-def service_kit() -> SimpleNamespace:
-    """The kit's functions under one name, for tests/fscache/backend."""
-    modules = (command, mounts, reading, service, waiting)
-    return SimpleNamespace(**{name: value for module in modules for name, value in vars(module).items()})

@@ -14,6 +14,11 @@ MAX_TEXT = 4096  # characters
 Text = Annotated[str, Meta(max_length=MAX_TEXT)]
 
 
+def printable(text: str) -> str:
+    """One line without anything that a terminal would obey, or that UTF-8 has no bytes for. It may name files."""
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)[:MAX_TEXT]
+
+
 class Fault(msgspec.Struct, forbid_unknown_fields=True):
     """``kind`` is the name of the error's class."""
 
@@ -27,7 +32,7 @@ class Fault(msgspec.Struct, forbid_unknown_fields=True):
     def of(cls, error: NydusErofsError) -> Fault:
         retryable = isinstance(error, BackendError) and error.retryable
         number = error.number if isinstance(error, KernelError) else 0
-        text, hint = error.message[:MAX_TEXT], (error.hint or "")[:MAX_TEXT]
+        text, hint = printable(error.message), printable(error.hint or "")
         return cls(type(error).__name__, text, hint, retryable, number)
 
     def error(self) -> NydusErofsError:
@@ -35,7 +40,7 @@ class Fault(msgspec.Struct, forbid_unknown_fields=True):
         kind = getattr(errors, self.kind, None)
         if not (isinstance(kind, type) and issubclass(kind, NydusErofsError)):
             kind = FormatError
-        error: NydusErofsError = kind(self.message, hint=self.hint or None)
+        error: NydusErofsError = kind(printable(self.message), hint=printable(self.hint) or None)
         if isinstance(error, BackendError):
             error.retryable = self.retryable
         if isinstance(error, KernelError) and self.number:

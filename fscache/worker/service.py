@@ -180,8 +180,12 @@ class Worker:
         with self._work:
             while self._running[number]:
                 self._idle.wait()
-        store.sink.sync()
-        self._tell(proto.Synced(number))
+        try:
+            store.sink.sync()
+        except OSError as error:  # so it stays unsettled, and is verified after a crash of the machine
+            sys.stderr.write(f"a store cannot be written out: {error.strerror}\n")
+        else:
+            self._tell(proto.Synced(number))
 
     def _grow(self) -> None:
         """One thread more: those of one lane may hang, and somebody has to be there for the others."""

@@ -40,6 +40,7 @@ def test_here(cache_disk: Path) -> None:
     assert os.uname().release in done.stdout
     assert str(folder) in done.stdout
     assert "engine: works" in done.stdout
+    assert "sandbox: " in done.stdout
     assert list(folder.iterdir()) == []
 
 
@@ -49,6 +50,7 @@ def test_json(cache_disk: Path) -> None:
     assert done.stderr == ""
     assert report["kernel"] == os.uname().release
     assert any(engine["works"] for engine in report["engines"].values())
+    assert report["sandbox"]["checks"]
     for engine in report["engines"].values():
         assert engine["works"] == all(check["ok"] for check in engine["checks"])
         for check in engine["checks"]:

@@ -74,7 +74,7 @@ def test_without_a_verb() -> None:
         (["x"], "an image and a mountpoint are needed, not 1 names", "usage: "),
         (["x", "y", "z"], "an image and a mountpoint are needed, not 3 names", "usage: "),
         (["x", "y", "-o"], "-o needs a value", "usage: "),
-        (["x", "y", "--xyzzy"], "unknown option --xyzzy", "usage: "),
+        (["x", "y", "--nonsense"], "unknown option --nonsense", "usage: "),
         (["x", "y", "-o", "ro,nonsense=1"], "unknown mount option 'nonsense=1'", "known: "),
     ],
 )

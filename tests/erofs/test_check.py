@@ -317,6 +317,7 @@ def test_small_image_is_sound(small: Any) -> None:
         ({"meta_block": 1 << 30}, Rule.SUPERBLOCK),
         ({"extra_devices": 65535}, Rule.TABLE_BOUNDS),
         ({"feature_compat": 0}, Rule.MAGIC),
+        ({"feature_compat": 0x40000001}, Rule.SUPERBLOCK),
         ({"block_bits": 14}, Rule.SUPERBLOCK),
     ],
 )
@@ -387,6 +388,12 @@ def test_goes_on_after_a_finding(small: Any, edit: Any) -> None:
     assert rules == {
         Rule.SUPERBLOCK, Rule.INODE_TIME, Rule.XATTR, Rule.DIRENT_ORDER, Rule.CHUNK_ROW, Rule.CHUNK_INFO
     }  # fmt: skip
+
+
+def test_dots_are_directories(small: Any, edit: Any) -> None:
+    editor = edit(small)
+    editor.dirent(b"/dir", b"..", kind=3)
+    assert {finding.rule for finding in found(editor.made)} == {Rule.DIRENT_TYPE}
 
 
 def test_two_rows_for_one_chunk(small: Any, edit: Any) -> None:

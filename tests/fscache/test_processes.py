@@ -92,7 +92,6 @@ def compare(seen: Seen, process: Process, parent: int, count: int) -> None:
 @pytest.mark.root
 def test_the_worker(service: Service, built: Built) -> None:
     read(service.mount(built.bootstrap) / "small/1")  # it is past its start
-    assert service.keeper is not None
     pid, keeper = service.worker, service.keeper.pid
     seen = look_at(pid)
     compare(seen, WORKER, keeper, LANES * Config().threads)
@@ -112,9 +111,25 @@ def test_the_worker(service: Service, built: Built) -> None:
 
 
 @pytest.mark.root
+def test_a_terminal_of_roots_is_out_of_reach(make_service: MakeService) -> None:
+    """Whoever holds a terminal can type into it. Started by a person the keeper has one; the worker has not."""
+    service = make_service(FANOTIFY, start=False)
+    ours, theirs = os.openpty()
+    with Fd(ours), Fd(theirs):
+        service.spawn_on_terminal(theirs)
+        wait_for("it answers", service.answers)
+        worker = service.worker
+        wait_for("the worker is past its start", lambda: look_at(worker).status["NoNewPrivs"] == "1")
+        assert look_at(service.keeper.pid).terminal != 0
+        seen = look_at(worker)
+        assert seen.terminal == 0
+        assert not [place for place in seen.descriptors.values() if place.startswith(("/dev/pts", "/dev/tty"))]
+        assert service.stop() == 0
+
+
+@pytest.mark.root
 def test_the_keeper(service: Service, built: Built) -> None:
     service.mount(built.bootstrap)
-    assert service.keeper is not None
     seen = look_at(service.keeper.pid)
     assert seen.status["Uid"] == "0 0 0 0"
     assert seen.status["Umask"] == f"{KEEPER.umask:04o}"

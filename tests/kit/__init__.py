@@ -9,6 +9,7 @@
     engines    what only tests need to know of each engine
     service    a real service: started, asked, killed, cleaned up after
     images     images of Nydus and of the builder
+    published  images on a server, behind a relay
     stores     a worker's stores over real files
     oracles    independent programs that judge ours
     servers/   servers to read from and push to

@@ -10,6 +10,7 @@ from pathlib import Path
 from tests.kit.waiting import PATIENCE
 
 PYTHON = [sys.executable, "-I"]
+NAME = Path(sys.executable).name[:15]  # as the kernel has it, of a process that runs it
 CLI = [*PYTHON, "-m", "nydus_erofs"]
 
 AsNobody = Callable[..., subprocess.CompletedProcess[str]]  # ``nydus-erofs`` as an ordinary user

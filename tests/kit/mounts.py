@@ -21,16 +21,23 @@ class Mounted(NamedTuple):
     source: str
 
 
+_LINE = re.compile(rb"(?:\S+ ){4}(\S+) .*? - (\S+) (\S*) ")
+_OCTAL = re.compile(rb"\\(\d{3})")
+
+
+def _byte(octal: re.Match[bytes]) -> bytes:
+    return bytes([int(octal[1], 8)])
+
+
 def mounted(below: Path | None = None) -> list[Mounted]:
     """What is mounted, oldest first; all, or what lies on and below a folder."""
     out = []
-    # As bytes: names may hold whatever else ends a line of text.
-    for line in os.fsdecode(Path("/proc/self/mountinfo").read_bytes()).rstrip("\n").split("\n"):
-        left, _, right = line.partition(" - ")
-        target, (kind, source) = left.split(" ")[4], right.split(" ")[:2]
-        target, source = (re.sub(r"\\(\d{3})", lambda m: chr(int(m[1], 8)), text) for text in (target, source))
-        if below is None or target == str(below) or target.startswith(f"{below}/"):
-            out.append(Mounted(target, kind, source))
+    # A file system can write anything into its line, and those of others are none of our business.
+    for line in Path("/proc/self/mountinfo").read_bytes().split(b"\n"):
+        if found := _LINE.match(line):
+            here = Mounted(*(os.fsdecode(_OCTAL.sub(_byte, field)) for field in found.groups()))
+            if below is None or here.target == str(below) or here.target.startswith(f"{below}/"):
+                out.append(here)
     return out
 
 

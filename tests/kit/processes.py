@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import re
+import time
+from collections.abc import Coroutine
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
+
+T = TypeVar("T")
 
 
 def alive(pid: int) -> bool:
@@ -21,6 +26,22 @@ def children(pid: int) -> list[int]:
     with contextlib.suppress(FileNotFoundError, ProcessLookupError):
         return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
     return []
+
+
+def run_to_the_end(work: Coroutine[Any, Any, T]) -> T:
+    """Run it in a loop until the children are gone that it has started: none runs on, none is a zombie."""
+    before = children(os.getpid())
+
+    async def main() -> T:
+        try:
+            return await asyncio.wait_for(work, 30)
+        finally:
+            deadline = time.monotonic() + 20
+            while (left := children(os.getpid())) != before and time.monotonic() < deadline:
+                await asyncio.sleep(0.01)
+            assert left == before
+
+    return asyncio.run(main())
 
 
 def pss(pid: int) -> int:

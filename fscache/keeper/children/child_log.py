@@ -7,6 +7,7 @@ import os
 import time
 
 from ...kernel.fd import Fd
+from ...proto.fault import printable
 from ..log import logger
 
 _LINE = 1000  # bytes of one line
@@ -48,9 +49,7 @@ async def read_log(process: str, pid: int, pipe: Fd) -> None:
 
 
 def _log(process: str, pid: int, line: bytes) -> None:
-    text = line[:_LINE].decode("utf-8", "backslashreplace")
-    # Nothing that a terminal would obey.
-    shown = "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
+    shown = printable(line[:_LINE].decode("utf-8", "backslashreplace"))
     if shown:
         logger().warning("a process wrote", process=process, pid=pid, line=shown)
 

@@ -27,7 +27,6 @@ from ...processes import TOOL
 from ...proto.fault import Fault
 from ..log import logger
 from ..signals import CHANGED
-from ..tasks import background
 
 PATIENCE = 30.0  # seconds for what should take a moment
 _MAX_PACKET = 128 << 10  # bytes
@@ -97,7 +96,15 @@ def _end(pid: int) -> None:
     with contextlib.suppress(ChildProcessError):
         if os.waitpid(pid, os.WNOHANG) == (0, 0):
             os.kill(pid, signal.SIGKILL)
-            background(exited(pid))
+            pidfd = Fd(os.pidfd_open(pid))
+            # No task, which the loop would miss at its end.
+            asyncio.get_running_loop().add_reader(pidfd.fd, _reap, pid, pidfd)
+
+
+def _reap(pid: int, pidfd: Fd) -> None:
+    asyncio.get_running_loop().remove_reader(pidfd.fd)
+    pidfd.close()
+    os.waitpid(pid, 0)
 
 
 async def in_child(call: Callable[[], None], what: str, patience: float = PATIENCE) -> None:
@@ -124,10 +131,14 @@ async def said_by(
 def _fork(call: Callable[[Say], None], what: str, using: Sequence[Fd]) -> tuple[int, socket.socket]:
     ours, theirs = channel.pair()
     parent = os.getpid()
-    pid = os.fork()
-    if not pid:
-        _run_and_exit(call, what, theirs, using, parent)
-    theirs.close()
+    with theirs:
+        try:
+            pid = os.fork()
+        except OSError:
+            ours.close()
+            raise
+        if not pid:
+            _run_and_exit(call, what, theirs, using, parent)
     ours.setblocking(False)
     return pid, ours
 
@@ -153,7 +164,8 @@ def _run_and_exit(
                 said = f"{said}: {os.fsdecode(error.filename)}"
             elif said == os.strerror(error.errno or 0):  # else it says already what failed
                 said = f"{what}: {said}"
-            channel.send(sock, _FAILED + msgspec.json.encode(Fault("KernelError", said, number=error.errno or 0)))
+            fault = Fault.of(KernelError(said, number=error.errno or 0))
+            channel.send(sock, _FAILED + msgspec.json.encode(fault))
         status = 0
     except BaseException:
         traceback.print_exc()

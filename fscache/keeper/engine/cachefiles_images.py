@@ -93,8 +93,9 @@ class ServedImages:
         return self._images.id_of(opened.file)
 
     def _with_blob(self, volume: str, blob: str) -> list[ServedImage]:
-        """The images of a volume that use a blob, in the order in which they came."""
-        return [image for image in self._served.values() if image.volume == volume and blob in image.opened.blobs]
+        """The images of a volume that use a blob and agree about it, in the order in which they came."""
+        found = (image for image in self._served.values() if image.volume == volume and image.agreed)
+        return [image for image in found if blob in image.opened.blobs]
 
     # --- opening objects ---
 
@@ -160,7 +161,7 @@ class ServedImages:
         before them; whether that took any time."""
         volume, waited = image.volume, False
         for blob, size in image.opened.blobs.items():
-            others = [other for other in self._with_blob(volume, blob) if other.agreed]
+            others = self._with_blob(volume, blob)
             if any(other.opened.blobs[blob] != size for other in others):
                 raise FormatError(
                     f"blob {blob} has another size in another image of domain {volume}",
@@ -241,8 +242,7 @@ class ServedImages:
         while not cache_object.closed:
             try:
                 for image in self._with_blob(cache_object.volume, cache_object.cookie):
-                    if image.agreed:
-                        await self._fill(image, cache_object)
+                    await self._fill(image, cache_object)
             except (NydusErofsError, OSError) as error:
                 passing = error.retryable if isinstance(error, BackendError) else not isinstance(error, FormatError)
                 if not cache_object.trouble:

@@ -2,18 +2,15 @@
 
 import base64
 import hashlib
-import importlib.util
 import io
 import json
 import os
 import shutil
-import sys
 import traceback
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 
@@ -21,31 +18,20 @@ from nydus_erofs.erofs.errors import BackendError
 from nydus_erofs.fscache.backend.s3.client import S3Client
 from nydus_erofs.fscache.config.backend import S3
 from nydus_erofs.fscache.push.s3 import S3Writer
-
-SERVERS = Path(__file__).parents[2] / "kit" / "servers"
-
-
-def _load(name: str) -> ModuleType:
-    """`tests/servers/NAME.py`, under a name of its own: tests are not a package."""
-    spec = importlib.util.spec_from_file_location(f"servers_{name}", SERVERS / f"{name}.py")
-    assert spec and spec.loader
-    if spec.name not in sys.modules:
-        module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-    return sys.modules[spec.name]
+from tests.kit.command import cli
+from tests.kit.images import Built
+from tests.kit.oracles import Oracles
+from tests.kit.published import Place
+from tests.kit.servers import distribution, s3
+from tests.kit.servers.files import FileServer
+from tests.kit.servers.relay import Relay
+from tests.kit.servers.tokens import TokenServer
 
 
 @pytest.fixture(scope="session")
-def s3_kit(oracles: Any) -> ModuleType:
-    """`tests/servers/s3.py`."""
-    os.environ["VERSITYGW"] = str(oracles.versitygw)
-    return _load("s3")
-
-
-@pytest.fixture(scope="session")
-def s3_server(s3_kit: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+def s3_server(oracles: Oracles, tmp_path_factory: pytest.TempPathFactory) -> Iterator[s3.Gateway]:
     """A running versitygw with one bucket (`Gateway`), shared by the session: use names of your own."""
-    gateway = s3_kit.Gateway(tmp_path_factory.mktemp("s3"))
+    gateway = s3.Gateway(tmp_path_factory.mktemp("s3"), oracles.versitygw)
     yield gateway
     gateway.close()
 
@@ -62,13 +48,13 @@ def s3_no_keys(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def s3_make(s3_kit: ModuleType, s3_no_keys: None) -> Callable[..., S3Client]:
+def s3_make(s3_no_keys: None) -> Callable[..., S3Client]:
     """`s3_make(server, **fields)`: a client of a server (or host:port), with the test's keys, of short patience."""
 
     def make_client(server: Any, connections: int = 8, **fields: Any) -> S3Client:
         standard = {
-            "endpoint": getattr(server, "endpoint", server), "scheme": "http", "bucket_name": s3_kit.BUCKET,
-            "access_key_id": s3_kit.KEY, "access_key_secret": s3_kit.SECRET, "timeout": 1.0, "connect_timeout": 1.0,
+            "endpoint": getattr(server, "endpoint", server), "scheme": "http", "bucket_name": s3.BUCKET,
+            "access_key_id": s3.KEY, "access_key_secret": s3.SECRET, "timeout": 1.0, "connect_timeout": 1.0,
         }  # fmt: skip
         return S3Client(S3(**(standard | fields)), connections)
 
@@ -76,7 +62,7 @@ def s3_make(s3_kit: ModuleType, s3_no_keys: None) -> Callable[..., S3Client]:
 
 
 @pytest.fixture
-def s3_gateway(s3_make: Callable[..., S3Client], s3_server: Any) -> S3Client:
+def s3_gateway(s3_make: Callable[..., S3Client], s3_server: s3.Gateway) -> S3Client:
     """A patient client of `s3_server`."""
     return s3_make(s3_server, timeout=20.0)
 
@@ -106,7 +92,7 @@ def s3_blob(s3_gateway: S3Client, s3_store: Callable[..., str]) -> str:
 
 
 @pytest.fixture
-def s3_failure(s3_kit: ModuleType) -> Callable[..., BackendError]:
+def s3_failure() -> Callable[..., BackendError]:
     """`s3_failure(kind, call, *arguments)`: the error of a call, checked for what it must not say."""
 
     def fail(kind: type[BackendError], call: Callable[..., object], *arguments: Any) -> BackendError:
@@ -115,7 +101,7 @@ def s3_failure(s3_kit: ModuleType) -> Callable[..., BackendError]:
         error = caught.value
         assert type(error) is kind, repr(error)
         everything = "".join(traceback.format_exception(error)) + repr(error) + repr(vars(error))
-        for secret in (s3_kit.KEY, s3_kit.SECRET, s3_kit.TOKEN, "Signature=", "AWS4-HMAC"):
+        for secret in (s3.KEY, s3.SECRET, s3.TOKEN, "Signature=", "AWS4-HMAC"):
             assert secret not in everything
         assert "\n" not in str(error)
         assert str(error).isprintable()
@@ -125,24 +111,15 @@ def s3_failure(s3_kit: ModuleType) -> Callable[..., BackendError]:
     return fail
 
 
-@pytest.fixture(scope="session")
-def registry_kit(oracles: Any) -> ModuleType:
-    """`tests/servers/registry.py`, and in it `tokens`, `proxy` and `stub`: the other modules of servers."""
-    os.environ["REGISTRY"] = str(oracles.registry)
-    kit = _load("registry")
-    kit.tokens, kit.proxy, kit.stub = _load("tokens"), _load("proxy"), _load("s3")  # type: ignore[attr-defined]
-    return kit
-
-
 @pytest.fixture
-def registry_make(registry_kit: ModuleType, tmp_path: Path) -> Iterator[Callable[..., Any]]:
+def registry_make(oracles: Oracles, tmp_path: Path) -> Iterator[Callable[..., distribution.Registry]]:
     """`registry_make(auth, tls)`: a running `Registry`, which ends with the test."""
-    made = []
+    made: list[distribution.Registry] = []
 
-    def make(auth: Any = "", tls: Any = None) -> Any:
+    def make(auth: str | dict[str, Any] = "", tls: tuple[Path, Path] | None = None) -> distribution.Registry:
         folder = tmp_path / f"registry{len(made)}"
         folder.mkdir()
-        made.append(registry_kit.Registry(folder, auth, tls))
+        made.append(distribution.Registry(folder, auth, tls, oracles.registry))
         return made[-1]
 
     yield make
@@ -151,12 +128,12 @@ def registry_make(registry_kit: ModuleType, tmp_path: Path) -> Iterator[Callable
 
 
 @pytest.fixture
-def registry_tokens(registry_kit: ModuleType, tmp_path: Path) -> Iterator[Callable[..., Any]]:
+def registry_tokens(tmp_path: Path) -> Iterator[Callable[..., TokenServer]]:
     """`registry_tokens(**options)`: a running `TokenServer`, which ends with the test."""
-    made = []
+    made: list[TokenServer] = []
 
-    def make(**options: Any) -> Any:
-        made.append(registry_kit.tokens.TokenServer(tmp_path, **options))
+    def make(**options: Any) -> TokenServer:
+        made.append(TokenServer(tmp_path, **options))
         return made[-1]
 
     yield make
@@ -167,33 +144,13 @@ def registry_tokens(registry_kit: ModuleType, tmp_path: Path) -> Iterator[Callab
 # --- images from afar -------------------------------------------------------------------------------------
 
 
-class Place(NamedTuple):
-    """An image that is published on a server behind a relay."""
-
-    kind: str
-    image: str  # what to mount
-    config: Path  # of the backend
-    relay: Any
-    blobs: int  # bytes
-    secrets: tuple[str, ...]
-
-    def mount(self, service: Any, **fields: Any) -> Path:
-        return Path(service.mount_image(self.image, backend_file=str(self.config), **fields))
-
-
-@pytest.fixture(scope="session")
-def relay_kit() -> ModuleType:
-    """`tests/servers/relay.py`."""
-    return _load("relay")
-
-
 @pytest.fixture
-def file_server() -> Iterator[Callable[[Path], Any]]:
+def file_server() -> Iterator[Callable[[Path], FileServer]]:
     """`file_server(folder)`: a running `FileServer`, which ends with the test."""
-    servers = []
+    servers: list[FileServer] = []
 
-    def make(folder: Path) -> Any:
-        servers.append(_load("files").FileServer(folder))
+    def make(folder: Path) -> FileServer:
+        servers.append(FileServer(folder))
         return servers[-1]
 
     yield make
@@ -203,18 +160,16 @@ def file_server() -> Iterator[Callable[[Path], Any]]:
 
 @pytest.fixture
 def publish(
-    built: Any,
-    relay_kit: ModuleType,
-    service_kit: ModuleType,
+    built: Built,
     tmp_path: Path,
     request: pytest.FixtureRequest,
 ) -> Iterator[Callable[..., Place]]:
     """`publish(kind, delay=, **fields)`: the image `built`, pushed to a server of a kind, with further fields of the
     backend's configuration."""
-    relays = []
+    relays: list[Relay] = []
 
-    def relay_to(port: int, delay: float) -> Any:
-        relays.append(relay_kit.Relay(port, delay))
+    def relay_to(port: int, delay: float) -> Relay:
+        relays.append(Relay(port, delay))
         return relays[-1]
 
     def make(kind: str, delay: float = 0.0, **fields: Any) -> Place:
@@ -229,27 +184,26 @@ def publish(
             shutil.copy(built.bootstrap, alone)
             return Place(kind, str(alone), config, relay, size, ())
         if kind == "s3":
-            s3_kit, server = request.getfixturevalue("s3_kit"), request.getfixturevalue("s3_server")
+            server = request.getfixturevalue("s3_server")
             relay = relay_to(server.port, delay)
             prefix = uuid.uuid4().hex
-            image = f"s3://{s3_kit.BUCKET}/{prefix}/meta/{built.bootstrap.name}"
-            secrets = (s3_kit.SECRET, s3_kit.KEY)
+            image = f"s3://{s3.BUCKET}/{prefix}/meta/{built.bootstrap.name}"
+            secrets = (s3.SECRET, s3.KEY)
             document = {
-                "endpoint": relay.endpoint, "scheme": "http", "bucket_name": s3_kit.BUCKET, "region": "us-east-1",
-                "access_key_id": s3_kit.KEY, "access_key_secret": s3_kit.SECRET,
+                "endpoint": relay.endpoint, "scheme": "http", "bucket_name": s3.BUCKET, "region": "us-east-1",
+                "access_key_id": s3.KEY, "access_key_secret": s3.SECRET,
                 "meta_prefix": f"{prefix}/meta/", "blob_prefix": f"{prefix}/blobs/", **fields,
             }  # fmt: skip
             arguments: list[object] = []
         else:
-            kit = request.getfixturevalue("registry_kit")
             server = request.getfixturevalue("registry_make")("basic")
             relay = relay_to(server.port, delay)
-            auth = base64.b64encode(f"{kit.USER}:{kit.PASSWORD}".encode()).decode()
-            image, secrets = f"{relay.endpoint}/team/app:v1", (kit.PASSWORD, auth)
+            auth = base64.b64encode(f"{distribution.USER}:{distribution.PASSWORD}".encode()).decode()
+            image, secrets = f"{relay.endpoint}/team/app:v1", (distribution.PASSWORD, auth)
             document = {"host": relay.endpoint, "repo": "team/app", "scheme": "http", "auth": auth, **fields}
             arguments = [image]
         config.write_text(json.dumps({"type": kind, **document}))
-        service_kit.cli("push", built.bootstrap, *arguments, "--backend-config-file", config, check=True)
+        cli("push", built.bootstrap, *arguments, "--backend-config-file", config, check=True)
         return Place(kind, image, config, relay, size, secrets)
 
     yield make

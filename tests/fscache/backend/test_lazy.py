@@ -1,7 +1,12 @@
 """A published bootstrap read in pieces: each verified, whatever the server does to it."""
 
+from __future__ import annotations
+
 import random
 import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -9,6 +14,7 @@ from nydus_erofs.erofs import verity
 from nydus_erofs.erofs.errors import BackendError, BlobNotFoundError, CorruptError
 from nydus_erofs.fscache.backend.assemble import Backends
 from nydus_erofs.fscache.backend.lazy import LazyBootstrap, peek
+from nydus_erofs.fscache.backend.resilient import Resilient
 from nydus_erofs.fscache.config.backend import HttpProxy
 
 DATA = random.Random(5).randbytes(700_001)
@@ -16,7 +22,7 @@ TREE = verity.build_tree(DATA)
 
 
 @pytest.fixture
-def published(tmp_path, file_server):
+def published(tmp_path: Path, file_server: Callable[..., Any]) -> tuple[Path, Resilient]:
     (tmp_path / "app.meta").write_bytes(DATA)
     (tmp_path / "app.meta.verity").write_bytes(TREE.pack())
     server = file_server(tmp_path)
@@ -24,7 +30,7 @@ def published(tmp_path, file_server):
     return tmp_path, backend
 
 
-def test_in_pieces(published):
+def test_in_pieces(published: tuple[Path, Resilient]) -> None:
     _, backend = published
     assert peek(backend, "/app") == ("/app.meta", TREE)
     source = LazyBootstrap(backend, "/app.meta", TREE.identity)
@@ -32,7 +38,7 @@ def test_in_pieces(published):
         assert source.read_at(offset, length) == DATA[offset : offset + length]
 
 
-def test_without_a_tree_it_is_not_for_pieces(published):
+def test_without_a_tree_it_is_not_for_pieces(published: tuple[Path, Resilient]) -> None:
     folder, backend = published
     (folder / "app.meta.verity").unlink()
     assert peek(backend, "/app") is None
@@ -40,7 +46,7 @@ def test_without_a_tree_it_is_not_for_pieces(published):
         LazyBootstrap(backend, "/app.meta", TREE.identity).read_at(0, 1)
 
 
-def test_a_wrong_block_is_an_error_and_the_others_are_not(published):
+def test_a_wrong_block_is_an_error_and_the_others_are_not(published: tuple[Path, Resilient]) -> None:
     folder, backend = published
     wrong = bytearray(DATA)
     wrong[9000] ^= 4
@@ -51,7 +57,7 @@ def test_a_wrong_block_is_an_error_and_the_others_are_not(published):
     assert source.read_at(0, 8192) == DATA[:8192]
 
 
-def test_another_image_under_the_name(published):
+def test_another_image_under_the_name(published: tuple[Path, Resilient]) -> None:
     folder, backend = published
     other = DATA[::-1]
     (folder / "app.meta").write_bytes(other)
@@ -62,7 +68,7 @@ def test_another_image_under_the_name(published):
         LazyBootstrap(backend, "/app.meta", TREE.identity).read_at(0, 10)
 
 
-def test_a_tree_that_does_not_fit(published):
+def test_a_tree_that_does_not_fit(published: tuple[Path, Resilient]) -> None:
     folder, backend = published
     (folder / "app.meta").write_bytes(DATA[:-1])
     with pytest.raises(CorruptError, match="700000 bytes, its digest tree 700001"):
@@ -72,7 +78,7 @@ def test_a_tree_that_does_not_fit(published):
         peek(backend, "/app")
 
 
-def test_nothing_there(published):
+def test_nothing_there(published: tuple[Path, Resilient]) -> None:
     folder, backend = published
     shutil.rmtree(folder)
     with pytest.raises(BackendError):

@@ -1,11 +1,14 @@
 """References, manifests and the bootstrap's layer: what registries hold, and what hostile ones may send."""
 
+from __future__ import annotations
+
 import gzip
 import hashlib
 import io
 import json
 import random
 import tarfile
+from typing import Any
 
 import pytest
 
@@ -13,6 +16,7 @@ from nydus_erofs.erofs import verity
 from nydus_erofs.erofs.errors import FormatError, UnsupportedError
 from nydus_erofs.fscache.backend.registry import oci
 from nydus_erofs.fscache.backend.registry.layer import extract_bootstrap, pack_layer
+from nydus_erofs.fscache.backend.registry.oci import Layer
 
 HEX = "ab" * 32
 IMAGE = "hub.example.com/team/app:v1"
@@ -20,7 +24,7 @@ DATA = random.Random(3).randbytes(300_000)
 TREE = verity.build_tree(DATA).pack()
 
 
-def published():
+def published() -> tuple[bytes, bytes, Layer]:
     blob = oci.Layer(f"sha256:{HEX}", 5, f"sha256:{HEX}")
     layer = pack_layer(io.BytesIO(DATA), len(DATA), TREE, io.BytesIO())
     raw = oci.pack_config([blob], layer)
@@ -28,7 +32,7 @@ def published():
     return raw, oci.pack_manifest(config, [blob], layer), layer
 
 
-def test_a_manifest_is_what_nydus_expects():
+def test_a_manifest_is_what_nydus_expects() -> None:
     config, manifest, layer = published()
     assert published()[:2] == (config, manifest)
     document = json.loads(manifest)
@@ -41,10 +45,11 @@ def test_a_manifest_is_what_nydus_expects():
     }
     assert json.loads(config)["rootfs"]["diff_ids"] == [f"sha256:{HEX}", layer.diff_id]
     image = oci.parse_manifest(manifest, IMAGE)
+    assert isinstance(image, oci.NydusImage)
     assert (image.bootstrap.digest, [blob.digest for blob in image.blobs]) == (layer.digest, [f"sha256:{HEX}"])
 
 
-def manifest(*layers, **fields):
+def manifest(*layers: dict[str, Any], **fields: Any) -> bytes:
     return json.dumps({"schemaVersion": 2, "layers": list(layers), **fields}).encode()
 
 
@@ -68,12 +73,12 @@ PLAIN = {"mediaType": "application/vnd.oci.image.layer.v1.tar+gzip", "digest": f
         ),
     ],
 )  # fmt: skip
-def test_what_is_no_image_of_nydus(raw, kind, match):
+def test_what_is_no_image_of_nydus(raw: bytes, kind: type[FormatError | UnsupportedError], match: str) -> None:
     with pytest.raises(kind, match=match):
         oci.parse_manifest(raw, IMAGE)
 
 
-def layer(media_type="application/vnd.oci.image.layer.v1.tar+gzip", **annotations):
+def layer(media_type: str = "application/vnd.oci.image.layer.v1.tar+gzip", **annotations: Any) -> dict[str, Any]:
     return {**PLAIN, "mediaType": media_type, "annotations": annotations}
 
 
@@ -93,7 +98,7 @@ DOCKER = {"config": {"mediaType": "application/vnd.docker.container.image.v1+jso
         (manifest(layer("application/vnd.oci.image.layer.v1.erofs"), **OCI), "an image of 1 layer in EROFS"),
     ],
 )
-def test_what_can_be_converted(raw, said):
+def test_what_can_be_converted(raw: bytes, said: str) -> None:
     for image, target in ((IMAGE, f"{IMAGE}-nydus"), (f"h.io/a@sha256:{HEX}", "h.io/a:nydus")):
         with pytest.raises(FormatError) as caught:
             oci.parse_manifest(raw, image)
@@ -114,43 +119,47 @@ def test_what_can_be_converted(raw, said):
         (manifest(layer()), "an artifact (of no type)"),
     ],
 )
-def test_what_is_no_image_of_files(raw, said):
+def test_what_is_no_image_of_files(raw: bytes, said: str) -> None:
     with pytest.raises(FormatError) as caught:
         oci.parse_manifest(raw, IMAGE)
     assert said in caught.value.message
-    assert "convert" not in caught.value.hint
+    assert "convert" not in str(caught.value.hint)
 
 
-def test_an_index_has_nydus_image_for_this_machine(monkeypatch):
+def test_an_index_has_nydus_image_for_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("platform.machine", lambda: "x86_64")
 
-    def entry(digest, architecture, *features):
+    def entry(digest: str, architecture: str, *features: str) -> dict[str, Any]:
         platform = {"architecture": architecture, "os": "linux", "os.features": list(features)}
         return {**PLAIN, "digest": f"sha256:{digest * 64}", "platform": platform}
 
     feature = "nydus.remoteimage.v1"
     entries = [entry("1", "arm64", feature), entry("2", "amd64"), entry("3", "amd64", feature)]
-    index = oci.parse_manifest(json.dumps({"manifests": entries}).encode(), IMAGE)
+    index, other = (
+        oci.parse_manifest(json.dumps({"manifests": some}).encode(), IMAGE) for some in (entries, entries[:1])
+    )
+    assert isinstance(index, oci.Index)
     assert index.choose().digest == "sha256:" + "3" * 64
+    assert isinstance(other, oci.Index)
     with pytest.raises(UnsupportedError, match="linux/amd64"):
-        oci.parse_manifest(json.dumps({"manifests": entries[:1]}).encode(), IMAGE).choose()
+        other.choose()
 
 
 # --- the layer ----------------------------------------------------------------------------------------------
 
 
-def packed():
+def packed() -> tuple[Layer, bytes]:
     out = io.BytesIO()
     layer = pack_layer(io.BytesIO(DATA), len(DATA), TREE, out)
     return layer, out.getvalue()
 
 
-def extracted(raw, limit=1 << 20):
+def extracted(raw: bytes, limit: int = 1 << 20) -> tuple[bytes | None, bytes]:
     out = io.BytesIO()
     return extract_bootstrap(io.BytesIO(raw), out, limit), out.getvalue()
 
 
-def test_a_layer_and_back():
+def test_a_layer_and_back() -> None:
     layer, raw = packed()
     assert packed() == (layer, raw)
     assert layer.digest == f"sha256:{hashlib.sha256(raw).hexdigest()}"
@@ -161,7 +170,7 @@ def test_a_layer_and_back():
         assert tar.getnames() == ["image", "image/image.boot", "image/image.boot.verity"]
 
 
-def tar_of(*members, form=tarfile.PAX_FORMAT):
+def tar_of(*members: tuple[str, bytes, bytes], form: int = tarfile.PAX_FORMAT) -> bytes:
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w", format=form) as tar:
         for name, data, kind in members:
@@ -172,7 +181,7 @@ def tar_of(*members, form=tarfile.PAX_FORMAT):
     return out.getvalue()
 
 
-def test_a_layer_of_nydus_with_other_files_in_it():
+def test_a_layer_of_nydus_with_other_files_in_it() -> None:
     """As the snapshotter packs it: blob metadata beside the bootstrap, extended headers, no tree."""
     raw = tar_of(
         ("image", b"", tarfile.DIRTYPE),
@@ -197,12 +206,12 @@ def test_a_layer_of_nydus_with_other_files_in_it():
         (b"", "has no image/image.boot"),
     ],
 )
-def test_damaged_layers(raw, match):
+def test_damaged_layers(raw: bytes, match: str) -> None:
     with pytest.raises(FormatError, match=match):
         extracted(raw)
 
 
-def test_a_bomb_is_left_alone():
+def test_a_bomb_is_left_alone() -> None:
     """A gigabyte of zeros in a member that nobody wants."""
     bomb = io.BytesIO()
     with gzip.GzipFile(fileobj=bomb, mode="wb") as out:

@@ -1,11 +1,16 @@
 """Tries again at once, within limits; counts; and lets a dead server rest. The clock is real, the server is not."""
 
+from __future__ import annotations
+
 import threading
 import time
+from collections.abc import Callable
+from typing import Any, cast
 
 import pytest
 
 from nydus_erofs.erofs.errors import BackendError, BlobNotFoundError, DeniedError
+from nydus_erofs.fscache.backend.base import Client
 from nydus_erofs.fscache.backend.meter import Meter
 from nydus_erofs.fscache.backend.mirrored import Mirrored
 from nydus_erofs.fscache.backend.resilient import Resilient
@@ -16,10 +21,10 @@ class Server:
 
     label = "test http://server"
 
-    def __init__(self, *answers):
+    def __init__(self, *answers: BackendError | BlobNotFoundError | DeniedError | bytes) -> None:
         self.answers, self.asked = list(answers), 0
 
-    def read(self, name, offset, length):
+    def read(self, name: str, offset: int, length: int) -> bytes:
         self.asked += 1
         answer = self.answers.pop(0) if self.answers else bytes(length)
         if isinstance(answer, Exception):
@@ -30,24 +35,25 @@ class Server:
 
 
 @pytest.fixture
-def changes():
+def changes() -> list[Any]:
     return []
 
 
-def resilient(server, changes, retry_limit=3):
+def resilient(server: Server, changes: list[Any], retry_limit: int = 3) -> tuple[Resilient, Meter]:
     meter = Meter(server.label, lambda: changes.append(1))
-    return Resilient(Mirrored(server, [], print), meter, retry_limit), meter
+    return Resilient(Mirrored(cast("Client", server), [], print), meter, retry_limit), meter
 
 
-def reset():
+def reset() -> BackendError:
     return BackendError("test http://server: connection reset")
 
 
-def test_a_passing_failure_is_not_noticed_but_counted(changes):
+def test_a_passing_failure_is_not_noticed_but_counted(changes: list[Any]) -> None:
     server = Server(reset(), reset(), b"abc")
     backend, meter = resilient(server, changes)
     assert backend.read("x", 0, 3) == b"abc"
     news = meter.news()
+    assert news is not None
     assert (news.requests, news.errors, news.retries, news.bytes, news.down) == (3, 2, 2, 3, False)
     assert news.slowest <= news.seconds
     assert meter.news() is None
@@ -57,7 +63,9 @@ def test_a_passing_failure_is_not_noticed_but_counted(changes):
 @pytest.mark.parametrize(
     "error", [BlobNotFoundError("gone"), DeniedError("no"), BackendError("416", retryable=False)]
 )
-def test_what_cannot_pass_is_not_tried_again(error, changes):
+def test_what_cannot_pass_is_not_tried_again(
+    error: BackendError | BlobNotFoundError | DeniedError, changes: list[Any]
+) -> None:
     server = Server(error)
     backend, _ = resilient(server, changes)
     with pytest.raises(type(error)) as caught:
@@ -66,19 +74,21 @@ def test_what_cannot_pass_is_not_tried_again(error, changes):
     assert server.asked == 1
 
 
-def eventually(condition, seconds=10.0):
+def eventually(condition: Callable[..., Any], seconds: float = 10.0) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.01)
 
 
-def test_a_dead_server_is_left_alone_and_found_again(changes):
+def test_a_dead_server_is_left_alone_and_found_again(changes: list[Any]) -> None:
     server = Server(*(reset() for _ in range(5)))
     backend, meter = resilient(server, changes)
     with pytest.raises(BackendError):
         backend.read("x", 0, 3)
-    assert (server.asked, meter.news().down) == (3, True)  # down after three, and then nobody insists
+    news = meter.news()
+    assert news is not None
+    assert (server.asked, news.down) == (3, True)  # down after three, and then nobody insists
     with pytest.raises(BackendError, match="does not answer: test http://server: connection reset") as caught:
         backend.read("x", 0, 3)
     assert caught.value.retryable
@@ -89,7 +99,7 @@ def test_a_dead_server_is_left_alone_and_found_again(changes):
     assert backend.read("x", 0, 3) == bytes(3)
 
 
-def test_whatever_a_server_says_it_is_back(changes):
+def test_whatever_a_server_says_it_is_back(changes: list[Any]) -> None:
     server = Server(*(reset() for _ in range(3)), DeniedError("no"))
     backend, meter = resilient(server, changes)
     with pytest.raises(BackendError):
@@ -98,11 +108,11 @@ def test_whatever_a_server_says_it_is_back(changes):
     assert backend.read("x", 0, 3) == bytes(3)
 
 
-def test_a_dead_server_costs_many_threads_few_requests(changes):
+def test_a_dead_server_costs_many_threads_few_requests(changes: list[Any]) -> None:
     server = Server(*(reset() for _ in range(1000)))
     backend, _ = resilient(server, changes)
 
-    def reader():
+    def reader() -> None:
         end = time.monotonic() + 1.0
         while time.monotonic() < end:
             with pytest.raises(BackendError) as caught:
@@ -120,7 +130,7 @@ def test_a_dead_server_costs_many_threads_few_requests(changes):
     eventually(lambda: not backend._health.down)
 
 
-def test_no_tries_at_all_when_none_are_wanted(changes):
+def test_no_tries_at_all_when_none_are_wanted(changes: list[Any]) -> None:
     server = Server(reset())
     backend, _ = resilient(server, changes, retry_limit=0)
     with pytest.raises(BackendError):

@@ -1,5 +1,7 @@
 """Which way is taken, and when one that failed is looked at again."""
 
+from __future__ import annotations
+
 import threading
 
 import pytest
@@ -9,7 +11,7 @@ from nydus_erofs.fscache.backend.http.routes import Route, Routes, mirror_route,
 from nydus_erofs.fscache.config import backend as config
 
 
-def test_left_alone_after_failures_in_a_row():
+def test_left_alone_after_failures_in_a_row() -> None:
     a = Route("a", 3, 5)
     a.failed(0)
     a.failed(1)
@@ -23,7 +25,7 @@ def test_left_alone_after_failures_in_a_row():
     assert not a.enter(8.9)
 
 
-def test_one_looks_at_a_time():
+def test_one_looks_at_a_time() -> None:
     a = Route("a", 1, 5)
     a.failed(0)
     assert a.enter(5)
@@ -32,7 +34,7 @@ def test_one_looks_at_a_time():
     assert a.enter(10)
 
 
-def test_one_failure_of_a_look_is_enough():
+def test_one_failure_of_a_look_is_enough() -> None:
     a = Route("a", 3, 5)
     for now in (0, 1, 2):
         a.failed(now)
@@ -47,7 +49,7 @@ def test_one_failure_of_a_look_is_enough():
     assert a.enter(14)  # it has its failures again
 
 
-def test_of_configuration():
+def test_of_configuration() -> None:
     mirror = config.Mirror(host="http://m:1/", ping_url="http://m:2/", health_check_interval=7, failure_limit=2)
     route = mirror_route(mirror, "a mirror")
     assert (route.way, route.ping_url) == ("a mirror", "http://m:2/")
@@ -66,15 +68,17 @@ def test_of_configuration():
 class Ways:
     """Two ways and a last one; `says` has what each gives."""
 
-    def __init__(self, limit=1, pause=5.0, ping_url=""):
-        self.says, self.asked, self.pinged = {}, [], []
+    def __init__(self, limit: int = 1, pause: float = 5.0, ping_url: str = "") -> None:
+        self.says: dict[str, str | Exception] = {}
+        self.asked: list[str] = []
+        self.pinged: list[str] = []
         self.routes = Routes([Route(way, limit, pause, ping_url) for way in "ab"], "last", self.pinged.append)
 
-    def ask(self):
+    def ask(self) -> str:
         self.asked.clear()
         return self.routes.first_good(self._one)
 
-    def _one(self, way):
+    def _one(self, way: str) -> str:
         self.asked.append(way)
         said = self.says.get(way, way)
         if isinstance(said, Exception):
@@ -82,7 +86,7 @@ class Ways:
         return said
 
 
-def test_the_first_that_is_good():
+def test_the_first_that_is_good() -> None:
     ways = Ways()
     assert ways.ask() == "a"
     for nothing in (BlobNotFoundError("no"), DeniedError("no")):  # no failure: it may have the next object
@@ -101,7 +105,7 @@ def test_the_first_that_is_good():
     assert ways.asked == ["last"]
 
 
-def test_a_doubtful_way_is_pinged_first():
+def test_a_doubtful_way_is_pinged_first() -> None:
     ways = Ways(pause=0.0, ping_url="http://ping")
     ways.says["a"] = BackendError("broken")
     ways.ask()
@@ -113,7 +117,7 @@ def test_a_doubtful_way_is_pinged_first():
     assert len(ways.pinged) == 1
 
 
-def test_threads_that_all_meet_a_failure():
+def test_threads_that_all_meet_a_failure() -> None:
     ways = Ways(limit=3, pause=60.0)
     ways.says["a"] = BackendError("broken")
     threads = [threading.Thread(target=ways.routes.first_good, args=(ways._one,)) for _ in range(16)]

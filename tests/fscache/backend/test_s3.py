@@ -6,7 +6,6 @@ import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -14,6 +13,7 @@ import pytest
 from nydus_erofs.erofs.errors import BackendError, BlobNotFoundError, DeniedError
 from nydus_erofs.fscache.backend.s3.client import S3Client
 from nydus_erofs.fscache.push.s3 import S3Writer
+from tests.kit.servers import s3
 
 DATA = b"".join(hashlib.sha256(bytes([n])).digest() for n in range(256)) * 8  # 64 KiB, as in conftest.py
 Make = Callable[..., S3Client]
@@ -82,8 +82,8 @@ def test_missing_object(s3_gateway: S3Client, s3_writer: S3Writer, s3_failure: A
     assert not s3_writer.holds("nothing", 1, "0" * 64)
 
 
-def test_repr_holds_no_credentials(s3_gateway: S3Client, s3_kit: ModuleType, s3_server: Any) -> None:
-    assert repr(s3_gateway) == f"S3Client(s3 http://{s3_server.endpoint}/{s3_kit.BUCKET})"
+def test_repr_holds_no_credentials(s3_gateway: S3Client, s3_server: Any) -> None:
+    assert repr(s3_gateway) == f"S3Client(s3 http://{s3_server.endpoint}/{s3.BUCKET})"
 
 
 def test_constructing_loads_nothing() -> None:
@@ -95,7 +95,7 @@ def test_constructing_loads_nothing() -> None:
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
 
-def test_without_home_and_environment(s3_server: Any, s3_kit: ModuleType, s3_blob: str) -> None:
+def test_without_home_and_environment(s3_server: Any, s3_blob: str) -> None:
     code = (
         "import sys; from nydus_erofs.fscache.config.backend import S3;"
         "from nydus_erofs.fscache.backend.s3.client import S3Client;"
@@ -103,5 +103,5 @@ def test_without_home_and_environment(s3_server: Any, s3_kit: ModuleType, s3_blo
         "c = S3Client(S3(bucket_name=bucket, endpoint=where, scheme='http', access_key_id=key,"
         " access_key_secret=secret), 1); assert len(c.read(name, 1, 99)) == 99"
     )
-    values = s3_server.endpoint, s3_kit.BUCKET, s3_kit.KEY, s3_kit.SECRET, s3_blob
+    values = s3_server.endpoint, s3.BUCKET, s3.KEY, s3.SECRET, s3_blob
     subprocess.run([sys.executable, "-c", code, *values], env={}, check=True, timeout=60)

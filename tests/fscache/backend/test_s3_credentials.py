@@ -5,13 +5,14 @@ import socket
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 
 from nydus_erofs.erofs.errors import BackendError, DeniedError
 from nydus_erofs.fscache.backend.s3.client import S3Client
+from tests.kit.servers import s3
+from tests.kit.servers.stub import Stub
 
 DATA = b"".join(hashlib.sha256(bytes([n])).digest() for n in range(256)) * 8  # 64 KiB, as in conftest.py
 Make = Callable[..., S3Client]
@@ -21,19 +22,18 @@ def chained(s3_make: Make, server: Any, **fields: Any) -> S3Client:
     return s3_make(server, access_key_id="", access_key_secret="", **fields)
 
 
-def test_no_credentials(s3_make: Make, s3_server: Any, s3_blob: str, s3_failure: Any, monkeypatch: pytest.MonkeyPatch,
-                        s3_kit: ModuleType) -> None:  # fmt: skip
+def test_no_credentials(
+    s3_make: Make, s3_server: Any, s3_blob: str, s3_failure: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     client = chained(s3_make, s3_server)
     assert "set access_key_id" in str(s3_failure(DeniedError, client.read, s3_blob, 0, 1))
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", s3_kit.KEY)  # and when there are some, they are used
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", s3_kit.SECRET)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", s3.KEY)  # and when there are some, they are used
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", s3.SECRET)
     assert client.read(s3_blob, 0, 9) == DATA[:9]
 
 
-def test_profile(
-    s3_make: Make, s3_server: Any, s3_blob: str, s3_failure: Any, tmp_path: Path, s3_kit: ModuleType
-) -> None:
-    text = f"[mine]\naws_access_key_id={s3_kit.KEY}\naws_secret_access_key={s3_kit.SECRET}\n"
+def test_profile(s3_make: Make, s3_server: Any, s3_blob: str, s3_failure: Any, tmp_path: Path) -> None:
+    text = f"[mine]\naws_access_key_id={s3.KEY}\naws_secret_access_key={s3.SECRET}\n"
     (tmp_path / "credentials").write_text(text)
     assert chained(s3_make, s3_server, profile="mine").read(s3_blob, 0, 9) == DATA[:9]
     assert "no profile other" in str(
@@ -52,9 +52,9 @@ def test_a_profile_that_names_what_is_not_there(
 
 
 def test_container_credentials_of_a_real_server(
-    s3_make: Make, s3_kit: ModuleType, s3_server: Any, s3_blob: str, monkeypatch: pytest.MonkeyPatch
+    s3_make: Make, s3_server: Any, s3_blob: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with s3_kit.Stub(s3_kit.credentials(timedelta(hours=1), token="")) as source:
+    with Stub(s3.credentials(timedelta(hours=1), token="")) as source:
         monkeypatch.setenv("AWS_CONTAINER_CREDENTIALS_FULL_URI", f"http://{source.endpoint}/keys")
         client = chained(s3_make, s3_server)
         for _ in range(3):
@@ -64,10 +64,10 @@ def test_container_credentials_of_a_real_server(
 
 @pytest.mark.parametrize("kind", ["container", "instance"])
 def test_expiring_credentials_are_renewed(
-    s3_make: Make, s3_kit: ModuleType, monkeypatch: pytest.MonkeyPatch, kind: str, s3_failure: Any
+    s3_make: Make, monkeypatch: pytest.MonkeyPatch, kind: str, s3_failure: Any
 ) -> None:
-    with s3_kit.Stub(s3_kit.objects(DATA)) as server:
-        with s3_kit.Stub(s3_kit.credentials(timedelta(minutes=2))) as source:
+    with Stub(s3.objects(DATA)) as server:
+        with Stub(s3.credentials(timedelta(minutes=2))) as source:
             if kind == "container":
                 monkeypatch.setenv("AWS_CONTAINER_CREDENTIALS_FULL_URI", f"http://{source.endpoint}/keys")
             else:
@@ -80,16 +80,14 @@ def test_expiring_credentials_are_renewed(
                 assert client.read("x", 0, 9) == DATA[:9]
         used = {request.headers["Authorization"].partition("/")[0] for request in server.requests}
         assert len(used) >= 2
-        assert all(request.headers["X-Amz-Security-Token"] == s3_kit.TOKEN for request in server.requests)
+        assert all(request.headers["X-Amz-Security-Token"] == s3.TOKEN for request in server.requests)
 
 
-def test_web_identity(
-    s3_make: Make, s3_kit: ModuleType, s3_failure: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_web_identity(s3_make: Make, s3_failure: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     given = (
         "<AssumeRoleWithWebIdentityResponse><AssumeRoleWithWebIdentityResult><Credentials>"
-        f"<AccessKeyId>{s3_kit.KEY}</AccessKeyId><SecretAccessKey>{s3_kit.SECRET}</SecretAccessKey>"
-        f"<SessionToken>{s3_kit.TOKEN}</SessionToken><Expiration>2199-01-01T00:00:00Z</Expiration>"
+        f"<AccessKeyId>{s3.KEY}</AccessKeyId><SecretAccessKey>{s3.SECRET}</SecretAccessKey>"
+        f"<SessionToken>{s3.TOKEN}</SessionToken><Expiration>2199-01-01T00:00:00Z</Expiration>"
         "</Credentials></AssumeRoleWithWebIdentityResult></AssumeRoleWithWebIdentityResponse>"
     )
     refused = "<ErrorResponse><Error><Code>AccessDenied</Code><Message>no</Message></Error></ErrorResponse>"
@@ -98,8 +96,8 @@ def test_web_identity(
     monkeypatch.setenv("AWS_ROLE_ARN", "arn:aws:iam::123456789012:role/reader")
     answers = [(403, refused), (200, given)]
     with (
-        s3_kit.Stub(s3_kit.objects(DATA)) as server,
-        s3_kit.Stub(lambda request: request.send(answers[0][0], answers[0][1].encode())) as sts,
+        Stub(s3.objects(DATA)) as server,
+        Stub(lambda request: request.send(answers[0][0], answers[0][1].encode())) as sts,
     ):
         monkeypatch.setenv("AWS_ENDPOINT_URL_STS", f"http://{sts.endpoint}")
         client = chained(s3_make, server)
@@ -107,11 +105,11 @@ def test_web_identity(
         assert "AssumeRoleWithWebIdentity was answered with AccessDenied" in str(error)
         del answers[0]
         assert client.read("x", 0, 9) == DATA[:9]
-        assert server.requests[0].headers["X-Amz-Security-Token"] == s3_kit.TOKEN
+        assert server.requests[0].headers["X-Amz-Security-Token"] == s3.TOKEN
 
 
 def test_a_source_of_credentials_that_fails_may_come_back(
-    s3_make: Make, s3_kit: ModuleType, s3_server: Any, s3_blob: str, monkeypatch: pytest.MonkeyPatch, s3_failure: Any
+    s3_make: Make, s3_server: Any, s3_blob: str, monkeypatch: pytest.MonkeyPatch, s3_failure: Any
 ) -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]

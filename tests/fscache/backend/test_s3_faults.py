@@ -5,7 +5,6 @@ import hashlib
 import threading
 import time
 from collections.abc import Callable
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -13,6 +12,8 @@ import pytest
 from nydus_erofs.erofs.errors import BackendError, BlobNotFoundError, DeniedError
 from nydus_erofs.fscache.backend.http.errors import retry_after
 from nydus_erofs.fscache.backend.s3.client import S3Client
+from tests.kit.servers import s3
+from tests.kit.servers.stub import Stub
 
 MIB = 1 << 20
 DATA = b"".join(hashlib.sha256(bytes([n])).digest() for n in range(256)) * 8  # 64 KiB, as in conftest.py
@@ -35,10 +36,10 @@ Make = Callable[..., S3Client]
     (400, "Odd", BackendError, False, 0, "400 Bad Request (Odd: a message)"),
 ])  # fmt: skip
 def test_error_answers(
-    s3_make: Make, s3_kit: ModuleType, s3_failure: Any, status: int, code: str, kind: Any, retryable: bool,
+    s3_make: Make, s3_failure: Any, status: int, code: str, kind: Any, retryable: bool,
     after: float, words: str,
 ) -> None:  # fmt: skip
-    with s3_kit.Stub(s3_kit.error(status, code, Retry_After="7")) as server:
+    with Stub(s3.error(status, code, Retry_After="7")) as server:
         client = s3_make(server)
         error = s3_failure(kind, client.read, "x", 0, 1)
         assert (error.retryable, error.retry_after) == (retryable, after)
@@ -91,23 +92,21 @@ def stall(request: Any) -> None:
     (lambda request: request.reset(), "127.0.0.1"),
     (lambda request: request.wfile.write(b"220 welcome to my mail server\r\n"), "broke"),
 ])  # fmt: skip
-def test_wrong_answers_may_be_asked_for_again(
-    s3_make: Make, s3_kit: ModuleType, s3_failure: Any, reply: Any, words: str
-) -> None:
-    with s3_kit.Stub(reply) as server:
+def test_wrong_answers_may_be_asked_for_again(s3_make: Make, s3_failure: Any, reply: Any, words: str) -> None:
+    with Stub(reply) as server:
         error = s3_failure(BackendError, s3_make(server).read, "x", 0, 1000)
         assert error.retryable, str(error)
         assert words in str(error)
 
 
-def test_chunked_answers(s3_make: Make, s3_kit: ModuleType, s3_failure: Any) -> None:
+def test_chunked_answers(s3_make: Make, s3_failure: Any) -> None:
     def reply(request: Any) -> None:
         request.send(206, Content_Length="", Content_Range="bytes 0-999/65536", Transfer_Encoding="chunked")
         for offset in range(0, size, 100):
             request.wfile.write(b"64\r\n" + DATA[offset : offset + 100] + b"\r\n")
         request.wfile.write(b"0\r\n\r\n")
 
-    with s3_kit.Stub(reply) as server:
+    with Stub(reply) as server:
         size = 1000
         assert s3_make(server).read("x", 0, 1000) == DATA[:1000]
         size = 900
@@ -116,8 +115,8 @@ def test_chunked_answers(s3_make: Make, s3_kit: ModuleType, s3_failure: Any) -> 
         assert "sends more than 1000 bytes" in str(s3_failure(BackendError, s3_make(server).read, "x", 0, 1000))
 
 
-def test_a_server_without_ranges(s3_make: Make, s3_kit: ModuleType, s3_failure: Any) -> None:
-    with s3_kit.Stub(lambda request: request.send(200, DATA)) as server:
+def test_a_server_without_ranges(s3_make: Make, s3_failure: Any) -> None:
+    with Stub(lambda request: request.send(200, DATA)) as server:
         client = s3_make(server)
         assert client.read("x", 0, len(DATA)) == DATA
         for offset, length in ((1, len(DATA)), (0, 1)):
@@ -126,20 +125,20 @@ def test_a_server_without_ranges(s3_make: Make, s3_kit: ModuleType, s3_failure: 
             assert not error.retryable
 
 
-def test_a_body_that_drips(s3_make: Make, s3_kit: ModuleType, s3_failure: Any) -> None:
+def test_a_body_that_drips(s3_make: Make, s3_failure: Any) -> None:
     def reply(request: Any) -> None:
         request.send(206, Content_Length=1000, Content_Range="bytes 0-999/65536")
         for byte in DATA[:1000]:
             request.wfile.write(bytes([byte]))
             time.sleep(0.2)
 
-    with s3_kit.Stub(reply) as server:
+    with Stub(reply) as server:
         error = s3_failure(BackendError, s3_make(server, timeout=0.5).read, "x", 0, 1000)
         assert "too slowly" in str(error)
         assert error.retryable
 
 
-def test_the_body_of_a_wrong_answer_is_not_read(s3_make: Make, s3_kit: ModuleType, s3_failure: Any) -> None:
+def test_the_body_of_a_wrong_answer_is_not_read(s3_make: Make, s3_failure: Any) -> None:
     hung_up = threading.Event()
 
     def reply(request: Any) -> None:
@@ -150,14 +149,14 @@ def test_the_body_of_a_wrong_answer_is_not_read(s3_make: Make, s3_kit: ModuleTyp
         except OSError:
             hung_up.set()
 
-    with s3_kit.Stub(reply) as server:
+    with Stub(reply) as server:
         s3_failure(BackendError, s3_make(server).read, "x", 0, 1000)
         gc.collect()
         assert hung_up.wait(5)
 
 
 @pytest.mark.parametrize("status", [200, 500])
-def test_endless_texts_are_cut(s3_make: Make, s3_kit: ModuleType, s3_failure: Any, status: int) -> None:
+def test_endless_texts_are_cut(s3_make: Make, s3_failure: Any, status: int) -> None:
     sent = 0
 
     def reply(request: Any) -> None:
@@ -167,7 +166,7 @@ def test_endless_texts_are_cut(s3_make: Make, s3_kit: ModuleType, s3_failure: An
             request.wfile.write(b"<a>" * 10_000)
             sent += 30_000
 
-    with s3_kit.Stub(reply) as server:
+    with Stub(reply) as server:
         s3_failure(BackendError, lambda: s3_make(server).call("list_multipart_uploads", "x", Prefix="x"))
     assert sent < 32 * MIB
 
@@ -179,20 +178,20 @@ def test_endless_texts_are_cut(s3_make: Make, s3_kit: ModuleType, s3_failure: An
     b'<!DOCTYPE a [<!ENTITY b "xxxxxxxxxx"><!ENTITY c "&b;&b;&b;&b;">]><Error><Code>&c;</Code></Error>',
 ])  # fmt: skip
 @pytest.mark.parametrize("status", [301, 400, 500])
-def test_odd_texts(s3_make: Make, s3_kit: ModuleType, s3_failure: Any, body: bytes, status: int) -> None:
-    with s3_kit.Stub(lambda request: request.send(status, body)) as server:
+def test_odd_texts(s3_make: Make, s3_failure: Any, body: bytes, status: int) -> None:
+    with Stub(lambda request: request.send(status, body)) as server:
         text = str(s3_failure(BackendError, s3_make(server).read, "x", 0, 1))
         assert str(status) in text or "not understood" in text
 
 
-def test_echoed_credentials_are_taken_out(s3_make: Make, s3_kit: ModuleType, s3_failure: Any) -> None:
+def test_echoed_credentials_are_taken_out(s3_make: Make, s3_failure: Any) -> None:
     def reply(request: Any) -> None:
         shown = f"{request.headers['Authorization']} {request.headers['X-Amz-Security-Token']}"
         signature = shown.partition("Signature=")[2].partition(" ")[0]
-        s3_kit.error(400, "Odd", f"{s3_kit.KEY} {s3_kit.TOKEN} {signature}")(request)
+        s3.error(400, "Odd", f"{s3.KEY} {s3.TOKEN} {signature}")(request)
 
-    with s3_kit.Stub(reply) as server:
-        error = s3_failure(BackendError, s3_make(server, session_token=s3_kit.TOKEN).read, "x", 0, 1)
+    with Stub(reply) as server:
+        error = s3_failure(BackendError, s3_make(server, session_token=s3.TOKEN).read, "x", 0, 1)
         assert "(Odd: ... ... ...)" in str(error)
 
 
@@ -201,12 +200,12 @@ def test_echoed_credentials_are_taken_out(s3_make: Make, s3_kit: ModuleType, s3_
     (302, "", {}), (400, "AuthorizationHeaderMalformed", {}),
 ])  # fmt: skip
 def test_redirects_are_told_and_not_followed(
-    s3_make: Make, s3_kit: ModuleType, s3_failure: Any, status: int, code: str, headers: Any
+    s3_make: Make, s3_failure: Any, status: int, code: str, headers: Any
 ) -> None:
-    with s3_kit.Stub(s3_kit.objects(DATA)) as other:
+    with Stub(s3.objects(DATA)) as other:
         extra = f"<Endpoint>{other.endpoint}</Endpoint><Region>eu-west-1</Region>"
-        reply = s3_kit.error(status, code, extra=extra, Location=f"http://{other.endpoint}/images/x", **headers)
-        with s3_kit.Stub(reply) as server:
+        reply = s3.error(status, code, extra=extra, Location=f"http://{other.endpoint}/images/x", **headers)
+        with Stub(reply) as server:
             error = s3_failure(BackendError, s3_make(server).read, "x", 0, 1)
             assert not error.retryable
             assert "set region to 'eu-west-1'" in str(error)

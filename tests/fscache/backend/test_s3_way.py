@@ -7,7 +7,6 @@ import ssl
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -17,6 +16,8 @@ from nydus_erofs.erofs.errors import BackendError, ConfigError, DeniedError
 from nydus_erofs.fscache.backend.s3.client import S3Client
 from nydus_erofs.fscache.config.backend import S3, Mirror, Proxy
 from nydus_erofs.fscache.config.backend_file import convert
+from tests.kit.servers import s3
+from tests.kit.servers.stub import Stub
 
 DATA = b"".join(hashlib.sha256(bytes([n])).digest() for n in range(256)) * 8  # 64 KiB, as in conftest.py
 Make = Callable[..., S3Client]
@@ -62,9 +63,7 @@ def test_a_host_that_does_not_answer(s3_make: Make, s3_failure: Any) -> None:
     ({"endpoint": "h.example.com:8/s3", "path_style": False}, "https://images.h.example.com:8/s3/x"),
     ({"region": "cn-north-1"}, "https://s3.cn-north-1.amazonaws.com.cn/images/x"),
 ])  # fmt: skip
-def test_endpoints(
-    s3_no_keys: None, s3_kit: ModuleType, monkeypatch: pytest.MonkeyPatch, fields: Any, url: str
-) -> None:
+def test_endpoints(s3_no_keys: None, monkeypatch: pytest.MonkeyPatch, fields: Any, url: str) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://elsewhere.example.com")  # the configuration is what counts
     asked = []
 
@@ -73,9 +72,7 @@ def test_endpoints(
         raise BackendError("refused")
 
     monkeypatch.setattr("nydus_erofs.fscache.backend.http.client.Http.send", send)
-    config = S3(
-        **({"bucket_name": "images", "access_key_id": s3_kit.KEY, "access_key_secret": s3_kit.SECRET} | fields)
-    )
+    config = S3(**({"bucket_name": "images", "access_key_id": s3.KEY, "access_key_secret": s3.SECRET} | fields))
     with pytest.raises(BackendError):
         S3Client(config, 1).read("x", 0, 1)
     assert asked == [url]
@@ -104,13 +101,13 @@ def signed_right(request: Any, secret: str) -> bool:
     return "host" in names and hmac.compare_digest(wanted, fields["Signature"])
 
 
-def test_an_endpoint_behind_a_path(s3_kit: ModuleType, s3_no_keys: None) -> None:
+def test_an_endpoint_behind_a_path(s3_no_keys: None) -> None:
     """The path belongs to what is signed: such servers check it."""
-    good = s3_kit.objects(DATA)
+    good = s3.objects(DATA)
 
     def reply(request: Any) -> None:
-        if not request.path.startswith("/storage/v1/s3/images") or not signed_right(request, s3_kit.SECRET):
-            s3_kit.error(403, "SignatureDoesNotMatch")(request)
+        if not request.path.startswith("/storage/v1/s3/images") or not signed_right(request, s3.SECRET):
+            s3.error(403, "SignatureDoesNotMatch")(request)
         elif "uploads" in request.path:
             request.send(200, b"<Result><UploadId>1</UploadId></Result>")
         elif request.command == "PUT":
@@ -118,10 +115,10 @@ def test_an_endpoint_behind_a_path(s3_kit: ModuleType, s3_no_keys: None) -> None
         else:
             good(request)
 
-    with s3_kit.Stub(reply) as server:
+    with Stub(reply) as server:
         fields = {
-            "scheme": "http", "bucket_name": s3_kit.BUCKET, "access_key_id": s3_kit.KEY,
-            "access_key_secret": s3_kit.SECRET, "retry_limit": 0,
+            "scheme": "http", "bucket_name": s3.BUCKET, "access_key_id": s3.KEY,
+            "access_key_secret": s3.SECRET, "retry_limit": 0,
         }  # fmt: skip
         for path in ("/storage/v1/s3", "/storage/v1/s3/"):
             config = convert("s3", {"endpoint": server.endpoint + path, **fields})
@@ -133,6 +130,7 @@ def test_an_endpoint_behind_a_path(s3_kit: ModuleType, s3_no_keys: None) -> None
             assert client.call("create_multipart_upload", "x")["UploadId"] == "1"
             client.call("upload_part", "x", UploadId="1", PartNumber=1, Body=b"bytes")
         mirror = Mirror(host=f"http://{server.endpoint}/storage/v1/s3")
+        assert isinstance(config, S3)
         assert S3Client(config, 1).at(mirror).read("x", 3, 9) == DATA[3:12]
         elsewhere = convert("s3", {"endpoint": server.endpoint, **fields})
         assert isinstance(elsewhere, S3)
@@ -140,9 +138,9 @@ def test_an_endpoint_behind_a_path(s3_kit: ModuleType, s3_no_keys: None) -> None
             S3Client(elsewhere, 1).stat("x")
 
 
-def test_forward_proxy(s3_make: Make, s3_kit: ModuleType, s3_failure: Any) -> None:
-    with s3_kit.Stub(s3_kit.objects(DATA)) as proxy:
-        url = f"http://user:{s3_kit.SECRET.replace('/', '%2F')}@{proxy.endpoint}"
+def test_forward_proxy(s3_make: Make, s3_failure: Any) -> None:
+    with Stub(s3.objects(DATA)) as proxy:
+        url = f"http://user:{s3.SECRET.replace('/', '%2F')}@{proxy.endpoint}"
         assert s3_make("nosuchhost.invalid", proxy=Proxy(url=url)).read("x", 3, 9) == DATA[3:12]
         assert proxy.requests[0].path == "http://nosuchhost.invalid/images/x"
         assert proxy.requests[0].headers["proxy-authorization"]
@@ -164,11 +162,11 @@ def tls(authority: trustme.CA, *names: str) -> ssl.SSLContext:
     return context
 
 
-def test_tls(s3_make: Make, s3_kit: ModuleType, s3_failure: Any, authority: trustme.CA, tmp_path: Path) -> None:
+def test_tls(s3_make: Make, s3_failure: Any, authority: trustme.CA, tmp_path: Path) -> None:
     files = [str(tmp_path / "other.pem"), str(tmp_path / "ours.pem")]
     trustme.CA().cert_pem.write_to_path(files[0])
     authority.cert_pem.write_to_path(files[1])
-    with s3_kit.Stub(s3_kit.objects(DATA), tls(authority, "127.0.0.1")) as server:
+    with Stub(s3.objects(DATA), tls(authority, "127.0.0.1")) as server:
         for fields in ({"ca_cert_files": files}, {"skip_verify": True}):
             client = s3_make(server, scheme="https", **fields)
             with ThreadPoolExecutor(4) as pool:
@@ -184,19 +182,17 @@ def test_tls(s3_make: Make, s3_kit: ModuleType, s3_failure: Any, authority: trus
         assert server.endpoint in str(error)
 
 
-def test_tls_of_another_host(
-    s3_make: Make, s3_kit: ModuleType, s3_failure: Any, authority: trustme.CA, tmp_path: Path
-) -> None:
+def test_tls_of_another_host(s3_make: Make, s3_failure: Any, authority: trustme.CA, tmp_path: Path) -> None:
     authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
-    with s3_kit.Stub(s3_kit.objects(DATA), tls(authority, "other.example.com")) as server:
+    with Stub(s3.objects(DATA), tls(authority, "other.example.com")) as server:
         client = s3_make(server, scheme="https", ca_cert_files=[str(tmp_path / "ca.pem")])
         error = s3_failure(BackendError, client.read, "x", 0, 1)
         assert not error.retryable
         assert "certificate is not valid for" in str(error)
 
 
-def test_https_spoken_to_an_http_server(s3_make: Make, s3_kit: ModuleType, s3_failure: Any) -> None:
-    with s3_kit.Stub(s3_kit.objects(DATA)) as server:
+def test_https_spoken_to_an_http_server(s3_make: Make, s3_failure: Any) -> None:
+    with Stub(s3.objects(DATA)) as server:
         error = s3_failure(BackendError, s3_make(server, scheme="https").read, "x", 0, 1)
         assert not error.retryable
         assert "does the server speak https?" in str(error)

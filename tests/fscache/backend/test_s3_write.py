@@ -5,7 +5,6 @@ import io
 import os
 import uuid
 from collections.abc import Callable
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -15,6 +14,7 @@ from nydus_erofs.fscache.backend.s3.client import S3Client
 from nydus_erofs.fscache.config.backend import S3
 from nydus_erofs.fscache.push import s3 as s3_write
 from nydus_erofs.fscache.push.s3 import S3Writer
+from tests.kit.servers.stub import Stub
 
 MIB = 1 << 20
 DATA = b"".join(hashlib.sha256(bytes([n])).digest() for n in range(256)) * 8  # 64 KiB, as in conftest.py
@@ -130,14 +130,12 @@ def test_lists_of_parts_have_pages(
     assert upload._parts("an-id") == parts
 
 
-def test_answers_to_uploads_that_lack_something(
-    s3_store: Any, s3_make: Make, s3_kit: ModuleType, s3_failure: Any
-) -> None:
+def test_answers_to_uploads_that_lack_something(s3_store: Any, s3_make: Make, s3_failure: Any) -> None:
     def reply(request: Any) -> None:
         listed = b"<Upload><Key>x</Key></Upload>" if request.command == "GET" else uploaded
         request.send(200, b"<Result>" + listed + b"</Result>")
 
-    with s3_kit.Stub(reply) as server:
+    with Stub(reply) as server:
         uploaded = b""
         assert "no UploadId" in str(s3_failure(BackendError, s3_store, s3_make(server), bytes(9 * MIB), "x"))
         uploaded = b"<UploadId>1</UploadId>"

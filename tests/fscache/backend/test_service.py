@@ -1,53 +1,69 @@
 """Images from afar on a running service: S3, a registry and a plain web server, and all that networks do to them."""
 
+from __future__ import annotations
+
 import hashlib
 import io
 import json
 import os
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from nydus_erofs.fscache.backend.registry.client import RegistryClient
 from nydus_erofs.fscache.config.backend import Registry
 from nydus_erofs.fscache.push.registry import RegistryWriter
+from tests.kit.command import PYTHON, cli
+from tests.kit.engines import Engine
+from tests.kit.images import Built
+from tests.kit.published import Place
+from tests.kit.reading import compare, read, result_of
+from tests.kit.servers import distribution
+from tests.kit.servers.relay import Fault
+from tests.kit.servers.s3 import Gateway
+from tests.kit.service import MakeService, RefusedError, Service
+from tests.kit.waiting import wait_for
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(180)]
 
 
 @pytest.fixture
-def serve(make_service, service_kit, engine):
+def serve(make_service: MakeService, engine: Engine) -> Callable[..., Any]:
     """`serve(**config)`: a running service."""
     return lambda **config: make_service(engine, **config)
 
 
-def right(built, name):
+def right(built: Built, name: str) -> str:
     return hashlib.sha256((built.tree / name).read_bytes()).hexdigest()
 
 
-def backend_of(service):
+def backend_of(service: Service) -> dict[str, Any]:
     (backend,) = service.status()["backends"]
-    return backend
+    return dict(backend)
 
 
-def test_reads_as_it_was_and_is_fetched_once(place, serve, service_kit, built):
+def test_reads_as_it_was_and_is_fetched_once(place: Place, serve: Callable[..., Service], built: Built) -> None:
     service = serve()
     target = place.mount(service)
     metadata = backend_of(service)["bytes"] if service.status()["backends"] else 0
     assert metadata <= 3 * built.bootstrap.stat().st_size + (1 << 20)
     assert service.status(target)["bytes_on_demand"] <= service.engine.metadata_fetched(built.bootstrap)
-    service_kit.compare(built.tree, target)
+    compare(built.tree, target)
     status = service.status(target)
     assert (status["failures"], status["events_denied"]) == (0, 0)
-    assert service_kit.wait_for("traffic", lambda: backend_of(service)["bytes"] >= place.blobs / 2)
+    assert wait_for("traffic", lambda: backend_of(service)["bytes"] >= place.blobs / 2)
     assert backend_of(service)["bytes"] <= metadata + place.blobs * 1.1 + (1 << 20)
     assert backend_of(service)["errors"] == 0
     service.umount(target)
 
 
-def test_what_is_here_mounts_and_reads_without_the_network(place, serve, service_kit, built):
+def test_what_is_here_mounts_and_reads_without_the_network(
+    place: Place, serve: Callable[..., Service], built: Built
+) -> None:
     service = serve()
     target = place.mount(service, prefetch=True)
     service.complete(target)
@@ -58,18 +74,18 @@ def test_what_is_here_mounts_and_reads_without_the_network(place, serve, service
     service.umount(target)
     place.relay.down_now()
     target = place.mount(service)
-    service_kit.compare(built.tree, target)
+    compare(built.tree, target)
     service.umount(target)
 
 
-def test_a_crowd_costs_no_more_requests_than_one(place, serve, service_kit, built):
+def test_a_crowd_costs_no_more_requests_than_one(place: Place, serve: Callable[..., Service], built: Built) -> None:
     service = serve()
     target = place.mount(service)
-    command = [*service_kit.PYTHON, "-c", CROWD, str(target / "large/5"), right(built, "large/5")]
+    command = [*PYTHON, "-c", CROWD, str(target / "large/5"), right(built, "large/5")]
     before = backend_of(service)["requests"] if service.status()["backends"] else 0
     done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
     assert done.stdout == "200 right\n", done.stdout + done.stderr
-    service_kit.wait_for("traffic", lambda: backend_of(service)["requests"] > before)
+    wait_for("traffic", lambda: backend_of(service)["requests"] > before)
     time.sleep(0.5)
     chunks = -(-(built.tree / "large/5").stat().st_size // 65536)
     assert backend_of(service)["requests"] - before <= chunks  # 40 chunks, 3 to 5 segments, each a few reads at most
@@ -93,45 +109,49 @@ print(right, "right")
 
 
 @pytest.mark.parametrize("kind", ["reset", "close", "flip", "stall"])
-def test_a_connection_that_breaks_or_lies_is_not_noticed(kind, place, serve, service_kit, built, relay_kit):
+def test_a_connection_that_breaks_or_lies_is_not_noticed(
+    kind: str, place: Place, serve: Callable[..., Service], built: Built
+) -> None:
     service = serve()
     target = place.mount(service)
     for number in range(3):
         # A chunk that is wrong three times in a row is taken for corrupt.
-        place.relay.fault = relay_kit.Fault(kind, after=20_000, times=1 if kind == "flip" else 2)
-        assert service_kit.read(target / f"large/{number}") == {
+        place.relay.fault = Fault(kind, after=20_000, times=1 if kind == "flip" else 2)
+        assert read(target / f"large/{number}") == {
             "length": (built.tree / f"large/{number}").stat().st_size,
             "sha256": right(built, f"large/{number}"),
         }
     place.relay.heal()
-    service_kit.compare(built.tree, target)
+    compare(built.tree, target)
     assert service.status(target)["last_error"] is None
 
 
-def test_readers_wait_while_the_server_is_away(place, serve, service_kit, built):
+def test_readers_wait_while_the_server_is_away(place: Place, serve: Callable[..., Service], built: Built) -> None:
     service = serve(patience=60)
     target = place.mount(service)
     place.relay.down_now()
     reader = service.reader("read", target / "large/2")
-    waiting = service_kit.wait_for("status says why", lambda: service.status(target)["waiting_for"])
+    waiting = wait_for("status says why", lambda: service.status(target)["waiting_for"])
     assert place.relay.endpoint in waiting
     assert service.status(target)["readers_waiting"] > 0
-    service_kit.wait_for("the backend is down", lambda: backend_of(service)["down"])
+    wait_for("the backend is down", lambda: backend_of(service)["down"])
     time.sleep(3)
     assert reader.poll() is None
     place.relay.heal()
-    assert service_kit.result_of(reader)["sha256"] == right(built, "large/2")
+    assert result_of(reader)["sha256"] == right(built, "large/2")
     assert service.status(target)["waiting_for"] is None
     assert service.status(target)["failures"] == 0
-    service_kit.wait_for("the backend is back", lambda: not backend_of(service)["down"])
+    wait_for("the backend is back", lambda: not backend_of(service)["down"])
 
 
-def test_a_server_away_for_good_is_an_error_in_time_and_heals(place, serve, service_kit, built):
+def test_a_server_away_for_good_is_an_error_in_time_and_heals(
+    place: Place, serve: Callable[..., Service], built: Built
+) -> None:
     service = serve(patience=2)
     target = place.mount(service)
     place.relay.down_now()
     begin = time.monotonic()
-    assert service_kit.read(target / "large/2") == {"error": "EIO"}
+    assert read(target / "large/2") == {"error": "EIO"}
     assert 1.5 < time.monotonic() - begin < 15
     status = service.status(target)
     assert place.relay.endpoint in status["last_error"]
@@ -139,11 +159,11 @@ def test_a_server_away_for_good_is_an_error_in_time_and_heals(place, serve, serv
     event, *_ = service.events("segment not filled") + service.events("blob cannot be served")
     assert place.relay.endpoint in event["error"]
     place.relay.heal()
-    service_kit.wait_for("it heals", lambda: "sha256" in service_kit.read(target / "large/2"), pause=0.5)
-    service_kit.compare(built.tree, target)
+    wait_for("it heals", lambda: "sha256" in read(target / "large/2"), pause=0.5)
+    compare(built.tree, target)
 
 
-def test_the_worker_dies_in_the_middle(place, serve, service_kit, built):
+def test_the_worker_dies_in_the_middle(place: Place, serve: Callable[..., Service], built: Built) -> None:
     service = serve()
     place.relay.delay = 0.01
     target = place.mount(service)
@@ -152,15 +172,17 @@ def test_the_worker_dies_in_the_middle(place, serve, service_kit, built):
         service.kill_worker()
         time.sleep(0.2)
     for number, process in enumerate(readers):
-        assert service_kit.result_of(process)["sha256"] == right(built, f"large/{number}")
-    service_kit.compare(built.tree, target)
+        assert result_of(process)["sha256"] == right(built, f"large/{number}")
+    compare(built.tree, target)
 
 
-def test_no_secret_is_seen_anywhere(publish, serve, service_kit, built):
+def test_no_secret_is_seen_anywhere(
+    publish: Callable[..., Place], serve: Callable[..., Service], built: Built
+) -> None:
     place = publish("s3")
     service = serve()
     target = place.mount(service)
-    service_kit.read(target / "large/1")
+    read(target / "large/1")
     place.relay.down_now()
     texts = [json.dumps(service.status()), service.log_text()]
     for folder in Path("/proc").glob("[0-9]*"):
@@ -176,30 +198,34 @@ def test_no_secret_is_seen_anywhere(publish, serve, service_kit, built):
             assert secret not in text
 
 
-def test_only_what_was_demanded_is_mounted(publish, serve, service_kit, built):
+def test_only_what_was_demanded_is_mounted(
+    publish: Callable[..., Place], serve: Callable[..., Service], built: Built
+) -> None:
     place, service = publish("s3"), serve()
-    done = service_kit.cli("push", built.bootstrap, "--backend-config-file", place.config, "--json", check=True)
+    done = cli("push", built.bootstrap, "--backend-config-file", place.config, "--json", check=True)
     digest = json.loads(done.stdout)["identity"]
     service.umount(place.mount(service, digest=digest))
-    with pytest.raises(service_kit.RefusedError, match=f"has the digest {digest}, not the one demanded"):
+    with pytest.raises(RefusedError, match=f"has the digest {digest}, not the one demanded"):
         place.mount(service, digest="sha256:" + "0" * 64)
     target = service.mount_image(str(built.bootstrap), digest=digest)
     service.umount(target)
-    with pytest.raises(service_kit.RefusedError, match="not the one demanded"):
+    with pytest.raises(RefusedError, match="not the one demanded"):
         service.mount_image(str(built.bootstrap), digest="sha256:" + "0" * 64)
 
 
-def test_a_bootstrap_that_is_not_what_its_tree_says(publish, serve, service_kit, s3_server):
+def test_a_bootstrap_that_is_not_what_its_tree_says(
+    publish: Callable[..., Place], serve: Callable[..., Service], s3_server: Gateway
+) -> None:
     place, service = publish("s3"), serve()
     path = s3_server.bucket / place.image.split("/", 3)[3]
     raw = bytearray(path.read_bytes())
     raw[-5000] ^= 1
     path.write_bytes(raw)
-    with pytest.raises(service_kit.RefusedError, match="its digest tree says"):
+    with pytest.raises(RefusedError, match="its digest tree says"):
         place.mount(service)
 
 
-def rewritten(place, **fields):
+def rewritten(place: Place, **fields: Any) -> Place:
     place.config.write_text(json.dumps({**json.loads(place.config.read_text()), **fields}))
     return place
 
@@ -217,9 +243,11 @@ def rewritten(place, **fields):
         ({"acess_key_id": "x"}, "acess_key_id"),
     ],
 )
-def test_what_is_wrong_is_said_in_one_line(fields, match, publish, serve, service_kit):
+def test_what_is_wrong_is_said_in_one_line(
+    fields: dict[str, str], match: str, publish: Callable[..., Place], serve: Callable[..., Service]
+) -> None:
     place, service = publish("s3"), serve()
-    with pytest.raises(service_kit.RefusedError, match=match) as caught:
+    with pytest.raises(RefusedError, match=match) as caught:
         rewritten(place, **fields).mount(service)
     error = caught.value
     assert "\n" not in error.error + (error.hint or "")
@@ -229,26 +257,30 @@ def test_what_is_wrong_is_said_in_one_line(fields, match, publish, serve, servic
     assert service.status()["mounts"] == []
 
 
-def test_names_that_nothing_is_published_under(publish, serve, service_kit):
+def test_names_that_nothing_is_published_under(publish: Callable[..., Place], serve: Callable[..., Service]) -> None:
     place, service = publish("s3"), serve()
     for image, match in (
         (place.image.replace(".meta", "-other.meta"), "-other.meta"),
         (place.image.replace("s3://images", "s3://nosuchbucket"), "nosuchbucket"),
         ("s3://images", "s3://BUCKET/NAME"),
     ):
-        with pytest.raises(service_kit.RefusedError, match=match):
+        with pytest.raises(RefusedError, match=match):
             service.mount_image(image, backend_file=str(place.config))
 
 
-def test_a_half_pushed_image(publish, serve, service_kit, s3_server, built):
+def test_a_half_pushed_image(
+    publish: Callable[..., Place], serve: Callable[..., Service], s3_server: Gateway, built: Built
+) -> None:
     place, service = publish("s3"), serve()
     prefix = place.image.split("/")[3]
     os.unlink(s3_server.bucket / prefix / "blobs" / built.blob.name)
-    with pytest.raises(service_kit.RefusedError, match=built.blob.name):
+    with pytest.raises(RefusedError, match=built.blob.name):
         place.mount(service)
 
 
-def test_an_ordinary_image_in_a_registry(publish, serve, service_kit, registry_kit, registry_make):
+def test_an_ordinary_image_in_a_registry(
+    publish: Callable[..., Place], serve: Callable[..., Service], registry_make: Callable[..., distribution.Registry]
+) -> None:
     place, service = publish("registry"), serve()
     fields = json.loads(place.config.read_text())
     writer = RegistryWriter(RegistryClient(Registry(**{k: v for k, v in fields.items() if k != "type"}), 1))
@@ -259,20 +291,22 @@ def test_an_ordinary_image_in_a_registry(publish, serve, service_kit, registry_k
     manifest = {"schemaVersion": 2, "mediaType": media_type, "config": config, "layers": [layer]}
     writer.put(digest, io.BytesIO(b""), 0, digest[7:], lambda count: None)
     writer.put_manifest("plain", json.dumps(manifest).encode(), media_type)
-    with pytest.raises(service_kit.RefusedError, match="an ordinary OCI image of 1 layer") as caught:
+    with pytest.raises(RefusedError, match="an ordinary OCI image of 1 layer") as caught:
         service.mount_image(place.image.replace(":v1", ":plain"), backend_file=str(place.config))
     assert f"nydusify convert --fs-version 6 --source {place.image.replace(':v1', ':plain')}" in caught.value.hint
-    with pytest.raises(service_kit.RefusedError, match="nosuchtag"):
+    with pytest.raises(RefusedError, match="nosuchtag"):
         service.mount_image(place.image.replace(":v1", ":nosuchtag"), backend_file=str(place.config))
 
 
-def test_live_mounts_outlive_the_service(publish, serve, service_kit, built, engine):
+def test_live_mounts_outlive_the_service(
+    publish: Callable[..., Place], serve: Callable[..., Service], built: Built, engine: Engine
+) -> None:
     if not engine.keeps_mounts:
         pytest.skip("this engine mounts again")
     place, service = publish("s3"), serve()
     target = place.mount(service)
-    service_kit.read(target / "large/1")
+    read(target / "large/1")
     service.kill_all()
     service.start()
-    service_kit.compare(built.tree, target)
+    compare(built.tree, target)
     assert service.status(target)["failures"] == 0

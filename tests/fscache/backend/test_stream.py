@@ -1,19 +1,27 @@
 """A blob that is uploaded while it is built: to a real S3 server and a real registry, with nothing left on disk."""
 
+from __future__ import annotations
+
 import hashlib
 import json
 import random
 import re
 import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from nydus_erofs.erofs.errors import BackendError
 from nydus_erofs.fscache.push.stream import BlobStream
+from tests.kit.command import cli
+from tests.kit.servers import s3
+from tests.kit.servers.relay import Fault, Relay
 
 
 @pytest.fixture(scope="module")
-def tree(tmp_path_factory):
+def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """50 MB that do not compress: several pieces."""
     folder, rng = tmp_path_factory.mktemp("tree"), random.Random(9)
     for number in range(50):
@@ -22,17 +30,17 @@ def tree(tmp_path_factory):
 
 
 @pytest.fixture
-def target(tmp_path, request):
+def target(tmp_path: Path, request: pytest.FixtureRequest) -> Callable[..., Any]:
     """`target(kind)`: (file that names a backend, what else `push` needs, `blob(id)`: its bytes there)."""
 
-    def make(kind):
+    def make(kind: str) -> tuple[Path, Callable[..., Any], Callable[..., Any]]:
         config = tmp_path / f"{kind}.json"
         if kind == "s3":
-            kit, server = request.getfixturevalue("s3_kit"), request.getfixturevalue("s3_server")
+            server = request.getfixturevalue("s3_server")
             prefix = uuid.uuid4().hex
             fields = {
-                "endpoint": server.endpoint, "scheme": "http", "bucket_name": kit.BUCKET,
-                "access_key_id": kit.KEY, "access_key_secret": kit.SECRET,
+                "endpoint": server.endpoint, "scheme": "http", "bucket_name": s3.BUCKET,
+                "access_key_id": s3.KEY, "access_key_secret": s3.SECRET,
                 "blob_prefix": f"{prefix}/blobs/", "meta_prefix": f"{prefix}/meta/",
             }  # fmt: skip
             folder = server.bucket / prefix
@@ -51,14 +59,14 @@ def target(tmp_path, request):
 
 
 @pytest.mark.parametrize("kind", ["s3", "registry"])
-def test_built_there(kind, target, tree, tmp_path, service_kit):
+def test_built_there(kind: str, target: Callable[..., Any], tree: Path, tmp_path: Path) -> None:
     config, found, left = target(kind)
     options = ["--backend-push", "--backend-config-file", config, "--name", "app"]
     streamed, plain = tmp_path / "streamed.boot", tmp_path / "plain"
     for _ in range(2):  # the second time it is there already
-        done = service_kit.cli("build", tree, "-B", streamed, *options, check=True)
+        done = cli("build", tree, "-B", streamed, *options, check=True)
         assert "app" in done.stdout
-        service_kit.cli("build", tree, "-o", plain, check=True)
+        cli("build", tree, "-o", plain, check=True)
         (blob,) = json.loads((plain / "output.json").read_text())["blobs"]
         data = found(blob)
         assert hashlib.sha256(data).hexdigest() == blob
@@ -69,7 +77,7 @@ def test_built_there(kind, target, tree, tmp_path, service_kit):
 
 
 @pytest.mark.parametrize("kind", ["s3", "registry"])
-def test_without_any_place_here(kind, target, tree, tmp_path, service_kit):
+def test_without_any_place_here(kind: str, target: Callable[..., Any], tree: Path, tmp_path: Path) -> None:
     """As the documentation of Nydus has it: a file without a type, and no output at all."""
     config, found, left = target(kind)
     fields = json.loads(config.read_text())
@@ -77,11 +85,11 @@ def test_without_any_place_here(kind, target, tree, tmp_path, service_kit):
     config.write_text(json.dumps(fields))
     for folder in ("here", "tmp"):
         (tmp_path / folder).mkdir()
-    done = service_kit.cli(
+    done = cli(
         "build", "--name", "app", "--source-dir", tree, "--backend-push", "--backend-type", kind,
         "--backend-config-file", config, check=True, cwd=tmp_path / "here", env={"TMPDIR": str(tmp_path / "tmp")},
     )  # fmt: skip
-    service_kit.cli("build", tree, "-o", tmp_path / "plain", "--name", "app", check=True)
+    cli("build", tree, "-o", tmp_path / "plain", "--name", "app", check=True)
     (blob,) = json.loads((tmp_path / "plain" / "output.json").read_text())["blobs"]
     assert hashlib.sha256(found(blob)).hexdigest() == blob
     assert left() == (["app"] if kind == "registry" else sorted([blob, "app.meta", "app.meta.verity"]))
@@ -92,15 +100,17 @@ def test_without_any_place_here(kind, target, tree, tmp_path, service_kit):
 
 
 @pytest.mark.parametrize("kind", ["s3", "registry"])
-def test_a_server_that_goes_away_ends_the_build(kind, target, tree, tmp_path, service_kit, relay_kit):
+def test_a_server_that_goes_away_ends_the_build(
+    kind: str, target: Callable[..., Any], tree: Path, tmp_path: Path
+) -> None:
     config, _, left = target(kind)
     fields = json.loads(config.read_text())
     where = "endpoint" if kind == "s3" else "host"
-    relay = relay_kit.Relay(int(fields[where].rpartition(":")[2]))
+    relay = Relay(int(fields[where].rpartition(":")[2]))
     try:
         config.write_text(json.dumps({**fields, where: relay.endpoint, "timeout": 2, "retry_limit": 0}))
-        relay.fault = relay_kit.Fault("reset", after=400, times=1000)
-        done = service_kit.cli(
+        relay.fault = Fault("reset", after=400, times=1000)
+        done = cli(
             "build", tree, "-B", tmp_path / "boot", "--backend-push", "--backend-config-file", config, "--name", "app"
         )
     finally:
@@ -111,10 +121,10 @@ def test_a_server_that_goes_away_ends_the_build(kind, target, tree, tmp_path, se
     assert left() == []
 
 
-def test_only_a_folder_needs_a_place(tree, tmp_path, service_kit):
+def test_only_a_folder_needs_a_place(tree: Path, tmp_path: Path) -> None:
     config = tmp_path / "localfs.json"
     config.write_text(json.dumps({"type": "localfs", "dir": str(tmp_path)}))
-    done = service_kit.cli("build", tree, "-B", tmp_path / "boot", "--backend-push", "--backend-config-file", config)
+    done = cli("build", tree, "-B", tmp_path / "boot", "--backend-push", "--backend-config-file", config)
     assert done.returncode == 4
     assert "--output-dir" in done.stderr
 
@@ -122,23 +132,26 @@ def test_only_a_folder_needs_a_place(tree, tmp_path, service_kit):
 class Way:
     piece, parallel = 10, 2
 
-    def __init__(self, fails_at=0):
-        self.pieces, self.kept, self.dropped, self.fails_at = {}, None, False, fails_at
+    def __init__(self, fails_at: int = 0) -> None:
+        self.pieces: dict[int, bytes] = {}
+        self.kept: tuple[str, int] | None = None
+        self.dropped, self.fails_at = False, fails_at
 
-    def send(self, number, data):
+    def send(self, number: int, data: bytes) -> None:
         if number == self.fails_at:
             raise BackendError("no")
         self.pieces[number] = data
 
-    def keep(self, sha256, size):
+    def keep(self, sha256: str, size: int) -> None:
         self.kept = sha256, size
 
-    def drop(self):
+    def drop(self) -> None:
         self.dropped = True
 
 
-def test_pieces_are_whole_and_in_order():
-    way, seen = Way(), []
+def test_pieces_are_whole_and_in_order() -> None:
+    way = Way()
+    seen: list[int] = []
     stream = BlobStream(way, seen.append)
     for size in (1, 25, 3, 0, 8):
         stream.write(bytes(range(size)))
@@ -151,7 +164,7 @@ def test_pieces_are_whole_and_in_order():
     assert (way.kept, way.dropped, sum(seen)) == (("ab", 37), False, 37)
 
 
-def test_an_error_is_raised_soon_and_nothing_is_kept():
+def test_an_error_is_raised_soon_and_nothing_is_kept() -> None:
     way = Way(fails_at=2)
     stream = BlobStream(way, lambda _: None)
     with pytest.raises(BackendError, match="no"):

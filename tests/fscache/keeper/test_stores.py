@@ -16,10 +16,9 @@ from hypothesis import strategies as st
 from nydus_erofs.erofs.errors import FormatError
 from nydus_erofs.fscache.keeper.children import dispatch
 from nydus_erofs.fscache.keeper.children.traffic import TrafficTable
-from nydus_erofs.fscache.keeper.stores import epoch
 from nydus_erofs.fscache.keeper.stores.kept_store import KeptStore, Waiter
 from nydus_erofs.fscache.keeper.stores.spec import FolderSpec, load_folder
-from nydus_erofs.fscache.keeper.stores.table import LieError, StoreTable
+from nydus_erofs.fscache.keeper.stores.table import LieError, StoreTable, epoch
 from nydus_erofs.fscache.kernel import channel
 from nydus_erofs.fscache.kernel.fd import Fd
 from nydus_erofs.fscache.proto import worker as proto

@@ -6,10 +6,12 @@ import asyncio
 import os
 import signal
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
+from nydus_erofs.fscache.config.backend import HttpProxy
 from nydus_erofs.fscache.keeper.children import dispatch
 from nydus_erofs.fscache.keeper.children import spawn as spawning
 from nydus_erofs.fscache.keeper.children import worker_link as workerlink
@@ -61,6 +63,28 @@ def test_killed_workers_are_replaced_at_once() -> None:
         await link.started.get()
         assert link.restarts == 5
         assert not link.hopeless.is_set()
+
+    async def main() -> None:
+        await run(work)(Watched())
+
+    asyncio.run(main())
+
+
+def test_a_certificate_that_it_cannot_read_takes_another_worker() -> None:
+    """What may be opened is settled when a worker starts."""
+    remote = HttpProxy(addr="https://localhost:1", ca_cert_files=["/srv/ca.pem"])
+
+    async def work(link: Watched) -> None:
+        first = await link.started.get()
+        link.require(remote)
+        second = await link.started.get()
+        assert second != first
+        start = Path(f"/proc/{second}/cmdline").read_bytes().split(b"\0")[-2].decode()
+        assert proto.decode_start(start).certificates == remote.ca_cert_files
+        assert proto.decode_start(start).kinds == ["http-proxy"]
+        link.require(remote)
+        await asyncio.sleep(0.1)
+        assert (link.pid, link.restarts) == (second, 1)
 
     async def main() -> None:
         await run(work)(Watched())

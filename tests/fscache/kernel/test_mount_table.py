@@ -30,7 +30,7 @@ def table(monkeypatch: pytest.MonkeyPatch) -> SetTable:
     """`table(raw)`: these bytes are mountinfo."""
     content = b""
 
-    def opened(path: str, mode: str) -> io.BytesIO:
+    def opened(path: str, mode: str, buffering: int = -1) -> io.BytesIO:
         assert (path, mode) == ("/proc/self/mountinfo", "rb")
         return io.BytesIO(content)
 

@@ -38,6 +38,7 @@ def read_on(service: Service, built: Built, target: Path, stop: Path, *options: 
     return [service.reader("loop", built.tree, target, stop, seed, *options) for seed in range(READERS)]
 
 
+@pytest.mark.slow
 def test_worker_killed_again_and_again(
     engine: Engine, make_service: MakeService, built: Built, tmp_path_factory: pytest.TempPathFactory
 ) -> None:

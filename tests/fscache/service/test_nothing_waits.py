@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 import threading
 import time
@@ -14,12 +13,13 @@ from pathlib import Path
 import pytest
 
 from tests.kit.engines import FANOTIFY
+from tests.kit.guard import opens_hang
 from tests.kit.images import Built
 from tests.kit.processes import children
 from tests.kit.service import MakeService, RefusedError, Service
 from tests.kit.waiting import wait_for
 
-pytestmark = [pytest.mark.root, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.root, pytest.mark.slow, pytest.mark.timeout(180)]
 
 SLOW = Path(__file__).parents[2] / "kit" / "slow_service.py"
 HELD = 5.0  # seconds
@@ -135,26 +135,7 @@ def test_a_folder_whose_opens_hang(make_service: MakeService, built: Built, tmp_
     folder = tmp_path / "away"
     folder.mkdir()
     meta = copy(built, folder, 0)
-    guard = subprocess.Popen([sys.executable, "-I", "-c", GUARD, str(folder), str(HELD)], stdout=subprocess.PIPE)
-    assert guard.stdout is not None
-    assert guard.stdout.readline() == b"watching\n"
-    try:
+    with opens_hang(folder, HELD):
         stall = longest_stall(service, other, lambda: service.umount(service.mount(meta, built.blob.parent)))
-    finally:
-        guard.kill()
-        guard.communicate(timeout=20)
     assert stall < 1.0
     assert not [pid for pid in children(service.keeper.pid) if pid != service.worker]
-
-
-# Holds every open in a folder for a while (FAN_OPEN_PERM), then allows all of them by ending.
-GUARD = """
-import ctypes, os, sys, time
-libc = ctypes.CDLL(None, use_errno=True)
-group = libc.fanotify_init(0x04 | 0x01, os.O_RDONLY)  # FAN_CLASS_CONTENT, FAN_CLOEXEC
-path = sys.argv[1].encode()
-mask = ctypes.c_uint64(0x00010000 | 0x08000000)  # FAN_OPEN_PERM, FAN_EVENT_ON_CHILD
-assert group >= 0 and libc.fanotify_mark(group, 1, mask, -100, path) == 0, ctypes.get_errno()
-print("watching", flush=True)
-time.sleep(float(sys.argv[2]))
-"""

@@ -123,7 +123,11 @@ def test_a_power_cut_while_an_image_was_prepared(service: Service, built: Built)
     compare(built.tree, target)
 
 
-@pytest.mark.parametrize("what", ["boot cut off", "record gone", "record noise", "plan gone", "store gone"])
+@pytest.mark.parametrize(
+    "what",
+    ["boot cut off", "record gone", "record noise", "record fifo", "boot folder", "epoch fifo", "plan gone",
+     "plan noise", "plan fifo", "plan folder", "segment fifo", "segment twice", "store gone", "store file"],
+)  # fmt: skip
 def test_a_damaged_state_folder_is_prepared_again(what: str, service: Service, built: Built) -> None:
     """By somebody's hand: no power cut tells of it."""
     target = service.mount(built.bootstrap)
@@ -138,10 +142,24 @@ def test_a_damaged_state_folder_is_prepared_again(what: str, service: Service, b
             (folder / "image.json").unlink()
         case "record noise":
             (folder / "image.json").write_bytes(b"\xff\xfe{")
-        case "plan gone":
-            (store / "plan").unlink()
-        case "store gone":
+        case "plan noise":
+            (store / "plan").write_bytes(b"\xff" * 4096)
+        case "segment twice":
+            (store / "0").write_bytes(b"x")
+        case "store gone" | "store file":
             shutil.rmtree(store)
+            if what == "store file":
+                store.touch()
+        case _:
+            name, how = what.split()
+            path = {"record": folder / "image.json", "plan": store / "plan", "segment": store / "00003"}.get(
+                name, folder / name
+            )
+            path.unlink(missing_ok=True)
+            if how == "fifo":
+                os.mkfifo(path)
+            elif how == "folder":
+                path.mkdir()
     service.start()
     service.mount(built.bootstrap, target=target)
     compare(built.tree, target)
@@ -263,10 +281,16 @@ def test_rubbish_in_the_run_folder(service: Service, built: Built) -> None:
         (mounts / name / "through").mkdir(parents=True)
         if content is not None:
             (mounts / name / "mount.json").write_bytes(content)
+    for name, place in {"14": os.mkfifo, "15": os.mkdir, "no number": os.mkfifo, "\udcff\n": os.mkfifo}.items():
+        (mounts / name / "through").mkdir(parents=True)
+        place(mounts / name / "mount.json")
+    (mounts / "16").touch()
+    os.mkfifo(mounts / "17")
     service.start()
     assert len(service.events("serving again")) == 1
-    assert len(service.events("a mount of the service before cannot be served")) == 7
-    assert [path.name for path in mounts.iterdir()] == ["0"]
+    assert len(service.events("a mount of the service before cannot be served")) == 13
+    # What is no folder of a mount is left alone.
+    assert sorted(path.name for path in mounts.iterdir()) == ["0", "15", "16", "17"]
     compare(built.tree, target)
 
 

@@ -38,9 +38,17 @@ class Registry:
     Args:
         auth: "" for everyone, "basic" for USER and PASSWORD, or the options of token authentication.
         tls: certificate chain and key, as files.
+        program: the registry, if not the one that is found.
     """
 
-    def __init__(self, folder: Path, auth: str | dict[str, Any] = "", tls: tuple[Path, Path] | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        auth: str | dict[str, Any] = "",
+        tls: tuple[Path, Path] | None = None,
+        program: Path | None = None,
+    ) -> None:
+        self._program = program
         self.port = free_port()
         self.host = f"127.0.0.1:{self.port}"
         self._folder = folder
@@ -65,7 +73,7 @@ class Registry:
     def start(self) -> None:
         with (self._folder / "log").open("ab") as log:
             self._process = subprocess.Popen(
-                [program(), "serve", str(self._folder / "config.yml")],
+                [self._program or program(), "serve", str(self._folder / "config.yml")],
                 env={"OTEL_TRACES_EXPORTER": "none", "HOME": str(self._folder)},
                 stdout=log,
                 stderr=log,
