@@ -17,6 +17,7 @@ from ...erofs.errors import NydusErofsError, ServiceError
 from ..proto import control as proto
 from .log import logger
 
+MAX_CLIENTS = 256  # at a time: the descriptors are needed for other things
 MAX_SOCKET_PATH = 107  # bytes (sockaddr_un, less its final NUL)
 _NO_FDS = "the service has no descriptors left: 'nydus-erofs doctor' names the limits, and how to raise them"
 _PEER_CREDENTIALS = struct.Struct("3i")
@@ -53,6 +54,9 @@ class ControlServer:
             os.umask(mask)
 
     def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if len(self._clients) >= MAX_CLIENTS:
+            writer.close()
+            return
         # A task of our own, to be ended with the server: asyncio's would complain in the log.
         task = asyncio.get_running_loop().create_task(self._serve(reader, writer))
         self._clients.add(task)

@@ -44,7 +44,7 @@ from .stores.table import StoreTable
 from .tasks import background, fatal
 
 _GRACE = 5.0  # seconds that a service which is to stop gives mounts under way
-_LEAST_EVENTS = 256  # that can wait; of the descriptors half are theirs, the others are for images
+_LEAST_FDS = 1024
 
 
 class Keeper:
@@ -92,7 +92,7 @@ class Keeper:
             from .engine.fanotify import FanotifyEngine  # one engine is loaded, not both
             from .engine.watch import EventBudget
 
-            return FanotifyEngine(*common, EventBudget(max(_LEAST_EVENTS, raise_file_limit() // 2)))
+            return FanotifyEngine(*common, EventBudget(_descriptors_for_events()))
         if config.engine == "fanotify":
             checks.require(found)
         from .engine.cachefiles import CachefilesEngine
@@ -218,6 +218,17 @@ class Keeper:
         if mount.cancelled():
             raise ServiceError("the service is stopping", hint="start it again, then mount")
         mount.result()
+
+
+def _descriptors_for_events() -> int:
+    """How many events may wait; ServiceError when the limit on descriptors leaves too little for them."""
+    limit = raise_file_limit()
+    if limit < _LEAST_FDS:
+        raise ServiceError(
+            f"the service may open {limit} files at a time, and needs {_LEAST_FDS}",
+            hint="raise the hard limit ('ulimit -Hn', or LimitNOFILE= of its unit)",
+        )
+    return limit // 2  # the others are for images
 
 
 def _flags(options: list[Any]) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 
 from .libc import checked, ffi, lib
@@ -40,10 +41,17 @@ class Group:
         checked(lib.fanotify_mark(self.fd, flags, _PRE_ACCESS, dirfd, name), f"fanotify_mark {path}")
 
     def read(self, size: int) -> bytes:
-        """Event records, whole ones only; empty when none waits. Each carries an open descriptor."""
+        """Event records, whole ones only; empty when none waits. Each carries an open descriptor.
+
+        The kernel has denied an event for which it found no descriptor, and there is nothing to answer.
+        """
         try:
             return os.read(self.fd, size)
         except BlockingIOError:
+            return b""
+        except OSError as error:
+            if error.errno not in (errno.EMFILE, errno.ENFILE):
+                raise
             return b""
 
     def answer(self, response: bytes) -> None:

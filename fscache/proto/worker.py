@@ -268,7 +268,7 @@ class Postponed(_Message):
 
 
 class Present(_Message):
-    """Which segments of an object were there when it was opened: a bit each, lowest first, as hex."""
+    """Which segments of a store were there when it was opened: a bit each, lowest first, as hex."""
 
     store: Number
     segments: Annotated[str, Meta(pattern="^[0-9a-f]+$", max_length=1 << 15)]

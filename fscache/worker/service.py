@@ -114,7 +114,7 @@ class Worker:
         blobs: Sequence[Fd],
         remotes: Sequence[Remote],
         published: proto.Published | None = None,
-    ) -> bytearray:
+    ) -> None:
         lane = _lane(blobs, [published.remote] if published is not None else remotes)
         store = Store(plan, target, self._sources(plan, blobs, remotes))
         if published is not None:
@@ -123,7 +123,9 @@ class Worker:
         with self._work:
             self._stores[number] = store
             self._scheduler.open(number, filled[:], lane, remote=not blobs and bool(remotes))
-        return filled
+        # The keeper may know of less: what the worker before wrote last, or a fill whose store was closed meanwhile.
+        bits = sum(1 << segment for segment, there in enumerate(filled) if there)
+        self._tell(proto.Present(number, f"{bits:x}"))
 
     def _add_source(self, number: int, files: Sequence[Fd], remotes: Sequence[Remote]) -> None:
         store = self._stores[number]
@@ -153,9 +155,7 @@ class Worker:
         remotes: Sequence[Remote],
         published: proto.Published | None = None,
     ) -> None:
-        filled = self._open(number, plan, ObjectSink(fd), blobs, remotes, published)
-        bits = sum(1 << segment for segment, there in enumerate(filled) if there)
-        self._tell(proto.Present(number, f"{bits:x}"))
+        self._open(number, plan, ObjectSink(fd), blobs, remotes, published)
 
     def _tell(self, message: proto.ToKeeper) -> None:
         with self._send_lock:

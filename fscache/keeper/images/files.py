@@ -58,5 +58,7 @@ def check_target(target: str) -> None:
         raise ServiceError(f"mountpoint {target}: {error.strerror}") from None
     if not stat.S_ISDIR(status.st_mode):
         raise ServiceError(f"mountpoint {target} is not a directory")
+    if (name := os.path.realpath(target)) != target:  # one mountpoint has one name, or two images get onto it
+        raise ServiceError(f"mountpoint {target} is another name of {name}", hint="use that one")
     if os.path.ismount(target):
         raise BusyError(f"something is mounted on {target} already", hint="unmount it, or choose another mountpoint")

@@ -22,7 +22,7 @@ _ORIGIN = msgspec.json.Decoder(Origin)
 _FAULT = msgspec.json.Decoder(Fault)
 
 
-async def arrive(given: Given, config: Config, auth: str = "", target: str = "") -> tuple[Origin, Fd | None]:
+async def arrive(given: Given, config: Config, auth: str = "", target: str | None = None) -> tuple[Origin, Fd | None]:
     """What an image's name means, and its bootstrap if that is a file here.
 
     Args:
@@ -36,7 +36,7 @@ async def arrive(given: Given, config: Config, auth: str = "", target: str = "")
     """
 
     def find() -> Origin:
-        if target:
+        if target is not None:
             check_target(target)
         return resolve(given, config, auth)
 

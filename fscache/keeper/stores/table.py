@@ -215,16 +215,20 @@ class StoreTable:
             epoch.settle(closed.folder.directory)
 
     def on_present(self, message: proto.Present) -> None:
-        """What the kernel's cache had of an object when a worker opened it."""
+        """What was there of a store when a worker opened it."""
         store = self._known(message.store)
         if store is None:
             return
         bits = int(message.segments, 16)
-        if store.folder is not None or bits >> len(store.have):
+        if bits >> len(store.have):
             raise LieError(f"store {store.label} has other segments")
+        if bits and store.folder is not None and not store.folder.trusted:
+            raise LieError(f"of store {store.label} nothing can be there before it is verified")
+        complete = store.complete
         for segment, size in enumerate(store.spec.sizes):
             if bits >> segment & 1:
                 store.counters.cached += store.grow(segment, size)
+        self._completed(store, before=complete)
 
     def on_postponed(self, message: proto.Postponed) -> None:
         if (store := self._segment(message.store, message.segment)) is not None:
@@ -253,7 +257,10 @@ class StoreTable:
             _answer(store, segment, store.waits.take_all(segment), allow=True, done=True)
         else:
             _answer(store, segment, store.waits.take_ready(segment, have), allow=True)
-        if store.complete and not complete:
+        self._completed(store, before=complete)
+
+    def _completed(self, store: KeptStore, *, before: bool) -> None:
+        if store.complete and not before:
             logger().info("blob complete", store=store.label, bytes=store.total)
             self._sync(store)
 

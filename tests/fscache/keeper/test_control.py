@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from nydus_erofs.erofs.errors import BusyError, ServiceError
 from nydus_erofs.fscache import client
-from nydus_erofs.fscache.keeper.control import ControlServer
+from nydus_erofs.fscache.keeper.control import MAX_CLIENTS, ControlServer
 from nydus_erofs.fscache.proto import control as proto
 
 GARBAGE = [
@@ -184,6 +184,29 @@ def test_a_line_without_end(tmp_path: Path) -> None:
         with contextlib.suppress(ConnectionError):
             assert exchange(path, b"x" * (2 << 20)) == [None]
         return client.request(str(path), "status")
+
+    assert serving(path, work) == {"answer": 42}
+
+
+@pytest.mark.root
+def test_more_clients_than_there_are_descriptors_for(tmp_path: Path) -> None:
+    """Who comes when there are many is turned away, and answered again when they are gone."""
+    import socket
+
+    path = tmp_path / "sock"
+
+    def work() -> dict[str, int]:
+        with contextlib.ExitStack() as clients:
+            for number in range(MAX_CLIENTS + 1):
+                sock = clients.enter_context(socket.socket(socket.AF_UNIX))
+                sock.settimeout(20)
+                sock.connect(str(path))
+                if number < MAX_CLIENTS:
+                    sock.sendall(b'{"verb":"status"}\n')
+                assert bool(sock.recv(100)) == (number < MAX_CLIENTS)
+        while True:
+            with contextlib.suppress(ServiceError, ConnectionError):
+                return client.request(str(path), "status")
 
     assert serving(path, work) == {"answer": 42}
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from pathlib import Path
 
 import pytest
 
-from nydus_erofs.erofs.errors import BlobNotFoundError, ConfigError
+from nydus_erofs.erofs.errors import BlobNotFoundError, ConfigError, ServiceError
 from nydus_erofs.fscache.config.backend import S3, Registry
 from nydus_erofs.fscache.config.service import Config
 from nydus_erofs.fscache.keeper.images.origin import Given, by_name, resolve
+from nydus_erofs.fscache.keeper.images.places import arrive
 
 BUCKET = S3(bucket_name="images", endpoint="127.0.0.1:9", access_key_id="K", access_key_secret="S", meta_prefix="m/")
 HUB = Registry(host="hub.local:5000", repo="base", auth="dTpw")
@@ -19,6 +21,13 @@ HUB = Registry(host="hub.local:5000", repo="base", auth="dTpw")
 def test_a_file_here(tmp_path: Path) -> None:
     origin = resolve(Given(str(tmp_path / "app.meta")), Config())
     assert (origin.remote, origin.name, origin.folders) == (None, "", [str(tmp_path)])
+
+
+def test_no_mountpoint_is_not_the_working_directory(tmp_path: Path) -> None:
+    image = tmp_path / "app.meta"
+    image.touch()
+    with pytest.raises(ServiceError, match="does not exist"):
+        asyncio.run(arrive(Given(str(image)), Config(), target=""))
 
 
 def test_a_file_here_with_blobs_elsewhere(tmp_path: Path) -> None:

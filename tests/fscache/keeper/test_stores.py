@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 from nydus_erofs.erofs.errors import FormatError
 from nydus_erofs.fscache.keeper.children import dispatch
 from nydus_erofs.fscache.keeper.children.traffic import TrafficTable
+from nydus_erofs.fscache.keeper.stores import epoch
 from nydus_erofs.fscache.keeper.stores.kept_store import KeptStore, Waiter
 from nydus_erofs.fscache.keeper.stores.spec import FolderSpec, load_folder
-from nydus_erofs.fscache.keeper.stores.table import LieError, StoreTable, epoch
+from nydus_erofs.fscache.keeper.stores.table import LieError, StoreTable
 from nydus_erofs.fscache.kernel import channel
 from nydus_erofs.fscache.kernel.fd import Fd
 from nydus_erofs.fscache.proto import worker as proto
@@ -326,6 +327,29 @@ def test_of_an_untrusted_store_nothing_counts_until_it_is_verified(
     assert not epoch.trusted(str(folder))
 
 
+def test_what_a_worker_finds_there_counts(table: Table, folder: Path, source: Callable[..., Fd]) -> None:
+    """A segment that was completed between the keeper's look and the worker's is reported by nobody else."""
+    store = table.open_folder(KEY, folder, source())
+    for segment in range(1, len(store.spec.sizes)):
+        finish(table, store, segment)
+    assert not table.said(proto.Sync)
+    table.on_message(proto.Present(store.number, "1"))
+    assert store.complete
+    assert store.counters.cached == store.spec.sizes[0]
+    assert table.said(proto.Sync) == [proto.Sync(store.number)]
+
+
+def test_of_an_untrusted_store_no_worker_finds_anything(
+    table: Table, folder: Path, source: Callable[..., Fd]
+) -> None:
+    (folder / "epoch").write_text("of another boot")
+    store = table.open_folder(KEY, folder, source())
+    table.on_message(proto.Present(store.number, "0"))
+    with pytest.raises(LieError, match="verified"):
+        table.on_message(proto.Present(store.number, "1"))
+    assert not any(store.have)
+
+
 def test_a_folder_with_a_file_missing(table: Table, folder: Path, source: Callable[..., Fd]) -> None:
     (folder / "00002").unlink()
     with pytest.raises(FormatError, match=str(folder)):
@@ -345,7 +369,7 @@ LIES = [
     proto.Failed(1, 1000, "x"),
     proto.Failed(1, 0, "x" * 5000),
     proto.Postponed(1, 1000, "x"),
-    proto.Present(1, "1"),
+    proto.Present(1, "1" + "0" * 25),
     proto.Synced(7),
     proto.Traffic("x" * 5000),
     proto.Traffic("x", requests=-1),

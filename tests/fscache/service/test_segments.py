@@ -107,6 +107,23 @@ def test_verifying_goes_on_after_a_worker_was_killed(service: Service, built: Bu
     assert service.status(target)["bytes_fetched_compressed"] == 0, "verified, not fetched"
 
 
+def test_a_worker_killed_before_it_told_what_it_wrote(service: Service, built: Built) -> None:
+    """The next one finds it, so that what is complete is known to be."""
+    target = service.mount(built.bootstrap, prefetch=True)
+    service.complete(target)
+    service.umount(target)
+    data = {path: path.read_bytes() for path in service.cache()}
+    for path in data:
+        os.truncate(path, 0)
+    service.mount(built.bootstrap, target=target)
+    assert not service.status(target)["complete"]
+    for path, written in data.items():
+        path.write_bytes(written)
+    service.kill_worker()
+    service.complete(target)
+    assert service.fetched(target) == 0
+
+
 def test_a_power_cut_while_an_image_was_prepared(service: Service, built: Built) -> None:
     """The localized bootstrap may be anything: it is made anew."""
     target = service.mount(built.bootstrap)

@@ -102,6 +102,17 @@ def test_mountpoint_below_a_file(shared: Service, built: Built) -> None:
     assert "Not a directory" in error.error
 
 
+@pytest.mark.parametrize("spelling", ["{}/", "{}/.", "{}/../{name}", "{}.link"])
+def test_mountpoint_under_another_name(spelling: str, shared: Service, built: Built) -> None:
+    """Two images would get onto one mountpoint that is asked for under two names."""
+    target = shared.target()
+    target.with_name(f"{target.name}.link").symlink_to(target)
+    with pytest.raises(RefusedError, match="another name of") as caught:
+        shared.request("mount", image=str(built.bootstrap), target=spelling.format(target, name=target.name))
+    assert caught.value.exit_code == 9
+    assert not mounted(target)
+
+
 def test_mountpoint_in_use(shared: Service, built: Built, nydus_images: Path) -> None:
     target = shared.mount(built.bootstrap)
     with pytest.raises(RefusedError, match=r"mounted on .* already") as caught:
@@ -332,6 +343,16 @@ def test_a_second_service_on_the_same_run_folder(
     assert mounted(service.work) == before
     compare(built.tree, target)
     service.umount(target)
+
+
+def test_too_few_descriptors(service: Service) -> None:
+    """Refused at the start, rather than ended by the first reader too many."""
+    assert service.stop() == 0
+    limited = ["prlimit", "--nofile=512:512", "setpriv", "--bounding-set=-sys_resource"]
+    service.program = [*limited, *service.program]
+    service.spawn()
+    assert service.keeper.wait(60) == 9
+    assert "may open 512 files" in service.log_text()
 
 
 def test_a_cache_on_tmpfs(make_service: MakeService, tmp_path_factory: pytest.TempPathFactory) -> None:
