@@ -7,7 +7,6 @@ from functools import partial
 
 from ....erofs.errors import NydusErofsError
 from ....erofs.ids import BlobId
-from ...kernel.fd import Fd
 from ..log import logger
 from ..stores.kept_store import KeptStore
 from ..stores.table import StoreTable
@@ -35,11 +34,7 @@ class Healer:
     async def _reopen(self, store: KeptStore, blob: BlobId, origin: Origin) -> None:
         try:
             with Places(origin) as places:
-                found = await places.find(blob)
-                if self._table.is_open(store):
-                    self._table.add_source(store, found)
-                elif isinstance(found, Fd):
-                    found.close()
+                self._table.add_source(store, await places.find(blob))
         except NydusErofsError as error:
             logger().debug("its blob is not there", store=store.label, error=error.message)
         finally:

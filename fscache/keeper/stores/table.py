@@ -88,7 +88,11 @@ class StoreTable:
         return store
 
     def add_source(self, store: KeptStore, source: Fd | Remote) -> None:
-        """One more place of a blob. Takes the descriptor."""
+        """One more place of a blob, unless nobody has its store open any more. Takes the descriptor."""
+        if not self.is_open(store):
+            if isinstance(source, Fd):
+                source.close()
+            return
         if not store.sources.add(source):
             return
         if isinstance(source, Fd):
@@ -98,7 +102,7 @@ class StoreTable:
 
     def sourced(self, store: KeptStore) -> None:
         """All that can be said about where its blob is has been said."""
-        if store.pending:
+        if store.pending and self.is_open(store):
             store.pending = False
             self._ask(store)
 
