@@ -66,10 +66,9 @@ def mount_erofs(
         _configure(context, _SET_STRING, "source", bootstrap)
         _configure(context, _SET_FLAG, "ro")
         _add_devices(context, devices)
-        others = set(_backing_devices())
         _configure(context, _CMD_CREATE)
         if read_ahead_kib is not None:
-            _set_read_ahead(others, read_ahead_kib)
+            _set_read_ahead(read_ahead_kib)
         mount = checked(
             lib.syscall(_FSMOUNT, integer(context), integer(_FSMOUNT_CLOEXEC), integer(_ATTR_RDONLY | flags)),
             "fsmount",
@@ -136,22 +135,15 @@ def _kernel_log(context: int) -> str:
     return "; ".join(lines)
 
 
-def _backing_devices() -> list[str]:
-    """EROFS filesystems as /sys/class/bdi names them: erofs-N, in order of creation."""
-    try:
-        return [name for name in os.listdir("/sys/class/bdi") if name.startswith(f"{FS_TYPE}-")]
-    except FileNotFoundError:
-        return []
+def _set_read_ahead(kib: int) -> None:
+    """Set the read-ahead of the newest EROFS filesystem: /sys/class/bdi has erofs-N, numbered as they are made.
 
-
-def _set_read_ahead(others: set[str], kib: int) -> None:
-    """Set the read-ahead of the one filesystem that is not among ``others``; speed only, so failing is quiet."""
-    new = [name for name in _backing_devices() if name not in others]
-    if len(new) == 1:
-        with (
-            contextlib.suppress(OSError),
-            open(f"/sys/class/bdi/{new[0]}/read_ahead_kb", "w", encoding="ascii") as file,
-        ):
+    Speed only: failing is quiet, and should somebody have made another one in this moment, that one gets it.
+    """
+    with contextlib.suppress(OSError):
+        folder, prefix = "/sys/class/bdi", f"{FS_TYPE}-"
+        numbers = [int(name.removeprefix(prefix)) for name in os.listdir(folder) if name.startswith(prefix)]
+        with open(f"{folder}/{prefix}{max(numbers, default=0)}/read_ahead_kb", "w", encoding="ascii") as file:
             file.write(str(kib))
 
 

@@ -55,7 +55,6 @@ DRIP = 0.5  # seconds between two bytes of a dripping server
 
 AIMS = {
     "mount, s, last / first": 1.2,
-    "mount again, s, last / first": 1.2,
     "keeper KB an image": 60.0,
     "status --json s": 0.3,
     "killed keeper serves all s": 2.0,

@@ -12,6 +12,7 @@ import hashlib
 import os
 import tempfile
 from dataclasses import dataclass
+from weakref import WeakValueDictionary
 
 import msgspec
 
@@ -63,7 +64,7 @@ class Bootstraps:
 
     def __init__(self, paths: StatePaths, link: WorkerLink) -> None:
         self._folder, self._link = paths.bootstraps, link
-        self._locks: dict[str, asyncio.Lock] = {}
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     def require(self, remote: Remote | None) -> None:
         """Something of this backend will be wanted."""
@@ -86,13 +87,8 @@ class Bootstraps:
                 return open_plain(self._file(measured.sha256))
             return local
         key = _key(origin)
-        lock = self._locks.setdefault(key, asyncio.Lock())
-        try:
-            async with lock:
-                return open_plain(self._file((await self._fetched(origin, key, digest)).measured.sha256))
-        finally:
-            if not lock.locked():
-                self._locks.pop(key, None)
+        async with self._locks.setdefault(key, asyncio.Lock()):
+            return open_plain(self._file((await self._fetched(origin, key, digest)).measured.sha256))
 
     async def opened(self, origin: Origin, local: Fd | None, digest: str = "") -> Opened:
         """The same without waiting for all of it, where it is published so that pieces of it can be verified."""

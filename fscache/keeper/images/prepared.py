@@ -14,6 +14,7 @@ import socket
 import tempfile
 from collections.abc import Awaitable, Callable
 from functools import partial
+from weakref import WeakValueDictionary
 
 import msgspec
 
@@ -36,6 +37,7 @@ from ..tasks import background
 from . import adopt
 
 _PATIENCE = 300.0  # seconds
+_MOST = 16  # prepares at a time, of which all but one wait for bytes
 _SETTLE_AFTER = 15.0  # seconds
 FAILED = "preparing the image failed: "
 
@@ -45,13 +47,14 @@ Provide = Callable[[BlobId, int, int], Awaitable[tuple[Fd, int]]]
 
 
 class Images:
-    """Prepared images by id. One is made at a time, and once, however many want it."""
+    """Prepared images by id, each made once, however many want it. One ``prepare`` works at a time; those that wait
+    for bytes of a server hold up nobody, and are few."""
 
     def __init__(self, paths: StatePaths, segment_size: int, uids: Uids, *, localize: bool) -> None:
         self._paths, self._uids = paths, uids
         self._request = proto.Prepare(segment_size, localize)
-        self._locks: dict[str, asyncio.Lock] = {}
-        self._one = asyncio.Lock()
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._one, self._few = asyncio.Lock(), asyncio.Semaphore(_MOST)
         self._fresh: list[str] = []  # folders of images that may not be on disk
 
     def id_of(self, bootstrap: Fd) -> str:
@@ -67,18 +70,21 @@ class Images:
         Args:
             anew: what is there turned out to be damaged.
         """
-        lock = self._locks.setdefault(image_id, asyncio.Lock())
-        try:
-            async with lock:
-                if not anew and (found := self._find(image_id)) is not None:
-                    return found
-                async with self._one:
-                    record = await self._make(image_id, bootstrap, provide)
-                self._settle_later(image_id)
-                return record
-        finally:
-            if not lock.locked():
-                self._locks.pop(image_id, None)
+
+        async def provide_meanwhile(blob: BlobId, offset: int, length: int) -> tuple[Fd, int]:
+            self._one.release()
+            try:
+                return await provide(blob, offset, length)
+            finally:
+                await self._one.acquire()
+
+        async with self._locks.setdefault(image_id, asyncio.Lock()):
+            if not anew and (found := self._find(image_id)) is not None:
+                return found
+            async with self._few, self._one:
+                record = await self._make(image_id, bootstrap, provide_meanwhile)
+            self._settle_later(image_id)
+            return record
 
     def _find(self, image_id: str) -> image.ImageRecord | None:
         directory = self._paths.image(image_id)

@@ -64,10 +64,10 @@ def state(tmp_path: Path) -> StatePaths:
 
 
 @pytest.fixture
-def ask(state: StatePaths, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Ask:
-    """`ask(act)`: one preparation by a child that runs `act(socket)` in its folder; the record."""
+def play(monkeypatch: pytest.MonkeyPatch) -> Callable[[Act], None]:
+    """`play(act)`: from now on `prepare` is a child that runs `act(socket)` in its folder."""
 
-    def ask(act: Act, provide: Provide = nothing_known) -> ImageRecord:
+    def play(act: Act) -> None:
         def spawn(module: Process, uid: int) -> tuple[int, socket]:
             assert (module, uid) == (PREPARE, UID)
             ours, theirs = channel.pair()
@@ -88,6 +88,16 @@ def ask(state: StatePaths, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> A
                 os._exit(1)
 
         monkeypatch.setattr(preparing, "spawn", spawn)
+
+    return play
+
+
+@pytest.fixture
+def ask(state: StatePaths, play: Callable[[Act], None], tmp_path: Path) -> Ask:
+    """`ask(act)`: one preparation by a child that runs `act(socket)` in its folder; the record."""
+
+    def ask(act: Act, provide: Provide = nothing_known) -> ImageRecord:
+        play(act)
         boot = Fd(os.open(tmp_path / "published", os.O_RDWR | os.O_CREAT))
 
         async def get() -> ImageRecord:

@@ -207,16 +207,20 @@ def test_until_its_blob_is_found_readers_wait(table: Table, folder: Path, source
     assert not reader.answers
 
 
-def test_what_is_found_for_a_store_that_was_closed(table: Table, folder: Path, source: Callable[..., Fd]) -> None:
+def test_a_blob_that_is_found_when_nobody_wants_it_any_more(
+    table: Table, folder: Path, source: Callable[..., Fd]
+) -> None:
+    """Unmounted while it was looked for: the worker has forgotten the store, and hears no more of it."""
     store = table.open_folder(KEY, folder, pending=True)
+    table.prefetch(store, True)
     table.close(store)
-    table.sent.clear()
-    file = source()
-    table.add_source(store, file)
+    found = source()
+    table.add_source(store, found)
     table.sourced(store)
-    assert not table.sent
+    assert not table.said(proto.AddSource)
+    assert not table.said(proto.Prefetch)
     with pytest.raises(ValueError, match="closed"):
-        file.fileno()
+        _ = found.fd
 
 
 def test_who_joins_a_pending_store_with_a_blob_ends_the_wait(
