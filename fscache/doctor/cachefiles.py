@@ -84,7 +84,7 @@ def _steps(work: str, cleanup: contextlib.ExitStack) -> Iterator[Check]:
         return
     cleanup.callback(device.close)
     try:
-        device.bind(proto.set_up(work, "nydus-erofs-selftest", proto.Limits()))
+        device.bind(proto.set_up(work, "nydus-erofs-selftest", proto.CullLimits()))
     except NydusErofsError as error:
         yield Check("on-demand cache", False, error.message, error.hint or "")
         return

@@ -34,7 +34,7 @@ from .children.worker_link import WorkerLink
 from .control import ControlServer
 from .engine.base import Engine, MountOrder
 from .images.bootstraps import Bootstraps
-from .images.origin import Given
+from .images.origin import ImageRequest
 from .log import logger
 from .mount_table import MountTable
 from .paths import RunPaths, StatePaths
@@ -131,7 +131,7 @@ class Keeper:
         self.engine.start()
         background(remove(self.state.left_over()))
         signals = Signals(stop=lambda: background(self.stop()), reload=lambda: background(self._reload()))
-        mounts = MountTable(self.engine.look)
+        mounts = MountTable(self.engine.reconcile)
         logger().info("ready", engine=self.engine.name, socket=self.run_paths.socket, state=self.state.root)
         on_ready()
         try:
@@ -209,7 +209,9 @@ class Keeper:
         if self._stopping:
             raise ServiceError("the service is stopping", hint="start it again, then mount")
         prefetch = self.config.prefetch if request.prefetch is None else request.prefetch
-        given = Given(request.image, request.blob_dirs, request.backend_file, request.plain_http, request.insecure)
+        given = ImageRequest(
+            request.image, request.blob_dirs, request.backend_file, request.plain_http, request.insecure
+        )
         order = MountOrder(given, request.target, prefetch, _flags(request.options), request.digest, request.auth)
         mount = asyncio.get_running_loop().create_task(self.engine.mount(order))
         self._mounting.add(mount)

@@ -85,7 +85,7 @@ def refused(msg_id: int, number: int) -> bytes:
     return f"copen {msg_id},{-number}".encode()
 
 
-class Limits(NamedTuple):
+class CullLimits(NamedTuple):
     """Free space of the cache's filesystem, percent: below ``cull`` idle objects go until ``run`` is reached;
     below ``stop`` nothing is cached any more."""
 
@@ -94,7 +94,7 @@ class Limits(NamedTuple):
     stop: int = 1
 
 
-def set_up(directory: str, tag: str, limits: Limits) -> list[bytes]:
+def set_up(directory: str, tag: str, limits: CullLimits) -> list[bytes]:
     """The commands that bind a freshly opened device to a folder, each for one write."""
     if not 0 <= limits.stop < limits.cull < limits.run < 100:
         raise ConfigError(f"cache limits: {limits.stop} < {limits.cull} < {limits.run} < 100 must hold (percent)")

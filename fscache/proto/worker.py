@@ -63,7 +63,7 @@ class Start(msgspec.Struct, forbid_unknown_fields=True):
     certificates: list[str] = []
 
 
-class Why(StrEnum):
+class FillReason(StrEnum):
     """What a segment was filled for."""
 
     DEMAND = "demand"  # a reader waits
@@ -174,7 +174,7 @@ class OpenStore(_Message):
     remotes: list[Remote] = []
 
 
-class Published(msgspec.Struct, forbid_unknown_fields=True):
+class PublishedBootstrap(msgspec.Struct, forbid_unknown_fields=True):
     """A bootstrap to be read in pieces from where it is published: its object's name and the image's identity."""
 
     remote: Remote
@@ -190,7 +190,7 @@ class OpenObject(_Message):
     raw_size: int = 0
     segment_size: int = 0
     remotes: list[Remote] = []
-    published: Published | None = None
+    published: PublishedBootstrap | None = None
 
 
 class AddSource(_Message):
@@ -245,7 +245,7 @@ class Progress(_Message):
     segment: Number
     have: Bytes
     done: bool
-    why: Why
+    why: FillReason
     fetched: Bytes = 0
 
 

@@ -14,7 +14,7 @@ from collections import Counter, OrderedDict, deque
 from dataclasses import dataclass, field
 from math import inf
 
-from ..proto.worker import Why
+from ..proto.worker import FillReason
 
 AHEAD, REMOTE_AHEAD = 2, 4  # segments fetched before a sequential reader gets to them
 _RECENT = 16  # segments remembered as visited, to tell a sequential reader from a random one
@@ -27,7 +27,7 @@ class Job:
 
     store: int
     segment: int
-    why: Why
+    why: FillReason
     background: bool  # as it was started; a reader may come to it later
     upto: int | None = None
     have: int = 0
@@ -141,7 +141,7 @@ class Scheduler:
             if job.have >= end:
                 return job.have
             job.ends.append(end)
-            job.why = Why.DEMAND
+            job.why = FillReason.DEMAND
         elif (postponed := queue.postponed.get(segment)) is not None:
             postponed.ends.append(end)
         else:
@@ -199,25 +199,25 @@ class Scheduler:
         ]
         lanes = Counter(queue.lane for _, queue in wanting)
         for store, queue in wanting:
-            running = sum(job.why is Why.DEMAND for job in queue.busy.values())
+            running = sum(job.why is FillReason.DEMAND for job in queue.busy.values())
             if lanes[queue.lane] > 1 and running >= self._demand_limit:
                 continue
             segment, ends = queue.demand.popitem(last=False)
             upto = None if segment in queue.whole else max(ends)
             queue.whole.discard(segment)
-            return self._start(queue, Job(store, segment, Why.DEMAND, False, upto, ends=ends, lane=queue.lane))
+            return self._start(queue, Job(store, segment, FillReason.DEMAND, False, upto, ends=ends, lane=queue.lane))
         return None
 
     def _take_background(self, now: float) -> Job | None:
         if now < self._background_from:
             return None
         self._background_from = 0.0
-        for why in (Why.AHEAD, Why.PREFETCH):
+        for why in (FillReason.AHEAD, FillReason.PREFETCH):
             for store, queue in self._active.items():
                 lane = queue.lane
                 if self._background[lane] >= queue.background_limit or self._busy[lane] >= self._threads:
                     continue
-                segment = queue.next_ahead() if why is Why.AHEAD else queue.next_prefetch()
+                segment = queue.next_ahead() if why is FillReason.AHEAD else queue.next_prefetch()
                 if segment is not None:
                     return self._start(queue, Job(store, segment, why, True, lane=lane))
         return None

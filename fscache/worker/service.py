@@ -24,7 +24,7 @@ from ..kernel import channel
 from ..kernel.fd import Fd
 from ..proto import worker as proto
 from ..proto.fault import MAX_TEXT
-from ..proto.worker import Limits, Why
+from ..proto.worker import FillReason, Limits
 from ..state.plan import AnyPlan, Plan, RawPlan
 from .answers import answer
 from .cache_object import ObjectSink
@@ -94,7 +94,7 @@ class Worker:
                     self._work.notify()
                 if have is not None:
                     done = have >= self._stores[store].plan.segments[segment].size
-                    self._tell(proto.Progress(store, segment, have, done, Why.DEMAND))
+                    self._tell(proto.Progress(store, segment, have, done, FillReason.DEMAND))
             case proto.Touch(store=store, segment=segment):
                 with self._work:
                     self._scheduler.touch(store, segment)
@@ -113,7 +113,7 @@ class Worker:
         target: Sink,
         blobs: Sequence[Fd],
         remotes: Sequence[Remote],
-        published: proto.Published | None = None,
+        published: proto.PublishedBootstrap | None = None,
     ) -> None:
         lane = _lane(blobs, [published.remote] if published is not None else remotes)
         store = Store(plan, target, self._sources(plan, blobs, remotes))
@@ -137,7 +137,7 @@ class Worker:
             with self._work:
                 self._scheduler.move(number, lane, remote=first and bool(remotes))
 
-    def _bootstrap(self, published: proto.Published) -> BlobSource:
+    def _bootstrap(self, published: proto.PublishedBootstrap) -> BlobSource:
         from ..backend.lazy import LazyBootstrap  # loaded with the backend
 
         return LazyBootstrap(self._backends.get(published.remote), published.name, published.identity)
@@ -153,7 +153,7 @@ class Worker:
         fd: Fd,
         blobs: Sequence[Fd],
         remotes: Sequence[Remote],
-        published: proto.Published | None = None,
+        published: proto.PublishedBootstrap | None = None,
     ) -> None:
         self._open(number, plan, ObjectSink(fd), blobs, remotes, published)
 

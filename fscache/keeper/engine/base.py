@@ -9,7 +9,7 @@ from typing import Protocol
 from ...config.backend import describe
 from ...config.service import Config
 from ...proto.control import MountStatus
-from ..images.origin import Given, Origin
+from ..images.origin import ImageRequest, Origin
 from ..stores.kept_store import KeptStore
 from .counters import EventCounters
 
@@ -19,7 +19,7 @@ class MountOrder:
     """What to mount where. ``target`` is absolute and real, ``flags`` are of MOUNT_FLAGS; ``digest`` is the identity
     that the image must have, if one is demanded; ``auth`` is for its registry and not kept."""
 
-    given: Given
+    given: ImageRequest
     target: str
     prefetch: bool
     flags: int = 0
@@ -45,7 +45,7 @@ class Engine(Protocol):
         """Unmount what is mounted on ``target``; BusyError leaves everything as it is."""
         ...
 
-    async def look(self) -> None:
+    async def reconcile(self) -> None:
         """The mount table may have changed, by others' doing too."""
         ...
 

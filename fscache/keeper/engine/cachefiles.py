@@ -83,7 +83,7 @@ class CachefilesEngine:
         if not self._names.knows_cache:
             self._empty_cache()
         os.makedirs(self._state.cachefiles, mode=0o700, exist_ok=True)
-        limits = proto.Limits(self.config.cache_run, self.config.cache_cull, self.config.cache_stop)
+        limits = proto.CullLimits(self.config.cache_run, self.config.cache_cull, self.config.cache_stop)
         self._device.bind(proto.set_up(self._state.cachefiles, _TAG, limits))
         self._requests.start()
         dead: dict[tuple[str, str], list[FsidMount]] = {}
@@ -225,7 +225,7 @@ class CachefilesEngine:
     async def _unmount(self, one: FsidMount) -> None:
         await in_child(partial(unmount_ours, one.target, one.mount_id), f"unmounting {one.target}")
 
-    async def look(self) -> None:
+    async def reconcile(self) -> None:
         """The kernel tells by itself what it does not use any more; here it may be short of room."""
         if self._culling is None and culling.short(self._state.cachefiles, self.config.cache_cull):
             self._culling = background(self._make_room())

@@ -65,7 +65,7 @@ class FanotifyEngine:
         for mounted in self._mounts:
             self._heal(mounted)
         background(find_blobs(self._mounts, self.config, self._table, self._bootstraps))
-        background(self.look())
+        background(self.reconcile())
 
     # --- mounting ---
 
@@ -114,7 +114,7 @@ class FanotifyEngine:
                     with contextlib.suppress(NydusErofsError):
                         await in_child(partial(kernel.unmount, record.target), f"unmounting {record.target}")
                 if not watched.try_unbind():
-                    # The kernel lets go of a filesystem a moment later: look() will see.
+                    # The kernel lets go of a filesystem a moment later: reconcile() will see.
                     undo.pop_all()
                     mounted.detached = True
                     self._mounts.append(mounted)
@@ -195,7 +195,7 @@ class FanotifyEngine:
         logger().info("unmounted", target=mounted.record.target)
         return True
 
-    async def look(self) -> None:
+    async def reconcile(self) -> None:
         """Notice what was unmounted, by us or by others, and let go of what nothing uses any more."""
         known = list(self._mounts)  # what is mounted while the table is read may not be in it
         live: set[int] = set()
@@ -210,7 +210,7 @@ class FanotifyEngine:
         await self._unmount_all()
         # What is unmounted just now: the kernel lets go of it a moment later.
         for pause in _SETTLING:
-            await self.look()
+            await self.reconcile()
             if not any(mounted.detached for mounted in self._mounts):
                 break
             await asyncio.sleep(pause)

@@ -12,7 +12,7 @@ from ....erofs.ids import BlobId
 from ...kernel.plain import read_plain
 from ...proto.packets import decoded
 from ...state.layout import BOOT, MOUNT_RECORD
-from ..images.origin import Given, Origin
+from ..images.origin import ImageRequest, Origin
 from ..paths import StatePaths
 from ..stores.kept_store import KeptStore
 from ..stores.table import StoreTable
@@ -25,7 +25,7 @@ class MountRecord(msgspec.Struct):
     """What must be known to serve a live mount after a restart (``mounts/<n>/mount.json``)."""
 
     image: str  # id of the prepared image
-    given: Given
+    given: ImageRequest
     target: str
     prefetch: bool
 

@@ -18,7 +18,7 @@ from msgspec import Meta
 
 from ...proto.cachefiles import BLOCK_SIZE
 from ..children.errands import in_child
-from ..images.origin import Given
+from ..images.origin import ImageRequest
 from .agreement import check_agreement
 from .disk_table import DiskTable
 
@@ -33,7 +33,7 @@ Bytes = Annotated[int, Meta(ge=0, le=_MOST_BYTES)]
 class Registered(msgspec.Struct, frozen=True):
     """An image registered under an fsid."""
 
-    given: Given
+    given: ImageRequest
     prefetch: bool
 
 

@@ -54,7 +54,7 @@ class Opened:
 
     identity: str
     file: Fd | None
-    published: proto.Published | None
+    published: proto.PublishedBootstrap | None
     size: int
     blobs: dict[str, int]  # blob id -> bytes of its uncompressed address space
 
@@ -98,7 +98,7 @@ class Bootstraps:
             said = await self._link.ask(proto.Peek(0, remote, origin.name), None, _RANGE_PATIENCE)
             if said.identity:
                 _demand(origin.image, said.identity, digest)
-                published = proto.Published(remote, said.name, said.identity)
+                published = proto.PublishedBootstrap(remote, said.name, said.identity)
                 return Opened(said.identity, None, published, said.size, dict(said.blobs))
         file = await self.bootstrap(origin, local, digest)
         known = None if local is not None else self._load(_key(origin))

@@ -27,7 +27,7 @@ class Origin(msgspec.Struct, frozen=True):
     name: str = ""  # of the bootstrap in ``remote``: object, tag or digest; empty when ``image`` is a file here
 
 
-class Given(msgspec.Struct, frozen=True):
+class ImageRequest(msgspec.Struct, frozen=True):
     """What a mount was asked for, as it is kept on disk: it names a configuration file and holds nothing of it.
 
     ``image`` is the absolute path of a bootstrap, ``s3://BUCKET/OBJECT`` or ``REGISTRY/REPO:TAG``; ``folders`` of
@@ -42,7 +42,7 @@ class Given(msgspec.Struct, frozen=True):
     insecure: bool = False
 
 
-def resolve(given: Given, config: Config, auth: str = "") -> Origin:
+def resolve(given: ImageRequest, config: Config, auth: str = "") -> Origin:
     """What an image's name means; ConfigError for a name or a configuration that makes no sense.
 
     Args:

@@ -16,13 +16,15 @@ from ...proto.fault import Fault
 from ..children.errands import Say, said_by
 from ..stores import epoch
 from .files import check_target, open_blob, open_bootstrap
-from .origin import Given, Origin, by_name, resolve
+from .origin import ImageRequest, Origin, by_name, resolve
 
 _ORIGIN = msgspec.json.Decoder(Origin)
 _FAULT = msgspec.json.Decoder(Fault)
 
 
-async def arrive(given: Given, config: Config, auth: str = "", target: str | None = None) -> tuple[Origin, Fd | None]:
+async def arrive(
+    given: ImageRequest, config: Config, auth: str = "", target: str | None = None
+) -> tuple[Origin, Fd | None]:
     """What an image's name means, and its bootstrap if that is a file here.
 
     Args:

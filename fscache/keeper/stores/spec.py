@@ -88,7 +88,7 @@ class BootstrapSpec:
     cache_object: Fd
     raw_size: int
     segment_size: int
-    published: proto.Published | None
+    published: proto.PublishedBootstrap | None
 
     def message(self, number: int, remotes: list[Remote]) -> proto.OpenObject:
         return proto.OpenObject(number, self.raw_size, self.segment_size, remotes, self.published)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from ...config.backend import Remote
 from ...kernel.fd import Fd
 from ...proto import worker as proto
-from ...proto.worker import Why
+from ...proto.worker import FillReason
 from ..log import logger
 from . import epoch
 from .kept_store import KeptStore, Waiter
@@ -251,11 +251,11 @@ class StoreTable:
         counters.fetched += message.fetched
         counters.waiting_for = ""
         match message.why:
-            case Why.DEMAND:
+            case FillReason.DEMAND:
                 counters.demand += new
-            case Why.AHEAD:
+            case FillReason.AHEAD:
                 counters.ahead += new
-            case Why.PREFETCH:
+            case FillReason.PREFETCH:
                 counters.prefetch += new
         if message.done:
             _answer(store, segment, store.waits.take_all(segment), allow=True, done=True)

@@ -16,10 +16,10 @@ from nydus_erofs.erofs.errors import KernelError
 from nydus_erofs.fscache.keeper import durable
 from nydus_erofs.fscache.keeper.engine import culling, disk_table, names
 from nydus_erofs.fscache.keeper.engine.names import Cached, Names, Registered
-from nydus_erofs.fscache.keeper.images.origin import Given
+from nydus_erofs.fscache.keeper.images.origin import ImageRequest
 
 BLOCK = 4096
-IMAGE = Registered(Given("/a.meta", ["/blobs"]), True)
+IMAGE = Registered(ImageRequest("/a.meta", ["/blobs"]), True)
 
 
 def open_names(folder: Path) -> Names:

@@ -117,7 +117,7 @@ class Kernel(RuleBasedStateMachine):
         done = have == SIZES[segment]
         if have >= self.asked.get((store.number, segment), 0):
             self.asked.pop((store.number, segment), None)
-        self.table.on_progress(worker.Progress(store.number, segment, have, done, worker.Why.DEMAND))
+        self.table.on_progress(worker.Progress(store.number, segment, have, done, worker.FillReason.DEMAND))
 
     @rule(data=st.data(), segment=st.integers(0, 2), full=st.booleans())
     @precondition(lambda self: self.stores())
@@ -174,7 +174,7 @@ def test_a_read_that_crosses_the_news_of_its_bytes() -> None:
         store = kernel.objects.add_store(kernel.open[number], "p", spec, None)
         kernel.objects.serve(kernel.open[number])
         kernel.objects.on_read(proto.Read(7, number, 0, 8192))
-        kernel.table.on_progress(worker.Progress(store.number, 0, 8192, False, worker.Why.DEMAND))
+        kernel.table.on_progress(worker.Progress(store.number, 0, 8192, False, worker.FillReason.DEMAND))
         kernel.objects.on_read(proto.Read(8, number, 4096, 4096))
         assert kernel.completed == [7, 8]
     finally:

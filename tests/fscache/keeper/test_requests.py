@@ -219,7 +219,7 @@ def test_an_image_from_its_mount_to_its_end(play: Play) -> None:
             worker.OpenObject, worker.Prefetch, worker.OpenObject, worker.Fill
         ]  # fmt: skip
         store = world.an_object(BLOB).stores[world.images.says["one"][BLOB]]
-        world.table.on_progress(worker.Progress(store.number, 0, 2 * BLOCK, True, worker.Why.DEMAND))
+        world.table.on_progress(worker.Progress(store.number, 0, 2 * BLOCK, True, worker.FillReason.DEMAND))
         assert world.kernel.completed == [read]
         image = world.served.find("d", "one")
         assert image is not None

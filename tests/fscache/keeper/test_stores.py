@@ -23,7 +23,7 @@ from nydus_erofs.fscache.keeper.stores.table import LieError, StoreTable
 from nydus_erofs.fscache.kernel import channel
 from nydus_erofs.fscache.kernel.fd import Fd
 from nydus_erofs.fscache.proto import worker as proto
-from nydus_erofs.fscache.proto.worker import Why
+from nydus_erofs.fscache.proto.worker import FillReason
 from tests.kit.stores import MakeStore, OpenImages
 
 KEY = "ab" * 32
@@ -98,7 +98,9 @@ def source(tmp_path: Path) -> Callable[..., Fd]:
     return source
 
 
-def finish(table: Table, store: KeptStore, segment: int, *, why: Why = Why.DEMAND, have: int | None = None) -> None:
+def finish(
+    table: Table, store: KeptStore, segment: int, *, why: FillReason = FillReason.DEMAND, have: int | None = None
+) -> None:
     size = store.spec.sizes[segment]
     table.on_message(proto.Progress(store.number, segment, size if have is None else have, have is None, why, 10))
 
@@ -108,7 +110,7 @@ def test_life_of_a_store(table: Table, folder: Path, source: Callable[..., Fd]) 
     assert [type(message) for message in table.sent] == [proto.OpenStore]
     assert (folder / "epoch").exists(), "noted before the first byte is written"
     for segment in range(len(store.spec.sizes)):
-        finish(table, store, segment, why=[Why.DEMAND, Why.AHEAD, Why.PREFETCH][segment % 3])
+        finish(table, store, segment, why=[FillReason.DEMAND, FillReason.AHEAD, FillReason.PREFETCH][segment % 3])
     counters = store.counters
     assert store.complete
     assert counters.demand + counters.ahead + counters.prefetch == store.total
@@ -373,15 +375,15 @@ def test_a_folder_with_a_file_missing(table: Table, folder: Path, source: Callab
 
 
 LIES = [
-    proto.Progress(99, 0, 0, False, Why.DEMAND),
-    proto.Progress(0, 0, 0, False, Why.DEMAND),
-    proto.Progress(1, 1000, 0, False, Why.DEMAND),
-    proto.Progress(1, 0, 1 << 40, False, Why.DEMAND),
-    proto.Progress(1, 0, 4096, True, Why.DEMAND),
-    proto.Progress(1, 0, 1 << 20, False, Why.DEMAND),
-    proto.Progress(1, -1, 0, False, Why.DEMAND),
-    proto.Progress(1, 0, -1, False, Why.DEMAND),
-    proto.Progress(1, 0, 0, False, Why.DEMAND, 1 << 64),
+    proto.Progress(99, 0, 0, False, FillReason.DEMAND),
+    proto.Progress(0, 0, 0, False, FillReason.DEMAND),
+    proto.Progress(1, 1000, 0, False, FillReason.DEMAND),
+    proto.Progress(1, 0, 1 << 40, False, FillReason.DEMAND),
+    proto.Progress(1, 0, 4096, True, FillReason.DEMAND),
+    proto.Progress(1, 0, 1 << 20, False, FillReason.DEMAND),
+    proto.Progress(1, -1, 0, False, FillReason.DEMAND),
+    proto.Progress(1, 0, -1, False, FillReason.DEMAND),
+    proto.Progress(1, 0, 0, False, FillReason.DEMAND, 1 << 64),
     proto.Failed(1, 1000, "x"),
     proto.Failed(1, 0, "x" * 5000),
     proto.Postponed(1, 1000, "x"),
@@ -423,7 +425,7 @@ def test_descriptors_are_not_for_the_keeper(table: Table) -> None:
 
 messages = st.one_of(
     st.builds(proto.Progress, st.integers(0, 3), st.integers(-5, 30), st.integers(-10, 1 << 63), st.booleans(),
-              st.sampled_from(Why), st.integers(-1, 1 << 40)),
+              st.sampled_from(FillReason), st.integers(-1, 1 << 40)),
     st.builds(proto.Failed, st.integers(0, 3), st.integers(-5, 30), st.text(max_size=9), st.text(max_size=9)),
     st.builds(proto.Synced, st.integers(0, 3)),
     st.builds(proto.Present, st.integers(0, 3), st.from_regex("^[0-9a-f]{1,9}$")),

@@ -16,7 +16,7 @@ from nydus_erofs.erofs.ids import BlobId, blob_id
 from nydus_erofs.fscache.config.service import Config
 from nydus_erofs.fscache.keeper.engine import taking_over
 from nydus_erofs.fscache.keeper.engine.mounted import MountedImage, MountRecord
-from nydus_erofs.fscache.keeper.images.origin import Given, Origin
+from nydus_erofs.fscache.keeper.images.origin import ImageRequest, Origin
 from nydus_erofs.fscache.kernel.fd import Fd
 from tests.kit.processes import run_to_the_end
 
@@ -52,7 +52,7 @@ def open_blob(_folders: Sequence[str], blob: BlobId) -> Fd:
 
 
 def mounted(*blobs: str, image: str = "/image.meta") -> MountedImage:
-    record = MountRecord("0" * 32, Given(image), "/target", prefetch=False)
+    record = MountRecord("0" * 32, ImageRequest(image), "/target", prefetch=False)
     nothing: Any = None
     stores: Any = blobs
     return MountedImage("", record, Origin(image, []), list(map(blob_id, blobs)), stores, nothing, nothing)

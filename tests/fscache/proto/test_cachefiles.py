@@ -87,7 +87,7 @@ def test_key_sizes_that_lie(msg_id: int, object_id: int, volume: int, cookie: in
 @given(st.integers(-5, 105), st.integers(-5, 105), st.integers(-5, 105))
 def test_limits_are_never_refused_by_the_kernel(run: int, cull: int, stop: int) -> None:
     """Each command is checked alone against the values of the moment (fs/cachefiles/daemon.c)."""
-    limits = proto.Limits(run, cull, stop)
+    limits = proto.CullLimits(run, cull, stop)
     if not 0 <= stop < cull < run < 100:
         with pytest.raises(ConfigError):
             proto.set_up("/cache", "tag", limits)

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from nydus_erofs.fscache.kernel import channel
 from nydus_erofs.fscache.kernel.fd import Fd
 from nydus_erofs.fscache.proto import prepare, worker
-from nydus_erofs.fscache.proto.worker import Failed, Progress, Synced, Why
+from nydus_erofs.fscache.proto.worker import Failed, FillReason, Progress, Synced
 
 DECODERS = [worker.decode_for_keeper, worker.decode_for_worker, prepare.decode_for_keeper, prepare.decode_for_prepare]
 NONSENSE = [
@@ -51,7 +51,7 @@ to_worker = st.one_of(
     st.builds(worker.Sync, numbers),
 )
 to_keeper = st.one_of(
-    st.builds(worker.Progress, numbers, numbers, sizes, st.booleans(), st.sampled_from(Why), sizes),
+    st.builds(worker.Progress, numbers, numbers, sizes, st.booleans(), st.sampled_from(FillReason), sizes),
     st.builds(worker.Failed, numbers, numbers, texts, texts, st.booleans()),
     st.builds(worker.Synced, numbers),
 )

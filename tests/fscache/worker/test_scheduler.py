@@ -8,7 +8,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from nydus_erofs.fscache.proto.worker import Why
+from nydus_erofs.fscache.proto.worker import FillReason
 from nydus_erofs.fscache.worker.scheduler import AHEAD, Job, Scheduler
 
 SEGMENTS, SIZE = 6, 100
@@ -87,7 +87,7 @@ class Scheduling(RuleBasedStateMachine):
         assert job.store in self.done, "of a store that is closed"
         assert job.segment not in self.done[job.store], "of a segment that is there"
         assert not self.job(*key), "of a segment that is being filled"
-        if job.why is Why.DEMAND:
+        if job.why is FillReason.DEMAND:
             assert key in queued
             assert sorted(job.ends) == sorted(self.wanted[key])
             assert job.upto is None or job.upto == max(job.ends), "enough for all, and no more than that"
@@ -95,7 +95,7 @@ class Scheduling(RuleBasedStateMachine):
             assert key not in self.wanted
             assert not queued, "a reader waits, and a thread works ahead"
             assert job.upto is None, "nobody says how much is enough"
-            if job.why is Why.PREFETCH:
+            if job.why is FillReason.PREFETCH:
                 assert job.store in self.prefetching
             self.failed.discard(key)
         self.running.append(Running(job))
@@ -201,7 +201,7 @@ def taken(scheduler: Scheduler, now: float = 0.0) -> Job:
     return job
 
 
-def drain(scheduler: Scheduler) -> list[tuple[Why, int]]:
+def drain(scheduler: Scheduler) -> list[tuple[FillReason, int]]:
     jobs = []
     while job := scheduler.take():
         jobs.append((job.why, job.segment))
@@ -215,8 +215,8 @@ def test_demand_then_ahead_then_prefetch() -> None:
     scheduler.prefetch(1, True)
     scheduler.demand(1, 4, 1)
     scheduler.demand(1, 5, 1)  # behind 4: a sequential reader
-    expected = [(Why.DEMAND, 4), (Why.DEMAND, 5), (Why.AHEAD, 6), (Why.AHEAD, 7)]
-    assert drain(scheduler) == expected + [(Why.PREFETCH, s) for s in range(4)]
+    expected = [(FillReason.DEMAND, 4), (FillReason.DEMAND, 5), (FillReason.AHEAD, 6), (FillReason.AHEAD, 7)]
+    assert drain(scheduler) == expected + [(FillReason.PREFETCH, s) for s in range(4)]
 
 
 def test_a_random_reader_gets_what_he_asks_for_and_one_who_reads_on_gets_it_all() -> None:
@@ -240,7 +240,7 @@ def test_random_readers_get_nothing_ahead() -> None:
     scheduler.open(1, bytearray(50))
     for segment in (40, 3, 17, 30, 9):
         scheduler.demand(1, segment, 1)
-    assert {why for why, _ in drain(scheduler)} == {Why.DEMAND}
+    assert {why for why, _ in drain(scheduler)} == {FillReason.DEMAND}
 
 
 def test_a_reader_who_finds_everything_there_is_still_followed() -> None:
@@ -248,7 +248,7 @@ def test_a_reader_who_finds_everything_there_is_still_followed() -> None:
     scheduler.open(1, bytearray([1, 1, 1, 0, 0, 0]))
     scheduler.touch(1, 1)
     scheduler.touch(1, 2)
-    assert drain(scheduler) == [(Why.AHEAD, s) for s in range(3, 3 + AHEAD)]
+    assert drain(scheduler) == [(FillReason.AHEAD, s) for s in range(3, 3 + AHEAD)]
 
 
 def test_a_job_that_a_reader_joins_still_counts_as_background() -> None:
@@ -260,7 +260,7 @@ def test_a_job_that_a_reader_joins_still_counts_as_background() -> None:
         job = taken(scheduler)
         assert job.segment == segment
         scheduler.demand(1, segment, 1)
-        assert job.why is Why.DEMAND
+        assert job.why is FillReason.DEMAND
         scheduler.finish(job, complete=True)
 
 
@@ -376,7 +376,7 @@ def test_the_background_can_be_paused_and_demand_cannot() -> None:
     assert scheduler.next_time() == 5.0
     scheduler.demand(1, 7, 1)
     assert taken(scheduler, 4.9).segment == 7
-    assert taken(scheduler, 5.0).why is Why.PREFETCH
+    assert taken(scheduler, 5.0).why is FillReason.PREFETCH
 
 
 def test_a_store_closed_while_a_job_is_postponed() -> None:
