@@ -105,17 +105,16 @@ class DirectorySource:
         ``directory`` is its path for people, ``depth`` that of what it holds.
         """
         prefix = directory.rstrip(b"/") + b"/"
+        base = b"%b%d/" % (self._root.descriptors, fd)
         if len(prefix) - self._strip + _LONGEST_NAME >= MAX_PATH:
             raise SourceError(f"paths longer than {MAX_PATH} bytes below {printable(prefix[:200])}...")
         try:
-            # All names of a directory at once are much faster to encode.
-            names = sorted(filter(None, os.fsencode("/".join(os.listdir(fd))).split(b"/")))
+            names = sorted(os.listdir(base))
             own_xattrs = _read_xattrs(fd, directory)
         except OSError as error:
             raise source_error(error, directory) from None
         nodes: list[Node] = []
         subdirectories: list[_Folder] = []
-        base = b"%b%d/" % (self._root.descriptors, fd)
         whiteout, excluded, own, time_rule = self._whiteout, self._excluded, self._own_inos, self._time_rule
         lstat, listxattr, chunk_size, links = os.lstat, os.listxattr, self._chunk_size, self._links
         for name in names:
