@@ -45,11 +45,14 @@ class ControlServer:
                 raise ServiceError(
                     f"another service listens on {self._path}", hint="choose another folder with --run-dir"
                 )
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(self._path)
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         mask = os.umask(0o177)
         try:
-            self._server = await asyncio.start_unix_server(self._connected, self._path, limit=proto.MAX_LINE)
+            _listen(sock, self._path)
+            self._server = await asyncio.start_unix_server(self._connected, sock=sock, limit=proto.MAX_LINE)
+        except BaseException:
+            sock.close()
+            raise
         finally:
             os.umask(mask)
 
@@ -95,3 +98,13 @@ class ControlServer:
             task.cancel()
         with contextlib.suppress(FileNotFoundError):
             os.unlink(self._path)
+
+
+def _listen(sock: socket.socket, path: str) -> None:
+    """Bind and listen under another name first: where there is a socket, somebody answers."""
+    unborn = os.path.join(os.path.dirname(path), ".new")
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(unborn)
+    sock.bind(unborn)
+    sock.listen()
+    os.rename(unborn, path)

@@ -139,8 +139,8 @@ class Complete(Server):
 
     _MOUNT = """
 import os, sys
-from nydus_erofs.fscache import image
 from nydus_erofs.fscache.kernel.mount import mount_erofs
+from nydus_erofs.fscache.state import image
 state, target = sys.argv[1:]
 (folder,) = (entry.path for entry in os.scandir(f"{state}/images") if not entry.name.startswith("."))
 mount_erofs(f"{folder}/boot", f"{state}/store", image.devices(image.load(folder)), target, read_ahead_kib=%s)
