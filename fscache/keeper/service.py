@@ -22,14 +22,17 @@ from ...erofs.errors import KernelError, NydusErofsError, ServiceError
 from ..config.service import Config
 from ..doctor import cachefiles as cachefiles_doctor
 from ..doctor import checks, fanotify
+from ..kernel import channel
 from ..kernel.cachefiles import Device
+from ..kernel.fd import Fd
 from ..kernel.mount import MOUNT_FLAGS
 from ..kernel.process import own_descriptors, raise_file_limit
-from ..proto import control
+from ..proto import control, verifier, worker
 from ..proto.worker import Limits, Start
 from .children import dispatch
 from .children.errands import remove, write_out
 from .children.traffic import TrafficTable
+from .children.verifier_link import VerifierLink
 from .children.worker_link import WorkerLink
 from .control import ControlServer
 from .engine.base import Engine, MountOrder
@@ -66,13 +69,20 @@ class Keeper:
             config.patience,
             config.prefetch_bandwidth,
         )
+        # They hold what the kernel has for them: each of both is replaced without anybody noticing.
         start = Start(config.worker_uid, limits, self.state.store)
         self.worker = WorkerLink(start, self._on_new_worker, lambda: self.table.fail_all())
+        checking = verifier.Start(config.verifier_uid, self.state.store, limits.all_threads)
+        self.verifier = VerifierLink(
+            checking, self._on_new_verifier, self._on_no_verifier, lambda: self.table.fail_all()
+        )
         if config.backend is not None:
             self.worker.require(config.backend)
-        self.table = StoreTable(self.worker.send, asyncio.get_running_loop().call_later, _write_out, _discard)
+        later = asyncio.get_running_loop().call_later
+        self.table = StoreTable(self.worker.send, self.verifier.send, later, _write_out, _discard)
         self.traffic = TrafficTable()
-        self.worker.listen(dispatch.table(self.table, self.traffic, self.worker.on_answer))
+        self.worker.listen(dispatch.of_worker(self.table, self.traffic, self.worker.on_answer))
+        self.verifier.listen(dispatch.of_verifier(self.table))
         self.bootstraps = Bootstraps(self.state, self.worker)
         try:
             self.engine = self._choose_engine()
@@ -119,6 +129,23 @@ class Keeper:
 
     def _on_new_worker(self) -> None:
         self.traffic.on_new_worker()
+        if self.verifier.pid:
+            self._connect()
+
+    def _on_new_verifier(self) -> None:
+        self.table.show_all()
+        if self.worker.pid:
+            self._connect()
+
+    def _on_no_verifier(self) -> None:
+        self.table.on_no_verifier()
+        self.worker.kill()  # its connections are dead
+
+    def _connect(self) -> None:
+        """Let verifier and worker talk to each other."""
+        to_worker, to_verifier = (Fd(sock.detach()) for sock in channel.pair())
+        self.verifier.send(verifier.Connect(), [to_worker])
+        self.worker.send(worker.Connect(), [to_verifier])
         self.table.introduce_all()
 
     # --- running ---
@@ -127,7 +154,7 @@ class Keeper:
         """Serve until told to stop."""
         asyncio.get_running_loop().set_exception_handler(fatal)
         await self._server.start()
-        worker = background(self.worker.run())
+        children = [background(self.verifier.run()), background(self.worker.run())]
         self.engine.start()
         background(remove(self.state.left_over()))
         signals = Signals(stop=lambda: background(self.stop()), reload=lambda: background(self._reload()))
@@ -142,7 +169,8 @@ class Keeper:
             self._server.close()
             self.engine.close()
             self.worker.stop()
-            await worker
+            self.verifier.stop()
+            await asyncio.gather(*children)
             self.run_paths.close()
         logger().info("stopped")
 
@@ -187,7 +215,8 @@ class Keeper:
             engine=self.engine.name,
             state_dir=self.state.root,
             run_dir=self.run_paths.root,
-            worker=control.WorkerStatus(self.worker.pid, max(0, self.worker.restarts)),
+            worker=control.ProcessStatus(self.worker.pid, max(0, self.worker.restarts)),
+            verifier=control.ProcessStatus(self.verifier.pid, max(0, self.verifier.restarts)),
             backends=self.traffic.describe(),
             mounts=self.engine.describe(),
         )

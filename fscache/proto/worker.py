@@ -1,9 +1,9 @@
 """Messages between keeper and worker, each one packet of a SOCK_SEQPACKET socket.
 
-A *store* is the cache of one blob, made of segment files; the keeper numbers the stores it has open.
-Descriptors travel beside ``OpenStore`` (plan, segment folder, then the blob's sources), ``OpenObject``,
-``AddSource``, ``Inspect`` and the two ``Fetch``; none ever travels to the keeper. What the keeper asks with a
-``ticket`` has one answer, of the one type that the question names, or ``NotDone``.
+A *store* is the cache of one blob; the keeper numbers the stores it has open. Descriptors travel beside ``Connect``,
+``OpenStore``, ``OpenBootstrap``, ``AddSource``, ``Inspect`` and the two ``Fetch``; none ever travels to the keeper.
+What the keeper asks with a ``ticket`` has one answer, of the one type that the question names, or ``NotDone``. How
+much of a segment is there the worker does not say: the verifier does (``proto/verifier.py``), which sees it.
 
 The worker is not believed: what it may say is bounded here, field by field. Whether a message makes sense (a store
 that is open, a segment that it has) is for the keeper's table (``keeper/stores/table.py``).
@@ -167,9 +167,12 @@ class FetchBootstrap(Question[BootstrapFetched]):
 
 
 class OpenStore(_Message):
-    """Serve this store."""
+    """Serve this store. ``filled``: its segments that are complete, a bit each, lowest first, as hex. Descriptors:
+    the plan, the ``folder`` of its segment files if it has one, then the blob's sources."""
 
     store: int
+    filled: str
+    folder: bool = False
     remotes: list[Remote] = []
 
 
@@ -181,14 +184,14 @@ class PublishedBootstrap(msgspec.Struct, forbid_unknown_fields=True):
     identity: str
 
 
-class OpenObject(_Message):
-    """Serve an object of the kernel's cache. Descriptors: the object, then the plan and the blob's sources; or,
-    for a bootstrap of ``raw_size`` bytes, which is served as it is, its file; without a file it is ``published``."""
+class OpenBootstrap(_Message):
+    """Serve a bootstrap of so many bytes as it is, ``segment_size`` of them at a time: from its file (a descriptor),
+    or from where it is ``published``. ``filled`` as above."""
 
     store: int
-    raw_size: int = 0
-    segment_size: int = 0
-    remotes: list[Remote] = []
+    filled: str
+    size: int
+    segment_size: int
     published: PublishedBootstrap | None = None
 
 
@@ -200,10 +203,9 @@ class AddSource(_Message):
 
 
 class CloseStore(_Message):
-    """Forget this store; fills under way end by themselves. With ``sync``, then write it to disk and say so."""
+    """Forget this store; fills under way end by themselves."""
 
     store: int
-    sync: bool
 
 
 class Fill(_Message):
@@ -228,24 +230,18 @@ class Prefetch(_Message):
     on: bool
 
 
-class Sync(_Message):
-    """Write the store to disk and say so."""
-
-    store: int
+class Connect(_Message):
+    """Here is the verifier (one descriptor). Comes first."""
 
 
 # --- what the worker says by itself -------------------------------------------------------------------------
 
 
-class Progress(_Message):
-    """The first ``have`` bytes of this segment are there and verified; ``fetched`` bytes came from the backend."""
+class Fetched(_Message):
+    """A fill is done, for which so many bytes came from the backend."""
 
     store: Number
-    segment: Number
-    have: Bytes
-    done: bool
-    why: FillReason
-    fetched: Bytes = 0
+    bytes: Bytes
 
 
 class Failed(_Message):
@@ -266,19 +262,6 @@ class Postponed(_Message):
     message: Text
 
 
-class Present(_Message):
-    """Which segments of a store were there when it was opened: a bit each, lowest first, as hex."""
-
-    store: Number
-    segments: Annotated[str, Meta(pattern="^[0-9a-f]+$", max_length=1 << 15)]
-
-
-class Synced(_Message):
-    """The store is on disk."""
-
-    store: Number
-
-
 class Traffic(_Message):
     """What a backend was asked since this worker started: requests, bytes that came, seconds they took together and
     at most; requests that failed, and those of them that were sent again at once."""
@@ -295,8 +278,8 @@ class Traffic(_Message):
 
 
 AnyQuestion = Inspect | Peek | FetchRange | FetchBootstrap
-ToWorker = OpenStore | OpenObject | AddSource | CloseStore | Fill | Touch | Prefetch | Sync | AnyQuestion
-StoreNews = Progress | Failed | Postponed | Present | Synced
+ToWorker = Connect | OpenStore | OpenBootstrap | AddSource | CloseStore | Fill | Touch | Prefetch | AnyQuestion
+StoreNews = Fetched | Failed | Postponed
 ToKeeper = StoreNews | Traffic | Answer
 
 _encode = msgspec.json.Encoder().encode

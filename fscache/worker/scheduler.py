@@ -34,12 +34,10 @@ class Job:
     ends: list[int] = field(default_factory=list)
     lane: str = ""  # that it was started in
 
-    def reached(self, have: int) -> bool:
-        """Note progress; true when it satisfies a reader that waits."""
+    def reached(self, have: int) -> None:
+        """Note progress, and which readers it satisfies."""
         self.have = have
-        waiting = len(self.ends)
         self.ends = [end for end in self.ends if end > have]
-        return len(self.ends) < waiting
 
 
 @dataclass(eq=False, slots=True)
@@ -132,14 +130,14 @@ class Scheduler:
         self._queues.pop(store, None)
         self._active.pop(store, None)
 
-    def demand(self, store: int, segment: int, end: int) -> int | None:
-        """A reader waits for bytes up to ``end``; the bytes that are there already, when they are enough."""
+    def demand(self, store: int, segment: int, end: int) -> None:
+        """A reader waits for bytes up to ``end``. Of what is there already the verifier has told the keeper."""
         queue = self._queues[store]
         if queue.done[segment]:
-            return end
+            return
         if (job := queue.busy.get(segment)) is not None:
             if job.have >= end:
-                return job.have
+                return
             job.ends.append(end)
             job.why = FillReason.DEMAND
         elif (postponed := queue.postponed.get(segment)) is not None:
@@ -151,7 +149,6 @@ class Scheduler:
                 queue.whole.add(segment)
         self._look_ahead(queue, segment)
         self._active[store] = queue
-        return None
 
     def touch(self, store: int, segment: int) -> None:
         """A reader came by a segment that was there already."""

@@ -1,47 +1,54 @@
-"""The one table of what a worker may say.
+"""The tables of what worker and verifier may say.
 
-Each kind of message has one handler. ``proto/worker.py`` bounds every field; the handlers refuse what cannot be true
-(``LieError``). Whatever else comes ends that worker, never the keeper.
+Each kind of message has one handler. ``proto/worker.py`` and ``proto/verifier.py`` bound every field; the handlers
+refuse what cannot be true (``LieError``). Whatever else comes ends that process, never the keeper.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import msgspec
 
 from ...kernel.fd import Fd
-from ...proto import worker as proto
+from ...proto import verifier, worker
 from ..stores.table import LieError, StoreTable
 from .traffic import TrafficTable
 
 Handler = Callable[[Any], None]
 
 
-def table(stores: StoreTable, traffic: TrafficTable, on_answer: Handler) -> Mapping[type, Handler]:
+def of_worker(stores: StoreTable, traffic: TrafficTable, on_answer: Handler) -> Mapping[type, Handler]:
     """Message type -> its handler."""
     return {
-        proto.Progress: stores.on_progress,
-        proto.Failed: stores.on_failed,
-        proto.Postponed: stores.on_postponed,
-        proto.Present: stores.on_present,
-        proto.Synced: stores.on_synced,
-        proto.Traffic: traffic.on_news,
-        proto.Inspected: on_answer,
-        proto.Peeked: on_answer,
-        proto.RangeFetched: on_answer,
-        proto.BootstrapFetched: on_answer,
-        proto.NotDone: on_answer,
+        worker.Fetched: stores.on_fetched,
+        worker.Failed: stores.on_failed,
+        worker.Postponed: stores.on_postponed,
+        worker.Traffic: traffic.on_news,
+        worker.Inspected: on_answer,
+        worker.Peeked: on_answer,
+        worker.RangeFetched: on_answer,
+        worker.BootstrapFetched: on_answer,
+        worker.NotDone: on_answer,
     }
 
 
-def handle(handlers: Mapping[type, Handler], packet: bytes, fds: list[Fd]) -> proto.ToKeeper:
-    """Do what one packet of a worker says, and give it; LieError for anything that it may not say."""
+def of_verifier(stores: StoreTable) -> Mapping[type, Handler]:
+    """The same for what the verifier says."""
+    return {
+        verifier.Present: stores.on_present,
+        verifier.Progress: stores.on_progress,
+        verifier.Synced: stores.on_synced,
+    }
+
+
+def handle(decode: Callable[[bytes], Any], handlers: Mapping[type, Handler], packet: bytes, fds: Sequence[Fd]) -> Any:
+    """Do what one packet says, and give it; LieError for anything that it may not say."""
     if fds:
         raise LieError("descriptors")
     try:
-        message = proto.decode_for_keeper(packet)
+        message = decode(packet)
     except msgspec.DecodeError as error:
         raise LieError(str(error)) from None
     handlers[type(message)](message)

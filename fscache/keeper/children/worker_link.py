@@ -1,14 +1,9 @@
-"""The keeper's hold on its worker: start it, talk to it, and start it again whenever it ends."""
+"""The keeper's hold on its worker, and the questions that it is asked."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import os
-import signal
-import socket
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,22 +11,15 @@ import msgspec
 
 from ....erofs.errors import BackendError
 from ...config.backend import Remote
-from ...kernel import channel
 from ...kernel.fd import Fd
 from ...processes import WORKER
 from ...proto import worker as proto
 from ..log import logger
 from ..stores.table import LieError
-from .dispatch import Handler, handle
-from .spawn import ended, spawn
+from .process_link import ProcessLink
 
-_LONG = 5.0  # seconds after which a worker that does nothing right is well all the same
-_AT_ONCE = 3  # workers in a row that did nothing right, and are replaced without a pause
-_FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 2.0  # seconds
-_GIVE_UP = 30.0  # seconds without a healthy worker until waiting readers get EIO
 _PATIENCE = 30.0  # seconds for the worker to look at a bootstrap
 _MOST_WORKERS = 5  # that one question is put to
-_BATCH = 64  # packets taken before other work gets its turn
 
 
 @dataclass(slots=True)
@@ -44,41 +32,34 @@ class _Asked:
     workers: int = 1
 
 
-class WorkerLink:
-    """One worker process at a time.
+class WorkerLink(ProcessLink):
+    """One worker at a time.
 
     Args:
         start: what each is started with; what more it must be able to reach is added to it.
-        on_start: called when a new worker is there and knows nothing yet.
-        on_hopeless: called when no worker has lived for long: readers should not wait any more.
+        on_start, on_hopeless: as of ``ProcessLink``.
     """
 
     def __init__(self, start: proto.Start, on_start: Callable[[], None], on_hopeless: Callable[[], None]) -> None:
-        self._start, self._on_start, self._on_hopeless = start, on_start, on_hopeless
-        self._handlers: Mapping[type, Handler] = {}
-        self._outbox: channel.Outbox | None = None
-        self._sock_fd = -1
-        self._stopping = False
-        self._well = False  # this worker did something right
+        super().__init__(WORKER, proto.decode_for_keeper, self._ask_again, lambda: None, on_hopeless)
+        self._start, self._introduce = start, on_start
         self._asked: dict[int, _Asked] = {}
         self._ticket = 0
-        self.pid = 0
-        self.restarts = -1
 
-    def listen(self, handlers: Mapping[type, Handler]) -> None:
-        """What is done with each kind of message (``dispatch.table``)."""
-        self._handlers = handlers
+    def started_with(self) -> str:
+        return proto.encode_start(self._start)
 
-    def send(self, message: proto.ToWorker, fds: Sequence[Fd] = ()) -> None:
-        """Send a message and give its descriptors away. Without a worker it is dropped: the next one is told all."""
-        if self._outbox is None:
-            channel.close(fds)
-            return
-        try:
-            if not self._outbox.put(proto.encode(message), fds):
-                asyncio.get_running_loop().add_writer(self._sock_fd, self._flush)
-        except OSError:
-            self._outbox.discard()  # it died; run() notices
+    def does_right(self, said: object) -> bool:
+        return isinstance(said, proto.Fetched | proto.Answer)
+
+    def _ask_again(self) -> None:
+        self._introduce()
+        for asked in self._asked.values():
+            asked.workers += 1
+            if asked.workers > _MOST_WORKERS and not asked.answer.done():
+                asked.answer.set_exception(BackendError("every worker died over this", hint="see the log"))
+            else:
+                self._put(asked.question, asked.fd)
 
     async def inspect(self, bootstrap: Fd) -> list[tuple[str, int]]:
         """The blobs of a bootstrap: (id, bytes of its uncompressed address space); FormatError when it is none."""
@@ -121,7 +102,6 @@ class WorkerLink:
             return
         if not isinstance(answer, (type(asked.question).ANSWER, proto.NotDone)):
             raise LieError(f"{type(answer).__name__} for an answer to {type(asked.question).__name__}")
-        self._well = True
         asked.answer.set_result(answer)
 
     def require(self, remote: Remote) -> None:
@@ -136,97 +116,4 @@ class WorkerLink:
         self._start.certificates += certificates
         if self.pid:
             logger().info("worker replaced, to reach a backend", backend=kind)
-            self._kill()
-
-    def _kill(self) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            if self.pid:
-                os.kill(self.pid, signal.SIGKILL)
-
-    def _flush(self) -> None:
-        assert self._outbox is not None
-        try:
-            if not self._outbox.flush():
-                return
-        except OSError:
-            self._outbox.discard()
-        asyncio.get_running_loop().remove_writer(self._sock_fd)
-
-    async def run(self) -> None:
-        """Keep a worker running until ``stop``."""
-        healthy = time.monotonic()
-        failures = 0
-        while not self._stopping:
-            started = time.monotonic()
-            code = await self._live()
-            if self._stopping:
-                return
-            lived = time.monotonic() - started
-            logger().warning("worker ended", code=code, lived=round(lived, 3), restarts=self.restarts + 1)
-            if self._well or lived >= _LONG:
-                healthy, failures = time.monotonic(), 0
-                continue
-            failures += 1
-            if time.monotonic() - healthy > _GIVE_UP:
-                self._on_hopeless()
-            if failures > _AT_ONCE:
-                await asyncio.sleep(min(_LONGEST_PAUSE, _FIRST_PAUSE * 2 ** min(failures - _AT_ONCE - 1, 10)))
-
-    async def _live(self) -> int:
-        """One worker's life; its exit code."""
-        loop = asyncio.get_running_loop()
-        self.pid, sock = spawn(WORKER, proto.encode_start(self._start))
-        self.restarts += 1
-        self._well = False
-        sock.setblocking(False)
-        self._sock_fd = sock.fileno()
-        self._outbox = channel.Outbox(sock)
-        loop.add_reader(sock.fileno(), self._receive, sock)
-        try:
-            self._on_start()
-            for asked in self._asked.values():
-                asked.workers += 1
-                if asked.workers > _MOST_WORKERS and not asked.answer.done():
-                    asked.answer.set_exception(BackendError("every worker died over this", hint="see the log"))
-                else:
-                    self._put(asked.question, asked.fd)
-            return await ended(WORKER, self.pid)
-        finally:
-            self.pid = 0
-            loop.remove_reader(sock.fileno())
-            loop.remove_writer(sock.fileno())
-            while self._receive(sock):  # what it said last
-                pass
-            self._outbox.discard()
-            self._outbox = None
-            sock.close()
-
-    def _receive(self, sock: socket.socket) -> bool:
-        """Do what the worker says; whether there may be more of it."""
-        for _ in range(_BATCH):
-            try:
-                packet, fds = channel.receive(sock, proto.MAX_MESSAGE)
-                if not packet and not fds:
-                    break
-                try:
-                    said = handle(self._handlers, packet, fds)
-                finally:
-                    channel.close(fds)
-                self._well |= isinstance(said, proto.Progress) and said.have > 0
-            except BlockingIOError:
-                return False
-            except (LieError, channel.CutOffError) as error:
-                logger().error("worker ended for what it said", pid=self.pid, said=str(error)[:200])
-                break
-            except OSError:
-                break
-        else:
-            return True
-        asyncio.get_running_loop().remove_reader(sock.fileno())
-        self._kill()  # it is not heard any more: nobody may wait for it
-        return False
-
-    def stop(self) -> None:
-        """End the worker for good."""
-        self._stopping = True
-        self._kill()
+            self.kill()

@@ -110,7 +110,7 @@ class Images:
             await self._run(work, bootstrap, provide)
             localize = self._request.localize
             await in_child(
-                lambda: adopt.adopt(work, self._paths, image_id, self._uids.worker, localized=localize),
+                lambda: adopt.adopt(work, self._paths, image_id, self._uids.verifier, localized=localize),
                 "taking the image over",
                 _PATIENCE,
             )

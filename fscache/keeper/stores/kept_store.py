@@ -91,6 +91,7 @@ class KeptStore:
     users: int = 0
     prefetching: int = 0  # mounts that want it prefetched
     pending: bool = False  # where its blob is, is being looked up: the worker cannot fill anything yet
+    looked: bool = False  # the verifier has looked at it: only then the worker is told of it
     synced: bool = False  # complete, and known to be on disk
     reopen: Callable[[], None] | None = None  # look for its blob anew, which may be another file by now
     counters: Counters = field(default_factory=Counters)
@@ -114,6 +115,12 @@ class KeptStore:
     @property
     def complete(self) -> bool:
         return self.left == 0
+
+    @property
+    def filled(self) -> str:
+        """Its complete segments, a bit each, lowest first, as hex."""
+        bits = sum(1 << number for number, have in enumerate(self.have) if have == self.spec.sizes[number])
+        return f"{bits:x}"
 
     @property
     def folder(self) -> FolderSpec | None:

@@ -1,4 +1,7 @@
-"""All open stores: who has them open, what the worker is told of them, and what it may say about them."""
+"""All open stores: who has them open, what verifier and worker are told of them, and what these may say about them.
+
+A new store is shown to the verifier. When that has said what of it is there, the worker is told to fill the rest.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from ...config.backend import Remote
 from ...kernel.fd import Fd
+from ...proto import verifier
 from ...proto import worker as proto
 from ...proto.worker import FillReason
 from ...state.layout import SET_ASIDE
@@ -23,7 +27,7 @@ _RETRY_PREFETCH = 10.0  # seconds until prefetch is tried again when the disk wa
 
 
 class LieError(Exception):
-    """The worker said what cannot be true."""
+    """A process said what cannot be true."""
 
 
 class StoreTable:
@@ -31,6 +35,7 @@ class StoreTable:
 
     Args:
         send: reaches the worker, if there is one just now; takes the descriptors.
+        show: the same for the verifier.
         later: calls something in so many seconds.
         write_out: has a folder written to the disk, and then calls back.
         discard: has a folder removed, if there is one.
@@ -39,11 +44,13 @@ class StoreTable:
     def __init__(
         self,
         send: Callable[[proto.ToWorker, Sequence[Fd]], None],
+        show: Callable[[verifier.ToVerifier, Sequence[Fd]], None],
         later: Callable[[float, Callable[[], None]], object],
         write_out: Callable[[str, Callable[[], None]], None],
         discard: Callable[[str], None],
     ) -> None:
-        self._send, self._later, self._write_out, self._discard = send, later, write_out, discard
+        self._send, self._show = send, show
+        self._later, self._write_out, self._discard = later, write_out, discard
         self._by_key: dict[str, KeptStore] = {}
         self._by_number: dict[int, KeptStore] = {}
         self._closing: dict[int, KeptStore] = {}  # closed, being written to disk
@@ -82,7 +89,7 @@ class StoreTable:
             if source is not None:
                 store.sources.add(source)
             self._by_key[key] = self._by_number[store.number] = store
-            self._introduce(store)
+            self._show_store(store)
         else:
             spec.close()
             if source is not None:
@@ -97,7 +104,7 @@ class StoreTable:
             if isinstance(source, Fd):
                 source.close()
             return
-        if not store.sources.add(source):
+        if not store.sources.add(source) or not store.looked:
             return
         if isinstance(source, Fd):
             self._send(proto.AddSource(store.number), [source.dup()])
@@ -112,16 +119,20 @@ class StoreTable:
 
     def _ask(self, store: KeptStore) -> None:
         """Have the worker fill what is waited for, and what is to be prefetched."""
-        if store.pending:
+        if store.pending or not store.looked:
             return
         for segment, end in store.waits.ask_again():
             self._send(proto.Fill(store.number, segment, end), [])
         if store.prefetching and not store.complete:
             self._send(proto.Prefetch(store.number, True), [])
 
+    def _show_store(self, store: KeptStore) -> None:
+        self._show(*store.spec.for_verifier(store.number, store.sources.files))
+
     def _introduce(self, store: KeptStore) -> None:
-        descriptors = [*store.spec.descriptors(), *(fd.dup() for fd in store.sources.files)]
-        self._send(store.spec.message(store.number, store.sources.remotes), descriptors)
+        message, descriptors = store.spec.for_worker(store.number, store.filled, store.sources.remotes)
+        self._send(message, [*descriptors, *(fd.dup() for fd in store.sources.files)])
+        self._ask(store)
 
     def close(self, store: KeptStore) -> None:
         """One user less; the last one closes it, and what it holds is written to disk in the background."""
@@ -130,7 +141,9 @@ class StoreTable:
             return
         folder = store.folder
         sync = folder is not None and not store.synced
-        self._send(proto.CloseStore(store.number, sync), [])
+        if store.looked:
+            self._send(proto.CloseStore(store.number), [])
+        self._show(verifier.CloseStore(store.number, sync), [])
         if sync:
             self._closing[store.number] = store
         store.spec.close()
@@ -145,12 +158,13 @@ class StoreTable:
     def prefetch(self, store: KeptStore, on: bool) -> None:
         """One mount more, or one less, wants everything fetched."""
         store.prefetching += 1 if on else -1
-        if not (store.complete or store.pending):
+        if store.looked and not (store.complete or store.pending):
             self._send(proto.Prefetch(store.number, store.prefetching > 0), [])
 
     def wait(self, store: KeptStore, segment: int, end: int, waiter: Waiter) -> None:
         """A reader waits for the first ``end`` bytes of a segment."""
-        if store.waits.add(segment, Wait(end, time.monotonic(), waiter)) and not store.pending:
+        new = store.waits.add(segment, Wait(end, time.monotonic(), waiter))
+        if new and store.looked and not store.pending:
             self._send(proto.Fill(store.number, segment, end), [])
 
     def forget(self, waiter: Waiter) -> None:
@@ -160,7 +174,7 @@ class StoreTable:
 
     def touch(self, store: KeptStore, segment: int) -> None:
         """A reader came to a segment that was there."""
-        if not store.complete:
+        if store.looked and not store.complete:
             self._send(proto.Touch(store.number, segment), [])
 
     def fail_all(self) -> None:
@@ -169,17 +183,27 @@ class StoreTable:
             for segment, _ in store.waits.unanswered():
                 _answer(store, segment, store.waits.take_all(segment), allow=False)
 
-    # --- workers come and go ---
+    # --- processes come and go ---
 
     def introduce_all(self) -> None:
-        """Tell a new worker everything: stores, readers that wait, prefetch, what is not on disk yet."""
+        """Tell a new worker everything: stores, readers that wait, prefetch."""
         for store in self._by_key.values():
-            self._introduce(store)
-            self._ask(store)
+            if store.looked:
+                self._introduce(store)
+
+    def on_no_verifier(self) -> None:
+        """Nobody writes any more, and no worker can do anything."""
+        for store in self._by_key.values():
+            store.looked = False
+
+    def show_all(self) -> None:
+        """Show a new verifier everything, also what is not on disk yet."""
+        for store in self._by_key.values():
+            self._show_store(store)
             if store.complete:
                 self._sync(store)
         for number in list(self._closing):
-            # The worker that wrote it is dead, so nothing is under way, and nobody is left to write it out.
+            # The verifier that wrote it is dead, so nothing is under way, and nobody is left to write it out.
             self._write_out_closed(number)
 
     def _write_out_closed(self, number: int) -> None:
@@ -189,9 +213,9 @@ class StoreTable:
 
     def _sync(self, store: KeptStore) -> None:
         if store.folder is not None and not store.synced:
-            self._send(proto.Sync(store.number), [])
+            self._show(verifier.Sync(store.number), [])
 
-    # --- what the worker says (see children/dispatch.py) ---
+    # --- what they say (see children/dispatch.py) ---
 
     def _known(self, number: int) -> KeptStore | None:
         """The store that a message is about; None when it was closed meanwhile."""
@@ -205,7 +229,7 @@ class StoreTable:
             raise LieError(f"store {store.label} has no segment {segment}")
         return store
 
-    def on_synced(self, message: proto.Synced) -> None:
+    def on_synced(self, message: verifier.Synced) -> None:
         store = self._known(message.store)
         if message.store in self._closing:
             self._settle_closed(message.store)
@@ -227,25 +251,32 @@ class StoreTable:
         if store.complete:
             self._discard(os.path.join(directory, SET_ASIDE))
 
-    def on_present(self, message: proto.Present) -> None:
-        """What was there of a store when a worker opened it."""
+    def on_present(self, message: verifier.Present) -> None:
+        """What was there of a store when a verifier opened it."""
         store = self._known(message.store)
         if store is None:
             return
         bits = int(message.segments, 16)
-        if bits >> len(store.have):
-            raise LieError(f"store {store.label} has other segments")
+        if bits >> len(store.have) or store.looked:
+            raise LieError(f"store {store.label} has other segments, or was opened before")
         complete = store.complete
         for segment, size in enumerate(store.spec.sizes):
             if bits >> segment & 1:
                 store.counters.cached += store.grow(segment, size)
+                _answer(store, segment, store.waits.take_all(segment), allow=True, done=True)
         self._completed(store, before=complete)
+        store.looked = True
+        self._introduce(store)
+
+    def on_fetched(self, message: proto.Fetched) -> None:
+        if (store := self._known(message.store)) is not None:
+            store.counters.fetched += message.bytes
 
     def on_postponed(self, message: proto.Postponed) -> None:
         if (store := self._segment(message.store, message.segment)) is not None:
             store.counters.waiting_for = message.message
 
-    def on_progress(self, message: proto.Progress) -> None:
+    def on_progress(self, message: verifier.Progress) -> None:
         segment, have = message.segment, message.have
         store = self._segment(message.store, segment)
         if store is None:
@@ -255,7 +286,6 @@ class StoreTable:
         complete = store.complete
         new = store.grow(segment, have)
         counters = store.counters
-        counters.fetched += message.fetched
         counters.waiting_for = ""
         match message.why:
             case FillReason.DEMAND:

@@ -19,7 +19,7 @@ from nydus_erofs.fscache.keeper.stores.table import StoreTable
 from nydus_erofs.fscache.kernel import channel
 from nydus_erofs.fscache.kernel.fd import Fd
 from nydus_erofs.fscache.proto import cachefiles as proto
-from nydus_erofs.fscache.proto import worker
+from nydus_erofs.fscache.proto import verifier, worker
 
 SIZES = [1 << 16, 1 << 16, 4096 * 3]
 TOTAL = sum(SIZES)
@@ -33,13 +33,14 @@ class Kernel(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.table = StoreTable(self.send, lambda *_: None, lambda *_: None, lambda _: None)
+        self.table = StoreTable(self.send, self.show, lambda *_: None, lambda *_: None, lambda _: None)
         self.objects = objects.ObjectTable(self.table)
         self.completed: list[int] = []
         self.patch = pytest.MonkeyPatch()
         self.patch.setattr(objects, "complete", lambda fd, msg_id: self.completed.append(msg_id))
         self.open: dict[int, objects.CacheObject] = {}
         self.next = 0
+        self.shown: list[int] = []
         self.open_reads: dict[int, int] = {}  # message -> its object
         self.have: dict[KeptStore, list[int]] = {}  # bytes of each segment
         self.asked: dict[tuple[int, int], int] = {}  # (store, segment) -> end that the worker will report on
@@ -53,6 +54,16 @@ class Kernel(RuleBasedStateMachine):
         channel.close(fds)
         if isinstance(message, worker.Fill):
             self.asked[message.store, message.segment] = message.end
+
+    def show(self, message: verifier.ToVerifier, fds: Sequence[Fd] = ()) -> None:
+        channel.close(fds)
+        if isinstance(message, verifier.OpenObject):
+            self.shown.append(message.store)
+
+    def look(self) -> None:
+        """The verifier does, and finds nothing."""
+        while self.shown:
+            self.table.on_present(verifier.Present(self.shown.pop(), "0"))
 
     def number(self) -> int:
         self.next += 1
@@ -87,6 +98,7 @@ class Kernel(RuleBasedStateMachine):
             spec = BlobSpec(SIZES, cache_object.fd.dup(), Fd(os.open(os.devnull, os.O_RDONLY)))
             store = self.objects.add_store(cache_object, plan, spec, None)
             self.have[store] = [0] * len(SIZES)
+            self.look()
 
     @rule(data=st.data())
     @precondition(lambda self: self.stores())
@@ -117,7 +129,7 @@ class Kernel(RuleBasedStateMachine):
         done = have == SIZES[segment]
         if have >= self.asked.get((store.number, segment), 0):
             self.asked.pop((store.number, segment), None)
-        self.table.on_progress(worker.Progress(store.number, segment, have, done, worker.FillReason.DEMAND))
+        self.table.on_progress(verifier.Progress(store.number, segment, have, done, worker.FillReason.DEMAND))
 
     @rule(data=st.data(), segment=st.integers(0, 2), full=st.booleans())
     @precondition(lambda self: self.stores())
@@ -125,6 +137,14 @@ class Kernel(RuleBasedStateMachine):
         store = data.draw(st.sampled_from(self.stores()))
         self.asked.pop((store.number, segment), None)
         self.table.on_failed(worker.Failed(store.number, segment, "why", "", full))
+
+    @rule()
+    def new_verifier(self) -> None:
+        """It takes the worker with it."""
+        self.asked = {}
+        self.table.on_no_verifier()
+        self.table.show_all()
+        self.look()
 
     @rule()
     def new_worker(self) -> None:
@@ -172,9 +192,10 @@ def test_a_read_that_crosses_the_news_of_its_bytes() -> None:
         (number,) = kernel.open
         spec = BlobSpec(SIZES, kernel.open[number].fd.dup(), Fd(os.open(os.devnull, os.O_RDONLY)))
         store = kernel.objects.add_store(kernel.open[number], "p", spec, None)
+        kernel.look()
         kernel.objects.serve(kernel.open[number])
         kernel.objects.on_read(proto.Read(7, number, 0, 8192))
-        kernel.table.on_progress(worker.Progress(store.number, 0, 8192, False, worker.FillReason.DEMAND))
+        kernel.table.on_progress(verifier.Progress(store.number, 0, 8192, False, worker.FillReason.DEMAND))
         kernel.objects.on_read(proto.Read(8, number, 4096, 4096))
         assert kernel.completed == [7, 8]
     finally:

@@ -27,7 +27,7 @@ from nydus_erofs.fscache.keeper.stores.table import StoreTable
 from nydus_erofs.fscache.kernel import channel
 from nydus_erofs.fscache.kernel.fd import Fd
 from nydus_erofs.fscache.proto import cachefiles as proto
-from nydus_erofs.fscache.proto import worker
+from nydus_erofs.fscache.proto import verifier, worker
 from nydus_erofs.fscache.state.plan import CHUNK, MAGIC, SEGMENT, PlanHeader
 
 BLOCK = 4096
@@ -119,7 +119,7 @@ class World:
             return Names(f"{folder}/names", f"{folder}/objects", lambda key: f"{folder}/{key}/plan")
 
         self.kernel = Kernel(names)
-        self.table = StoreTable(self._send, lambda *_: None, lambda *_: None, lambda _: None)
+        self.table = StoreTable(self._send, self._show, lambda *_: None, lambda *_: None, lambda _: None)
         self.objects = objects.ObjectTable(self.table)
         state: Any = SimpleNamespace(store_of=lambda key: f"{folder}/{key}")
         bootstraps: Any = SimpleNamespace(provider=lambda places: None)
@@ -128,6 +128,13 @@ class World:
         self.served = ServedImages(state, self.table, self.objects, self.known, bootstraps, images, patience=60)
         self.requests = Requests(cast("Any", self.kernel), self.objects, self.served, self.arrive)
         self.requests.start()
+
+    def _show(self, message: verifier.ToVerifier, fds: Sequence[Fd] = ()) -> None:
+        """The verifier looks at once, and finds nothing."""
+        channel.close(fds)
+        if isinstance(message, verifier.OpenObject):
+            present = verifier.Present(message.store, "0")
+            asyncio.get_running_loop().call_soon(self.table.on_present, present)
 
     def _send(self, message: worker.ToWorker, fds: Sequence[Fd] = ()) -> None:
         self.sent.append(message)
@@ -216,10 +223,10 @@ def test_an_image_from_its_mount_to_its_end(play: Play) -> None:
         read = world.kernel.wants(blob)
         await world.until(lambda: world.an_object(BLOB).ready)
         assert [type(message) for message in world.sent] == [
-            worker.OpenObject, worker.Prefetch, worker.OpenObject, worker.Fill
+            worker.OpenBootstrap, worker.Prefetch, worker.OpenStore, worker.Fill
         ]  # fmt: skip
         store = world.an_object(BLOB).stores[world.images.says["one"][BLOB]]
-        world.table.on_progress(worker.Progress(store.number, 0, 2 * BLOCK, True, worker.FillReason.DEMAND))
+        world.table.on_progress(verifier.Progress(store.number, 0, 2 * BLOCK, True, worker.FillReason.DEMAND))
         assert world.kernel.completed == [read]
         image = world.served.find("d", "one")
         assert image is not None

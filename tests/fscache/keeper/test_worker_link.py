@@ -12,9 +12,8 @@ from types import SimpleNamespace
 import pytest
 
 from nydus_erofs.fscache.config.backend import HttpProxy
-from nydus_erofs.fscache.keeper.children import dispatch
+from nydus_erofs.fscache.keeper.children import dispatch, process_link
 from nydus_erofs.fscache.keeper.children import spawn as spawning
-from nydus_erofs.fscache.keeper.children import worker_link as workerlink
 from nydus_erofs.fscache.keeper.children.traffic import TrafficTable
 from nydus_erofs.fscache.keeper.children.worker_link import WorkerLink
 from nydus_erofs.fscache.keeper.stores.table import StoreTable
@@ -35,8 +34,8 @@ class Watched(WorkerLink):
             self.hopeless.set,
         )
         self.listen(
-            dispatch.table(
-                StoreTable(self.send, lambda *_: None, lambda *_: None, lambda _: None),
+            dispatch.of_worker(
+                StoreTable(self.send, lambda *_: None, lambda *_: None, lambda *_: None, lambda _: None),
                 TrafficTable(),
                 self.on_answer,
             )
@@ -115,8 +114,8 @@ def test_a_call_outside_its_list_is_told(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_a_worker_that_cannot_live(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
     """It is started again and again, more and more slowly; and nobody is left waiting for it."""
-    monkeypatch.setattr(workerlink, "_GIVE_UP", 0.5)
-    monkeypatch.setattr(workerlink, "_LONGEST_PAUSE", 0.2)
+    monkeypatch.setattr(process_link, "_GIVE_UP", 0.5)
+    monkeypatch.setattr(process_link, "_LONGEST_PAUSE", 0.2)
 
     async def work(link: Watched) -> None:
         await link.hopeless.wait()

@@ -21,7 +21,6 @@ from nydus_erofs.erofs.errors import FormatError, NydusErofsError, UnsupportedEr
 from nydus_erofs.erofs.head import read_head
 from nydus_erofs.erofs.source import BufferSource
 from nydus_erofs.fscache.state.layout import segment_name
-from nydus_erofs.fscache.worker.fill import fill
 from tests.kit.oracles import Oracles
 from tests.kit.reading import compare_expected
 from tests.kit.stores import MadeStore, MakeStore, OpenImage, OpenImages
@@ -69,7 +68,7 @@ mount_erofs(bootstrap, folder, devices, target)
 def filled(image: OpenImage, make_store: MakeStore) -> MadeStore:
     made = make_store(image)
     for number in range(len(image.map.segments)):
-        fill(made.store, number, lambda _: None)
+        made.fill(number)
     return made
 
 
