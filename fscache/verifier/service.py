@@ -24,6 +24,7 @@ from .segment_files import SegmentFiles
 from .store import RefusedError, Store
 
 CRASHED = 70  # exit code of a verifier that met a bug (EX_SOFTWARE)
+_USUAL = 3 * proto.PIECE  # bytes: a piece of chunks that have a MiB each
 
 
 class Verifier:
@@ -39,6 +40,7 @@ class Verifier:
         self._lock = threading.Lock()
         self._idle = threading.Condition(self._lock)  # nothing of a store is being written any more
         self._writing: Counter[int] = Counter()  # pieces, by store
+        self._buffers: list[bytearray] = []  # that nobody uses now: as many as pieces were judged at a time
         self._send_lock = threading.Lock()
 
     def run(self) -> None:
@@ -112,7 +114,6 @@ class Verifier:
 
     def _serve(self, sock: socket.socket, memory: Fd) -> None:
         """One connection. Whatever breaks its rules ends it."""
-        private = bytearray(2 * proto.PIECE)
         with sock, memory:
             while True:
                 try:
@@ -122,23 +123,25 @@ class Verifier:
                     piece = proto.decode_piece(packet)
                 except (ConnectionError, msgspec.DecodeError):
                     return
-                verdict = self._judge(piece, memory, private)
-                del private[2 * proto.PIECE :]
+                verdict = self._judge(piece, memory)
                 try:
                     channel.send(sock, proto.encode(verdict))
                 except ConnectionError:
                     return
 
-    def _judge(self, piece: proto.Piece, memory: Fd, private: bytearray) -> proto.Verdict:
+    def _judge(self, piece: proto.Piece, memory: Fd) -> proto.Verdict:
         with self._lock:
             store = self._stores.get(piece.store)
             if store is None:
                 return proto.Verdict(0, 0, "the store is closed")
             self._writing[piece.store] += 1
+            private = self._buffers.pop() if self._buffers else bytearray(_USUAL)
         try:
             verdict = store.judge(piece, lambda size: _copy(memory, size, private))
         finally:
             with self._lock:
+                if len(private) == _USUAL:
+                    self._buffers.append(private)
                 self._writing[piece.store] -= 1
                 if not self._writing[piece.store]:
                     self._idle.notify_all()

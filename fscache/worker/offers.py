@@ -16,6 +16,10 @@ from ..proto import verifier as proto
 from ..proto.verifier import MOST_CHUNKS, PIECE
 
 
+class VerifierGoneError(Exception):
+    """There is no verifier any more, and there will not be one for this worker."""
+
+
 class Judge(Protocol):
     """Whoever takes pieces."""
 
@@ -32,12 +36,8 @@ class Link:
         self._lock = threading.Lock()
 
     def connect(self) -> Connection:
-        """ConnectionError when the verifier is gone."""
         with self._lock:
-            channel.send(self._sock, b"!")
-            _, fds = channel.receive(self._sock, 1)
-        if not fds:
-            raise ConnectionResetError("the verifier is gone")
+            _, fds = _exchange(self._sock, b"!")
         end, memory = fds
         return Connection(socket.socket(fileno=end.steal()), memory)
 
@@ -49,23 +49,33 @@ class Connection:
         self._sock, self._memory = sock, memory
 
     def ask(self, piece: proto.Piece, parts: list[Buffer]) -> proto.Verdict:
-        size = _write(self._memory, parts)
-        channel.send(self._sock, proto.encode(piece))
-        packet, _ = channel.receive(self._sock, proto.MAX_MESSAGE)
-        if not packet:
-            raise ConnectionResetError("the verifier is gone")
-        if size > 2 * PIECE:
-            os.ftruncate(self._memory.fd, 0)
+        _write(self._memory, parts)
+        packet, _ = _exchange(self._sock, proto.encode(piece))
         return proto.decode_verdict(packet)
 
+    def rest(self) -> None:
+        """Nothing will be asked for a while: let go of the memory."""
+        os.ftruncate(self._memory.fd, 0)
 
-def _write(memory: Fd, parts: list[Buffer]) -> int:
+
+def _exchange(sock: socket.socket, packet: bytes) -> tuple[bytes, list[Fd]]:
+    """Say something, and hear what is said to it."""
+    try:
+        channel.send(sock, packet)
+        answer = channel.receive(sock, proto.MAX_MESSAGE)
+    except ConnectionError:
+        answer = b"", []
+    if not answer[0]:
+        raise VerifierGoneError
+    return answer
+
+
+def _write(memory: Fd, parts: list[Buffer]) -> None:
     at, total = 0, sum(map(len, parts))
     while at < total:
         at += os.pwritev(memory.fd, parts, at)
         if at < total:
             parts, at = [b"".join(parts)], 0
-    return total
 
 
 class Offers:

@@ -29,7 +29,7 @@ from ..proto.worker import Limits
 from ..state.plan import AnyPlan, Plan, RawPlan
 from .answers import answer
 from .fill import Fill
-from .offers import Connection, Link
+from .offers import Connection, Link, VerifierGoneError
 from .scheduler import Job, Scheduler
 from .store import BlobSource, Store
 
@@ -169,6 +169,7 @@ class Worker:
             store, job = self._take()
             connection = connection or self._connect()
             self._run(store, job, connection)
+            connection.rest()
             del store, job
 
     def _connect(self) -> Connection:
@@ -196,9 +197,6 @@ class Worker:
             fetched = fill.run(job.upto)
         except NydusErofsError as error:
             self._unfilled(job, error)
-            return
-        except OSError as error:
-            self._unfilled(job, BackendError(f"looking at the cache: {error.strerror}", retryable=False))
             return
         with self._work:
             if job.background and self._limits.bandwidth:
@@ -238,6 +236,8 @@ def _fatal(call: Callable[..., None], *arguments: object) -> None:
     """A thread's body: whatever goes wrong in it ends the process."""
     try:
         call(*arguments)
+    except VerifierGoneError:
+        os._exit(0)
     except BaseException:
         traceback.print_exc()
         sys.stderr.flush()

@@ -7,6 +7,7 @@ import os
 from collections.abc import Sequence
 from typing import Protocol
 
+from ...erofs.errors import BackendError
 from ...erofs.source import FileSource, Source
 from ..kernel.fd import Fd
 from ..state.layout import SET_ASIDE, segment_name
@@ -36,10 +37,13 @@ class Store:
                 self._aside = Fd(os.open(SET_ASIDE, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=folder.fd))
 
     def have(self, segment: int) -> int | None:
-        """Bytes that a segment has from its start on; None when only the verifier can tell."""
+        """Bytes that a segment has from its start on, BackendError; None when only the verifier can tell."""
         if self._folder is None:
             return None
-        return os.stat(segment_name(segment), dir_fd=self._folder.fd, follow_symlinks=False).st_size
+        try:
+            return os.stat(segment_name(segment), dir_fd=self._folder.fd, follow_symlinks=False).st_size
+        except OSError as error:
+            raise BackendError(f"looking at the cache: {error.strerror}", retryable=False) from None
 
     def aside(self, segment: int) -> FileSource | None:
         """What a segment held before a crash of the machine, which may have damaged it."""
