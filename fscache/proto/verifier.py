@@ -5,8 +5,8 @@ folder), ``OpenObject`` (the object, then its plan, or the bootstrap's file if i
 to a new worker). None ever travels back.
 
 A worker asks for connections over that socket, any packet for one, and is given two descriptors: a socket, and memory
-that it writes chunks to. On that socket it offers a ``Piece`` and hears a ``Verdict``, one after the other. It is
-not believed: what it may say is bounded here, field by field.
+that it writes chunks to. On that socket it offers a ``Piece`` or a ``Proof`` and hears a ``Verdict``, one after the
+other. It is not believed: what it may say is bounded here, field by field.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from .worker import Bytes, FillReason, Number
 MAX_MESSAGE = 1 << 16
 PIECE = 512 << 10  # bytes of chunks: when there are so many, they are offered
 MOST_CHUNKS = 1000  # of one piece
+MAX_PROOF = 17 << 20  # bytes: more than a tree over 2 GiB has
 
 
 class Start(msgspec.Struct, forbid_unknown_fields=True):
@@ -47,11 +48,13 @@ class OpenFolder(_Message):
 
 
 class OpenObject(_Message):
-    """A store in an object of the kernel's cache. With ``raw_size`` it is a bootstrap, which is served as it is."""
+    """A store in an object of the kernel's cache. With ``raw_size`` it is a bootstrap, which is served as it is: its
+    file's bytes count, or those that the digest tree of this ``identity`` has the hashes of."""
 
     store: int
     raw_size: int = 0
     segment_size: int = 0
+    identity: str = ""
 
 
 class CloseStore(_Message):
@@ -100,15 +103,24 @@ class Synced(_Message):
 # --- between worker and verifier ----------------------------------------------------------------------------
 
 
-class Piece(msgspec.Struct, forbid_unknown_fields=True, array_like=True):
+class _Offer(msgspec.Struct, forbid_unknown_fields=True, array_like=True, tag=str.lower):
+    store: Number
+
+
+class Piece(_Offer):
     """``count`` chunks of a segment from its chunk ``first`` on. Their bytes lie in the memory of the connection, one
     behind the other; chunks that the image does not use have none. No chunk at all is a question: how far is it?"""
 
-    store: Number
     segment: Number
     first: Number
     count: Annotated[int, Meta(ge=0, le=MOST_CHUNKS)]
     why: FillReason
+
+
+class Proof(_Offer):
+    """The digest tree of a bootstrap: so many bytes, in the memory of the connection. Before the first piece."""
+
+    size: Annotated[int, Meta(gt=0, le=MAX_PROOF)]
 
 
 class Verdict(msgspec.Struct, forbid_unknown_fields=True, array_like=True):
@@ -123,15 +135,16 @@ class Verdict(msgspec.Struct, forbid_unknown_fields=True, array_like=True):
 
 ToVerifier = OpenFolder | OpenObject | CloseStore | Sync | Connect
 ToKeeper = Present | Progress | Synced
+Offer = Piece | Proof
 
 _encode = msgspec.json.Encoder().encode
 _to_verifier: msgspec.json.Decoder[ToVerifier] = msgspec.json.Decoder(ToVerifier)
 _to_keeper: msgspec.json.Decoder[ToKeeper] = msgspec.json.Decoder(ToKeeper)
-_piece: msgspec.json.Decoder[Piece] = msgspec.json.Decoder(Piece)
+_offer: msgspec.json.Decoder[Offer] = msgspec.json.Decoder(Offer)
 _verdict: msgspec.json.Decoder[Verdict] = msgspec.json.Decoder(Verdict)
 
 
-def encode(message: ToVerifier | ToKeeper | Piece | Verdict) -> bytes:
+def encode(message: ToVerifier | ToKeeper | Offer | Verdict) -> bytes:
     """One packet."""
     return _encode(message)
 
@@ -146,9 +159,9 @@ def decode_for_keeper(packet: bytes) -> ToKeeper:
     return decoded(_to_keeper, packet)
 
 
-def decode_piece(packet: bytes) -> Piece:
+def decode_offer(packet: bytes) -> Offer:
     """A packet from a worker, which is not trusted; msgspec.DecodeError when it is not one."""
-    return decoded(_piece, packet)
+    return decoded(_offer, packet)
 
 
 def decode_verdict(packet: bytes) -> Verdict:

@@ -59,10 +59,11 @@ class Verifier:
             case proto.OpenObject(store=number, raw_size=0):
                 cache_object, plan = fds
                 self._open(number, Store(Plan(plan), ObjectSink(cache_object)))
-            case proto.OpenObject(store=number, raw_size=size, segment_size=segment_size):
+            case proto.OpenObject(store=number):
                 cache_object, *files = fds
+                whole = RawPlan("bootstrap", message.raw_size, message.segment_size)
                 raw = FileSource(files[0].steal()) if files else None
-                self._open(number, Store(RawPlan("bootstrap", size, segment_size), ObjectSink(cache_object), raw))
+                self._open(number, Store(whole, ObjectSink(cache_object), raw, message.identity))
             case proto.CloseStore(store=number, sync=sync):
                 with self._lock:
                     store = self._stores.pop(number)
@@ -120,34 +121,34 @@ class Verifier:
                     packet, _ = channel.receive(sock, proto.MAX_MESSAGE, 0)
                     if not packet:
                         return
-                    piece = proto.decode_piece(packet)
+                    offer = proto.decode_offer(packet)
                 except (ConnectionError, msgspec.DecodeError):
                     return
-                verdict = self._judge(piece, memory)
+                verdict = self._judge(offer, memory)
                 try:
                     channel.send(sock, proto.encode(verdict))
                 except ConnectionError:
                     return
 
-    def _judge(self, piece: proto.Piece, memory: Fd) -> proto.Verdict:
+    def _judge(self, offer: proto.Offer, memory: Fd) -> proto.Verdict:
         with self._lock:
-            store = self._stores.get(piece.store)
+            store = self._stores.get(offer.store)
             if store is None:
                 return proto.Verdict(0, 0, "the store is closed")
-            self._writing[piece.store] += 1
+            self._writing[offer.store] += 1
             private = self._buffers.pop() if self._buffers else bytearray(_USUAL)
         try:
-            verdict = store.judge(piece, lambda size: _copy(memory, size, private))
+            verdict = store.judge(offer, lambda size: _copy(memory, size, private))
         finally:
             with self._lock:
                 if len(private) == _USUAL:
                     self._buffers.append(private)
-                self._writing[piece.store] -= 1
-                if not self._writing[piece.store]:
+                self._writing[offer.store] -= 1
+                if not self._writing[offer.store]:
                     self._idle.notify_all()
-        if not verdict.error:
-            done = verdict.have == store.plan.segments[piece.segment].size
-            self._tell(proto.Progress(piece.store, piece.segment, verdict.have, done, piece.why))
+        if isinstance(offer, proto.Piece) and not verdict.error:
+            done = verdict.have == store.plan.segments[offer.segment].size
+            self._tell(proto.Progress(offer.store, offer.segment, verdict.have, done, offer.why))
         return verdict
 
 

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
+from ...erofs import verity
 from ...erofs.digest import digest_function
 from ...erofs.errors import NydusErofsError
 from ...erofs.rafs import MAX_CHUNK_SIZE
@@ -14,7 +15,7 @@ from ...erofs.record import Buffer
 from ...erofs.segments import Segment
 from ...erofs.source import Source
 from ..proto.fault import MAX_TEXT
-from ..proto.verifier import PIECE, Piece, Verdict
+from ..proto.verifier import PIECE, Offer, Piece, Proof, Verdict
 from ..state.plan import AnyPlan, PlanChunk, PlanFlags
 
 ZEROS = memoryview(bytes(MAX_CHUNK_SIZE))
@@ -60,21 +61,26 @@ class Store:
 
     Args:
         raw: a bootstrap's file: its own bytes count, and nobody else's.
+        identity: of a bootstrap: only what its digest tree has the hash of counts.
     """
 
-    def __init__(self, plan: AnyPlan, sink: Sink, raw: Source | None = None) -> None:
-        self.plan, self._sink, self._raw = plan, sink, raw
+    def __init__(self, plan: AnyPlan, sink: Sink, raw: Source | None = None, identity: str = "") -> None:
+        self.plan, self._sink, self._raw, self._identity = plan, sink, raw, identity
+        self._tree: verity.Tree | None = None
         self._digest = digest_function(plan.digest_algo)
         self._locks = [threading.Lock() for _ in range(_LOCKS)]
         self.filled, self.sync = sink.filled, sink.sync
 
-    def judge(self, piece: Piece, copy: Callable[[int], memoryview]) -> Verdict:
-        """Write the chunks of a piece that are right, up to the first wrong one.
+    def judge(self, offer: Offer, copy: Callable[[int], memoryview]) -> Verdict:
+        """Write the chunks of a piece that are right, up to the first wrong one; or take a proof.
 
         Args:
-            copy: gives so many bytes, which are the chunks', and which nobody else can change.
+            copy: gives so many bytes, which are what is offered, and which nobody else can change.
         """
         try:
+            if isinstance(offer, Proof):
+                return self._take_proof(copy(offer.size))
+            piece = offer
             chunks, ends, size = self._chunks(piece)
             return self._write(piece, chunks, ends, copy(size))
         except RefusedError as error:
@@ -84,6 +90,13 @@ class Store:
         except OSError as error:
             full = error.errno in (errno.ENOSPC, errno.EDQUOT)
             return Verdict(0, 0, (error.strerror or str(error))[:MAX_TEXT], full)
+
+    def _take_proof(self, raw: memoryview) -> Verdict:
+        tree = verity.parse_tree(raw)
+        if tree.identity != self._identity or tree.size != self.plan.size:
+            raise RefusedError("the digest tree of another bootstrap")
+        self._tree = tree
+        return Verdict(0, 0)
 
     def _chunks(self, piece: Piece) -> tuple[list[PlanChunk], list[int], int]:
         """The chunks of a piece, where each ends in its segment, padding included, and their bytes in all.
@@ -117,7 +130,7 @@ class Store:
                 at += size
                 if self._raw is not None:
                     body = self._raw.read_at(chunk.uncompressed_offset, size)
-                elif not chunk.flags & _UNVERIFIED and self._digest(body) != chunk.digest:
+                elif not self._is_right(chunk, body):
                     break
             content.append(Bytes(start, body, end))
         with self._locks[piece.segment % _LOCKS]:
@@ -128,3 +141,10 @@ class Store:
                 self._sink.write(piece.segment, segment, content)
                 have = max(have, content[-1].end)
         return Verdict(len(content), have)
+
+    def _is_right(self, chunk: PlanChunk, data: memoryview) -> bool:
+        if not self._identity:
+            return bool(chunk.flags & _UNVERIFIED) or self._digest(data) == chunk.digest
+        if self._tree is None:
+            raise RefusedError("a piece before its proof")
+        return self._tree.agrees(chunk.uncompressed_offset, data)

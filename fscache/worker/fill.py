@@ -9,7 +9,7 @@ from ...erofs.errors import BackendError, CorruptError
 from ...erofs.record import Buffer
 from ...erofs.source import FileSource
 from ...erofs.unit import Decoder, ReadAt, Unit
-from ..proto.verifier import MOST_CHUNKS, PIECE, Piece, Verdict
+from ..proto.verifier import MOST_CHUNKS, PIECE, Piece, Proof, Verdict
 from ..proto.worker import FillReason
 from ..state.plan import PlanChunk, PlanFlags
 from .offers import Judge, Offers, raise_for
@@ -55,6 +55,10 @@ class Fill:
             CorruptError, BackendError: a chunk cannot be had; what was written before it stays.
             CacheFullError: no room; likewise.
         """
+        if self._store.proof is not None:
+            proof = self._store.proof()
+            raise_for(self._judge.ask(Proof(self._number, len(proof)), [proof]))
+            self._store.proof = None
         first, last = self._missing(upto)
         if first >= last:
             self._ask(0, [])  # all is there, which the keeper may not know

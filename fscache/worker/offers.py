@@ -21,10 +21,10 @@ class VerifierGoneError(Exception):
 
 
 class Judge(Protocol):
-    """Whoever takes pieces."""
+    """Whoever takes what is offered."""
 
-    def ask(self, piece: proto.Piece, parts: list[Buffer]) -> proto.Verdict:
-        """Offer chunks with these bytes."""
+    def ask(self, offer: proto.Offer, parts: list[Buffer]) -> proto.Verdict:
+        """Offer what has these bytes."""
         ...
 
 
@@ -43,14 +43,14 @@ class Link:
 
 
 class Connection:
-    """One thread's way to the verifier: one piece at a time."""
+    """One thread's way to the verifier: one offer at a time."""
 
     def __init__(self, sock: socket.socket, memory: Fd) -> None:
         self._sock, self._memory = sock, memory
 
-    def ask(self, piece: proto.Piece, parts: list[Buffer]) -> proto.Verdict:
+    def ask(self, offer: proto.Offer, parts: list[Buffer]) -> proto.Verdict:
         _write(self._memory, parts)
-        packet, _ = _exchange(self._sock, proto.encode(piece))
+        packet, _ = _exchange(self._sock, proto.encode(offer))
         return proto.decode_verdict(packet)
 
     def rest(self) -> None:

@@ -15,6 +15,7 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from math import inf
+from typing import TYPE_CHECKING
 
 from ...erofs.errors import BackendError, CacheFullError, NydusErofsError
 from ...erofs.ids import blob_id
@@ -32,6 +33,9 @@ from .fill import Fill
 from .offers import Connection, Link, VerifierGoneError
 from .scheduler import Job, Scheduler
 from .store import BlobSource, Store
+
+if TYPE_CHECKING:
+    from ..backend.lazy import LazyBootstrap
 
 CRASHED = 70  # exit code of a worker that met a bug (EX_SOFTWARE)
 _QUESTIONS = 8  # connections to a backend for what the keeper asks, besides one for each thread
@@ -76,8 +80,8 @@ class Worker:
                 self._open(message, Plan(plan), blobs, message.remotes)
             case proto.OpenBootstrap(published=published):
                 raw = RawPlan("bootstrap", message.size, message.segment_size)
-                more = [] if published is None else [self._bootstrap(published)]
-                self._open(message, raw, fds, [] if published is None else [published.remote], more=more)
+                lazy = None if published is None else self._bootstrap(published)
+                self._open(message, raw, fds, [] if published is None else [published.remote], lazy=lazy)
             case proto.Inspect() | proto.Peek() | proto.FetchRange() | proto.FetchBootstrap():
                 self._start(self._answer, message, fds)
             case proto.AddSource(store=store, remotes=remotes):
@@ -107,14 +111,14 @@ class Worker:
         blobs: Sequence[Fd],
         remotes: Sequence[Remote],
         folder: Fd | None = None,
-        more: Sequence[BlobSource] = (),
+        lazy: LazyBootstrap | None = None,
     ) -> None:
         lane, number = _lane(blobs, remotes), message.store
-        sources = [*self._sources(plan, blobs, [] if more else remotes), *more]
+        sources = [lazy] if lazy is not None else self._sources(plan, blobs, remotes)
         bits = int(message.filled, 16)
         filled = bytearray(bits >> segment & 1 for segment in range(len(plan.segments)))
         with self._work:
-            self._stores[number] = Store(plan, sources, folder)
+            self._stores[number] = Store(plan, sources, folder, None if lazy is None else lazy.proof)
             self._scheduler.open(number, filled, lane, remote=not blobs and bool(remotes))
 
     def _add_source(self, number: int, files: Sequence[Fd], remotes: Sequence[Remote]) -> None:
@@ -127,7 +131,7 @@ class Worker:
             with self._work:
                 self._scheduler.move(number, lane, remote=first and bool(remotes))
 
-    def _bootstrap(self, published: proto.PublishedBootstrap) -> BlobSource:
+    def _bootstrap(self, published: proto.PublishedBootstrap) -> LazyBootstrap:
         from ..backend.lazy import LazyBootstrap  # loaded with the backend
 
         return LazyBootstrap(self._backends.get(published.remote), published.name, published.identity)

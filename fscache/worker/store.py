@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from ...erofs.errors import BackendError
@@ -25,10 +25,17 @@ class Store:
 
     Args:
         folder: of its segment files, if it has any: to look at their sizes, and to read what lies aside.
+        proof: gives what the verifier needs to know before the first piece.
     """
 
-    def __init__(self, plan: AnyPlan, sources: Sequence[BlobSource], folder: Fd | None = None) -> None:
-        self.plan = plan
+    def __init__(
+        self,
+        plan: AnyPlan,
+        sources: Sequence[BlobSource],
+        folder: Fd | None = None,
+        proof: Callable[[], bytes] | None = None,
+    ) -> None:
+        self.plan, self.proof = plan, proof
         self.sources = list(sources)
         self._folder = folder
         self._aside: Fd | None = None

@@ -73,11 +73,11 @@ def rave(sock: socket.socket) -> None:
 kept: list[bytes] = []
 
 
-def ask(self: Connection, piece: verifier.Piece, parts: list[Buffer]) -> verifier.Verdict:
+def ask(self: Connection, offer: verifier.Offer, parts: list[Buffer]) -> verifier.Verdict:
     """The right bytes of another segment first."""
     for others in kept[-3:]:
-        honest_ask(self, piece, [others])
-    verdict = honest_ask(self, piece, parts)
+        honest_ask(self, offer, [others])
+    verdict = honest_ask(self, offer, parts)
     kept.append(b"".join(parts))
     return verdict
 

@@ -47,9 +47,9 @@ class Judging:
     def __init__(self, store: CheckedStore) -> None:
         self._store = store
 
-    def ask(self, piece: proto.Piece, parts: list[Buffer]) -> proto.Verdict:
+    def ask(self, offer: proto.Offer, parts: list[Buffer]) -> proto.Verdict:
         data = memoryview(bytearray(b"".join(parts)))
-        packet = proto.encode(self._store.judge(proto.decode_piece(proto.encode(piece)), lambda size: data[:size]))
+        packet = proto.encode(self._store.judge(proto.decode_offer(proto.encode(offer)), lambda size: data[:size]))
         return proto.decode_verdict(packet)
 
 

@@ -90,7 +90,8 @@ class BootstrapSpec:
     published: worker.PublishedBootstrap | None
 
     def for_verifier(self, number: int, files: Sequence[Fd]) -> tuple[verifier.ToVerifier, list[Fd]]:
-        message = verifier.OpenObject(number, self.raw_size, self.segment_size)
+        identity = self.published.identity if self.published is not None else ""
+        message = verifier.OpenObject(number, self.raw_size, self.segment_size, identity)
         return message, [self.cache_object.dup(), *(file.dup() for file in files)]
 
     def for_worker(self, number: int, filled: str, remotes: list[Remote]) -> tuple[worker.ToWorker, list[Fd]]:

@@ -20,7 +20,7 @@ from nydus_erofs.fscache.proto.worker import FillReason
 
 DECODERS = [
     worker.decode_for_keeper, worker.decode_for_worker, prepare.decode_for_keeper, prepare.decode_for_prepare,
-    verifier.decode_for_keeper, verifier.decode_for_verifier, verifier.decode_piece, verifier.decode_verdict,
+    verifier.decode_for_keeper, verifier.decode_for_verifier, verifier.decode_offer, verifier.decode_verdict,
 ]  # fmt: skip
 NONSENSE = [
     b"", b"x", b"[]", b"{}", b'{"op":"nothing"}', b"\xff", b'{"op":"failed","store":"\xff"}',
@@ -82,7 +82,8 @@ def test_round_trips(data: st.DataObject) -> None:
         (to_verifier, verifier.encode, verifier.decode_for_verifier),
         (from_verifier, verifier.encode, verifier.decode_for_keeper),
         (st.builds(verifier.Piece, numbers, numbers, numbers, st.integers(0, 1000), reasons), verifier.encode,
-         verifier.decode_piece),
+         verifier.decode_offer),
+        (st.builds(verifier.Proof, numbers, st.integers(1, 1 << 20)), verifier.encode, verifier.decode_offer),
         (st.builds(verifier.Verdict, numbers, sizes, texts, st.booleans()), verifier.encode, verifier.decode_verdict),
     ):  # fmt: skip
         message: Any = data.draw(messages)

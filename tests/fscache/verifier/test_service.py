@@ -137,8 +137,9 @@ def test_a_closed_store_takes_nothing(running: Running, made: MadeStore) -> None
 
 
 NONSENSE = [
-    b"x", b"[]", b"[1,0,0,1]", b'[1,0,0,-1,"demand"]', b'[1,0,0,5000,"demand"]', b"[" * 60_000, b"x" * 65_536,
-    b'[1,0,0,1,"for fun"]', b'{"op":"progress"}',
+    b"x", b"[]", b'["piece",1,0,0,1]', b'["piece",1,0,0,-1,"demand"]', b'["piece",1,0,0,5000,"demand"]',
+    b'["piece",1,0,0,1,"for fun"]', b'[1,0,0,1,"demand"]', b'["proof",1,0]', b'["proof",1,99999999999]',
+    b'{"op":"progress"}', b"[" * 60_000, b"x" * 65_536,
 ]  # fmt: skip
 
 

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from nydus_erofs.fscache.proto.verifier import MOST_CHUNKS, PIECE, Piece, Verdict
+from nydus_erofs.erofs import verity
+from nydus_erofs.erofs.segments import Segment
+from nydus_erofs.erofs.source import BufferSource
+from nydus_erofs.fscache.proto.verifier import MOST_CHUNKS, PIECE, Offer, Piece, Proof, Verdict
 from nydus_erofs.fscache.proto.worker import FillReason
-from nydus_erofs.fscache.state.plan import PlanFlags
+from nydus_erofs.fscache.state.plan import AnyPlan, PlanFlags, RawPlan
+from nydus_erofs.fscache.verifier.store import Bytes, Store
 from tests.kit.stores import MadeStore, MakeStore, OpenImage, OpenImages
 
 SEGMENT = 0
@@ -144,3 +149,87 @@ def test_a_file_that_is_gone_is_an_error(open_image: OpenImages, make_store: Mak
     assert offer(made, 0, 1, parts[0]).error == os.strerror(2)
     made.path(SEGMENT).symlink_to("/etc/hosts")
     assert "many levels" in offer(made, 0, 1, parts[0]).error
+
+
+# --- bootstraps ---------------------------------------------------------------------------------------------
+
+BOOT = os.urandom((300 << 10) + 5)  # its last block is not whole
+PIECES = 128 << 10  # bytes of a segment
+TREE = verity.build_tree(BOOT)
+
+
+class Kept:
+    """A sink in memory."""
+
+    def __init__(self) -> None:
+        self.held: dict[int, bytes] = {}
+
+    def filled(self, plan: AnyPlan) -> bytearray:
+        return bytearray(len(plan.segments))
+
+    def have(self, number: int, plan: AnyPlan) -> int:
+        return plan.segments[number].size if number in self.held else 0
+
+    def write(self, number: int, segment: Segment, content: Sequence[Bytes]) -> None:
+        ((start, data, _),) = content
+        assert start == 0
+        self.held[number] = bytes(data)
+
+    def sync(self) -> None: ...
+
+
+def bootstrap(identity: str = "", file: bytes | None = None) -> tuple[Store, Kept]:
+    plan, kept = RawPlan("bootstrap", len(BOOT), PIECES), Kept()
+    return Store(plan, kept, BufferSource(file) if file is not None else None, identity), kept
+
+
+def say(store: Store, offer: Offer, data: bytes) -> Verdict:
+    return store.judge(offer, lambda size: memoryview(data)[:size])
+
+
+def piece(segment: int) -> Piece:
+    return Piece(1, segment, 0, 1, FillReason.DEMAND)
+
+
+def cut(segment: int, of: bytes = BOOT) -> bytes:
+    return of[segment * PIECES : (segment + 1) * PIECES]
+
+
+def test_a_published_bootstrap_is_what_its_identity_says() -> None:
+    store, kept = bootstrap(TREE.identity)
+    assert say(store, piece(0), cut(0)).error == "a piece before its proof"
+    proof = TREE.pack()
+    assert not say(store, Proof(1, len(proof)), proof).error
+    evil = bytes(byte ^ (at % 5000 == 4097) for at, byte in enumerate(BOOT))
+    for segment in range(3):
+        assert say(store, piece(segment), cut(segment, evil)).good == 0
+        assert not kept.held.get(segment)
+        assert say(store, piece(segment), cut(segment)).good == 1
+    assert b"".join(kept.held[segment] for segment in range(3)) == BOOT
+
+
+@pytest.mark.parametrize("proof", [
+    verity.build_tree(BOOT[:-1]).pack(), verity.build_tree(bytes(len(BOOT))).pack(), TREE.pack()[:-1], b"x",
+    bytes(5000),
+], ids=range(5))  # fmt: skip
+def test_the_proof_of_something_else(proof: bytes) -> None:
+    store, kept = bootstrap(TREE.identity)
+    assert say(store, Proof(1, len(proof)), proof).error
+    assert say(store, piece(0), cut(0)).error == "a piece before its proof"
+    assert not kept.held
+
+
+def test_nobody_needs_a_proof_for_an_image_that_has_a_plan(open_image: OpenImages, make_store: MakeStore) -> None:
+    made, proof = make_store(open_image()), TREE.pack()
+    assert made.checked.judge(Proof(1, len(proof)), lambda size: memoryview(proof)[:size]).error
+
+
+def test_of_a_bootstrap_in_a_file_its_own_bytes_count() -> None:
+    """Whatever a worker says that they are."""
+    store, kept = bootstrap(file=BOOT)
+    for segment in range(3):
+        assert say(store, piece(segment), bytes(PIECES)).good == 1
+    assert b"".join(kept.held[segment] for segment in range(3)) == BOOT
+    store, kept = bootstrap(file=BOOT[:100])
+    assert "outside" in say(store, piece(0), cut(0)).error
+    assert not kept.held
