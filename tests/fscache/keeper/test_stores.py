@@ -24,6 +24,7 @@ from nydus_erofs.fscache.kernel import channel
 from nydus_erofs.fscache.kernel.fd import Fd
 from nydus_erofs.fscache.proto import worker as proto
 from nydus_erofs.fscache.proto.worker import FillReason
+from tests.kit.processes import descriptors
 from tests.kit.stores import MakeStore, OpenImages
 
 KEY = "ab" * 32
@@ -169,7 +170,7 @@ def test_copies_of_a_blob_are_sources_up_to_what_one_message_takes(
 
 
 def test_no_descriptor_is_lost(table: Table, folder: Path, source: Callable[..., Fd]) -> None:
-    before = len(os.listdir("/proc/self/fd"))
+    before = len(descriptors())
     for number in range(20):
         table.open_folder(KEY, folder, source(f"copy{number % 4}"))
     table.introduce_all()
@@ -177,7 +178,7 @@ def test_no_descriptor_is_lost(table: Table, folder: Path, source: Callable[...,
         opened = table.opened(KEY)
         assert opened is not None
         table.close(opened)
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert len(descriptors()) == before
 
 
 def test_a_failure_makes_it_look_for_another_copy(table: Table, folder: Path, source: Callable[..., Fd]) -> None:
