@@ -75,7 +75,7 @@ def _watch(folder: str, state: StatePaths, table: StoreTable, watcher: Watcher, 
         stores = []
         for ref in prepared.stores:
             spec = load_folder(state.store_of(ref.key), uid)
-            if spec.trusted and not spec.begun and sum(spec.have) < sum(spec.sizes):
+            if not spec.begun and sum(spec.have) < sum(spec.sizes):
                 with contextlib.suppress(OSError):  # then nothing can be written there either
                     epoch.begin(spec.directory)
             stores.append(table.open(ref.key, spec, pending=True))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -11,6 +12,7 @@ from ...config.backend import Remote
 from ...kernel.fd import Fd
 from ...proto import worker as proto
 from ...proto.worker import FillReason
+from ...state.layout import SET_ASIDE
 from ..log import logger
 from . import epoch
 from .kept_store import KeptStore, Waiter
@@ -31,6 +33,7 @@ class StoreTable:
         send: reaches the worker, if there is one just now; takes the descriptors.
         later: calls something in so many seconds.
         write_out: has a folder written to the disk, and then calls back.
+        discard: has a folder removed, if there is one.
     """
 
     def __init__(
@@ -38,8 +41,9 @@ class StoreTable:
         send: Callable[[proto.ToWorker, Sequence[Fd]], None],
         later: Callable[[float, Callable[[], None]], object],
         write_out: Callable[[str, Callable[[], None]], None],
+        discard: Callable[[str], None],
     ) -> None:
-        self._send, self._later, self._write_out = send, later, write_out
+        self._send, self._later, self._write_out, self._discard = send, later, write_out, discard
         self._by_key: dict[str, KeptStore] = {}
         self._by_number: dict[int, KeptStore] = {}
         self._closing: dict[int, KeptStore] = {}  # closed, being written to disk
@@ -125,7 +129,7 @@ class StoreTable:
         if store.users:
             return
         folder = store.folder
-        sync = folder is not None and folder.trusted and not store.synced
+        sync = folder is not None and not store.synced
         self._send(proto.CloseStore(store.number, sync), [])
         if sync:
             self._closing[store.number] = store
@@ -207,7 +211,7 @@ class StoreTable:
             self._settle_closed(message.store)
         elif store is not None and store.complete and store.folder is not None:
             store.synced = True
-            epoch.settle(store.folder.directory)
+            self._settle(store, store.folder.directory)
 
     def _settle_closed(self, number: int) -> None:
         closed = self._closing.pop(number, None)
@@ -216,7 +220,12 @@ class StoreTable:
         key = closed.key
         again = key in self._by_key or key in self._opening or any(o.key == key for o in self._closing.values())
         if not again:  # else somebody has written again since
-            epoch.settle(closed.folder.directory)
+            self._settle(closed, closed.folder.directory)
+
+    def _settle(self, store: KeptStore, directory: str) -> None:
+        epoch.settle(directory)
+        if store.complete:
+            self._discard(os.path.join(directory, SET_ASIDE))
 
     def on_present(self, message: proto.Present) -> None:
         """What was there of a store when a worker opened it."""
@@ -226,8 +235,6 @@ class StoreTable:
         bits = int(message.segments, 16)
         if bits >> len(store.have):
             raise LieError(f"store {store.label} has other segments")
-        if bits and store.folder is not None and not store.folder.trusted:
-            raise LieError(f"of store {store.label} nothing can be there before it is verified")
         complete = store.complete
         for segment, size in enumerate(store.spec.sizes):
             if bits >> segment & 1:

@@ -36,7 +36,11 @@ class Watched(WorkerLink):
             self.hopeless.set,
         )
         self.listen(
-            dispatch.table(StoreTable(self.send, lambda *_: None, lambda *_: None), TrafficTable(), self.on_answer)
+            dispatch.table(
+                StoreTable(self.send, lambda *_: None, lambda *_: None, lambda _: None),
+                TrafficTable(),
+                self.on_answer,
+            )
         )
 
 

@@ -43,7 +43,7 @@ numbers = st.integers(0, (1 << 31) - 1)
 sizes = st.integers(0, (1 << 53) - 1)
 texts = st.text(max_size=40)
 to_worker = st.one_of(
-    st.builds(worker.OpenStore, numbers, st.booleans()),
+    st.builds(worker.OpenStore, numbers),
     st.builds(worker.AddSource, numbers),
     st.builds(worker.CloseStore, numbers, st.booleans()),
     st.builds(worker.Fill, numbers, numbers, numbers),
