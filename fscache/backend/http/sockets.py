@@ -7,6 +7,7 @@ resolver alone waits as long as it is configured to (resolv.conf); what is left 
 
 from __future__ import annotations
 
+import math
 import socket
 import ssl
 from typing import Any
@@ -16,7 +17,7 @@ from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.exceptions import ConnectTimeoutError, LocationParseError, NameResolutionError, NewConnectionError
 from urllib3.util.connection import allowed_gai_family
 
-from .deadline import current
+from .deadline import Deadline, current
 
 _PIECE = 1 << 18  # bytes that are sent with one time-out
 _Address = tuple[int, int, int, Any]  # family, kind, protocol, what connect() takes
@@ -25,34 +26,39 @@ _Address = tuple[int, int, int, Any]  # family, kind, protocol, what connect() t
 class Socket(socket.socket):
     """Waits no longer than its thread's deadline. Time-outs that are set are those between two pieces."""
 
-    _idle: float | None = None
+    _idle = _now = math.inf  # time-outs: the one that was set, and the one in force
 
     def settimeout(self, value: float | None) -> None:
-        self._idle = value
         super().settimeout(value)
+        self._idle = self._now = math.inf if value is None else value
 
-    def _hurry(self) -> None:
+    def _hurry(self) -> Deadline | None:
+        """To be called before what may wait. It is cheap: TLS comes in pieces of 16 KiB."""
         deadline = current()
         if deadline is not None:
             left = deadline.left()
-            wait = left if self._idle is None else min(left, self._idle)
-            if wait != self.gettimeout():
+            wait = left if left < self._idle else self._idle
+            if wait != self._now:
                 super().settimeout(wait)
+                self._now = wait
+        return deadline
 
     def connect(self, address: Any) -> None:
         self._hurry()
         super().connect(address)
 
     def recv(self, size: int = 1024, flags: int = 0) -> bytes:
-        self._hurry()
+        deadline = self._hurry()
         data = super().recv(size, flags)
-        _count(len(data))
+        if deadline is not None:
+            deadline.received(len(data))
         return data
 
     def recv_into(self, buffer: Any, nbytes: int | None = None, flags: int = 0) -> int:
-        self._hurry()
+        deadline = self._hurry()
         size = super().recv_into(buffer, nbytes or 0, flags)
-        _count(size)
+        if deadline is not None:
+            deadline.received(size)
         return size
 
     def send(self, data: Any, flags: int = 0) -> int:
@@ -72,12 +78,6 @@ class TlsSocket(Socket, ssl.SSLSocket):
     def do_handshake(self, block: bool = False) -> None:
         self._hurry()
         super().do_handshake(block)
-
-
-def _count(size: int) -> None:
-    deadline = current()
-    if deadline is not None:
-        deadline.received(size)
 
 
 class _Connection(HTTPConnection):
