@@ -37,9 +37,10 @@ def connect(config: S3, connections: int, extra: Mapping[str, str]) -> Any:
     logging.getLogger("botocore").setLevel(logging.INFO)
     session = new_session(config.profile)
     bundle = session.get_config_variable("ca_bundle") or ""
-    ask_ourselves(session, config, bundle)
-    if not config.access_key_id and session.get_credentials() is None:
-        raise NoCredentialsError
+    if not config.access_key_id:
+        ask_ourselves(session, config, bundle)
+        if session.get_credentials() is None:
+            raise NoCredentialsError
     options: dict[str, Any] = {"ignore_configured_endpoint_urls": True}  # the stubs do not know it
     api: Any = session.create_client(
         "s3",

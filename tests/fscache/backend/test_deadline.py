@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import socket
+import ssl
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -12,6 +13,7 @@ from threading import Lock
 from typing import Any
 
 import pytest
+import trustme
 
 from nydus_erofs.erofs.errors import BackendError
 from nydus_erofs.fscache.backend.assemble import Backends, client
@@ -89,6 +91,31 @@ def test_a_handshake_that_drips(kind: str) -> None:
         error = cut(reader(remote(kind, server.endpoint, "https")), server)
         assert error.retryable
         assert re.search(rf"no more than 0 bytes in \d+\.\d s from {server.endpoint}$", error.message)
+        wait_for("nothing is kept", lambda: not server.busy)
+
+
+@pytest.fixture(scope="module")
+def tls() -> ssl.SSLContext:
+    """Of a server on loopback."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    trustme.CA().issue_cert("127.0.0.1").configure_cert(context)
+    return context
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_head_that_drips_over_tls(kind: str, tls: ssl.SSLContext) -> None:
+    with Hostile(hostile.headers, tls=tls) as server:
+        error = cut(reader(remote(kind, server.endpoint, "https", skip_verify=True)), server)
+        assert re.search(rf"no more than 0 bytes in \d+\.\d s from {server.endpoint}$", error.message)
+        wait_for("nothing is kept", lambda: not server.busy)
+
+
+@pytest.mark.parametrize("way", [hostile.headers, hostile.tunnel], ids=lambda way: way.__name__)
+def test_tls_through_a_proxy_behind_tls(way: Way, tls: ssl.SSLContext) -> None:
+    with Hostile(way, tls=tls) as server:
+        proxy = Proxy(url=f"https://{server.endpoint}", fallback=False)
+        error = cut(reader(remote("http-proxy", "127.0.0.1:1", "https", proxy=proxy, skip_verify=True)), server)
+        assert " s from the proxy before 127.0.0.1:1" in error.message
         wait_for("nothing is kept", lambda: not server.busy)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import re
 import socket
+import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -99,15 +100,22 @@ def handshake(server: Hostile, _: socket.socket) -> Iterator[bytes]:
     yield from _drops(b"a")
 
 
+def tunnel(server: Hostile, sock: socket.socket) -> Iterator[bytes]:
+    """The way through a proxy is open, and nothing comes out of it but that."""
+    yield b"HTTP/1.1 200 OK\r\n\r\n"
+    yield from handshake(server, sock)
+
+
 class Hostile:
     """Answers HEAD right, and all else in its way. ``connections`` counts those on which something was asked.
 
     Args:
         path: of a unix socket, instead of a port on loopback.
+        tls: how it speaks TLS, if it does.
     """
 
-    def __init__(self, way: Way, path: str = "") -> None:
-        self._way = way
+    def __init__(self, way: Way, path: str = "", tls: ssl.SSLContext | None = None) -> None:
+        self._way, self._tls = way, tls
         self.asked, self.connections = (0, 0), 0
         self._listener = socket.socket(socket.AF_UNIX if path else socket.AF_INET)
         self._listener.bind(path or ("127.0.0.1", 0))
@@ -136,14 +144,16 @@ class Hostile:
 
     def _serve(self, sock: socket.socket) -> None:
         until = time.monotonic() + LONGEST
-        self._open.add(sock)
+        sock.settimeout(LONGEST)
         with contextlib.suppress(OSError):
+            if self._tls is not None:
+                sock = self._tls.wrap_socket(sock, server_side=True)
+            self._open.add(sock)
             self._talk(sock, until)
         self._open.discard(sock)
         sock.close()
 
     def _talk(self, sock: socket.socket, until: float) -> None:
-        sock.settimeout(LONGEST)
         if self._way is handshake:
             self.connections += 1
             self._answer(sock, until)
