@@ -20,6 +20,7 @@ from ....erofs.errors import BackendError, DeniedError
 from ...config import backend as config
 from ...credentials.basic import IDENTITY_USER, decode
 from ..http.client import Answer, Request
+from ..http.deadline import result
 from .challenges import Challenge, parse_challenges
 
 _DEFAULT_SECONDS = 60.0  # of a token that does not say how long it is valid
@@ -110,7 +111,7 @@ class Tokens:
                 flight = self._flights[actions] = Future()
         if mine:
             self._fetch_for_all(actions, challenge, flight)
-        return flight.result()
+        return result(flight, self._what)
 
     def _fetch_for_all(self, actions: str, challenge: Challenge, flight: Future[str]) -> None:
         try:
