@@ -35,6 +35,11 @@ def request(path: str, verb: str, **fields: Any) -> dict[str, Any]:
         sock.sendall(json.dumps({"verb": verb, **fields}).encode() + b"\n")
         with sock.makefile("rb") as file:
             line = file.readline()
+    return understood(line)
+
+
+def understood(line: bytes) -> dict[str, Any]:
+    """What a service's answer says; the error that it is."""
     if not line:
         raise ServiceError("the service went away before it answered", hint="see its log")
     answer: dict[str, Any] = json.loads(line)

@@ -150,8 +150,13 @@ def _ask_helper(name: str, server: str) -> str:
         raise ConfigError(
             f"{what} get: it failed with status {process.returncode}", hint=f"try it by hand for {server}"
         )
+    return understood(output, what)
+
+
+def understood(answer: bytes, what: str) -> str:
+    """The credential in a helper's answer, "" for none; ConfigError when it is not one."""
     try:
-        helped = msgspec.json.decode(output, type=_Helped)
+        helped = msgspec.json.decode(answer, type=_Helped)
     except msgspec.DecodeError:
         raise ConfigError(f"{what} get: the answer is not JSON of the known form") from None
     return encode(helped.username, helped.secret) if helped.secret else ""
