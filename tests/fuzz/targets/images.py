@@ -23,7 +23,7 @@ from nydus_erofs.erofs.rafs import BlobFeatures, Compression
 from nydus_erofs.erofs.source import BufferSource
 from nydus_erofs.erofs.unit import find_units
 from nydus_erofs.fscache.backend.registry.layer import extract_bootstrap, pack_layer
-from tests.fuzz import mutate, samples, served
+from tests.fuzz import mutate, objects, samples, served
 from tests.fuzz.target import target
 
 
@@ -37,6 +37,13 @@ def image(data: bytes) -> object:
 def image_reader(data: bytes) -> object:
     """The reader, up to the first thing that is wrong with the tree."""
     return len(served.read_all(samples.read_input(data)))
+
+
+@target(samples.seeds, samples.mutate_input, freeze=samples.freeze, memory=1 << 30)
+def image_objects(data: bytes) -> object:
+    """What the kernel reads from its own cache: right, or EIO."""
+    right, refused = objects.compare(samples.read_input(data))
+    return bool(right), bool(refused)
 
 
 # --- chunk info -----------------------------------------------------------------------------------------------
