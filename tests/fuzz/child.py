@@ -86,7 +86,7 @@ class Session:
     def tell(self, **more: Any) -> None:
         self._told = time.monotonic()
         counts = {"executions": self.executions, "refused": self.trial.refused, "corpus": self.corpus}
-        self.say({**counts, "seconds": round(self._told - self.started, 1), **more})
+        self.say({**counts, "seconds": round(self._told - self.started, 3), **more})
 
     def say(self, what: dict[str, Any]) -> None:
         os.write(self._said, json.dumps(what).encode() + b"\n")

@@ -14,10 +14,8 @@ import urllib3
 from urllib3.connection import HTTPConnection
 
 from nydus_erofs.erofs.errors import BackendError, FormatError, UnsupportedError
-from nydus_erofs.fscache.backend.http.errors import one_line, retry_after, server_text
 from nydus_erofs.fscache.backend.httpproxy import HttpProxyClient
 from nydus_erofs.fscache.backend.registry import oci
-from nydus_erofs.fscache.backend.registry.challenges import parse_challenges
 from nydus_erofs.fscache.backend.registry.client import RegistryClient, digest_of
 from nydus_erofs.fscache.backend.registry.tokens import Tokens
 from nydus_erofs.fscache.backend.s3.client import S3Client
@@ -28,7 +26,7 @@ from tests.fuzz.target import target
 
 SECRET = "hushhush"
 NEXT = b"\n=====\n"  # between two answers
-_DIGEST = "sha256:" + "ab" * 32
+DIGEST = "sha256:" + "ab" * 32
 
 
 class _Socket:
@@ -85,22 +83,22 @@ def answer(status: str, body: bytes = b"", *headers: str, length: bool = True) -
     return "\r\n".join([f"HTTP/1.1 {status}", *headers, *more, "", ""]).encode() + body
 
 
-_LAYER = {"mediaType": "application/vnd.oci.image.layer.nydus.blob.v1", "digest": _DIGEST, "size": 10}
-_MANIFEST = oci.pack_manifest(oci.Layer(_DIGEST, 5, ""), [oci.Layer(_DIGEST, 9, "")], oci.Layer(_DIGEST, 7, ""))
-_INDEX = oci._json(
-    {"manifests": [_LAYER | {"platform": {"architecture": "amd64", "os": "linux", "os.features": ["x"]}}]}
+LAYER = {"mediaType": "application/vnd.oci.image.layer.nydus.blob.v1", "digest": DIGEST, "size": 10}
+MANIFEST = oci.pack_manifest(oci.Layer(DIGEST, 5, ""), [oci.Layer(DIGEST, 9, "")], oci.Layer(DIGEST, 7, ""))
+INDEX = oci._json(
+    {"manifests": [LAYER | {"platform": {"architecture": "amd64", "os": "linux", "os.features": ["x"]}}]}
 )
-_CHALLENGE = 'WWW-Authenticate: Bearer realm="https://auth/token",service="reg",scope="repository:r:pull"'
+CHALLENGE = 'WWW-Authenticate: Bearer realm="https://auth/token",service="reg",scope="repository:r:pull"'
 _WORDS = [b"HTTP/1.1 ", b"200 OK", b"206 Partial Content", b"302 Found", b"401 Unauthorized", b"404 Not Found",
           b"429 X", b"503 X", b"100 Continue", b"204 No Content", b"304 Not Modified", b"416 X", b"\r\n", b"\n",
           b": ", b"Content-Length", b"Content-Range: bytes 0-9/10", b"Content-Range: bytes 5-14/*",
           b"bytes 0-18446744073709551615/1", b"Content-Encoding: gzip", b"Transfer-Encoding: chunked",
           b"Location: ", b"Location: http://[", b"Location: //u:p@h:99999/x", b"http://h/", b"Retry-After: ",
           b"Retry-After: Fri, 31 Dec 9999 23:59:59 -9999", b"1e999", b"nan", b"-1", b"\xc2\xb2", b"ETag: \"x\"",
-          b"Docker-Content-Digest: ", _DIGEST.encode(), b"WWW-Authenticate: Basic realm=x", b"Connection: close",
+          b"Docker-Content-Digest: ", DIGEST.encode(), b"WWW-Authenticate: Basic realm=x", b"Connection: close",
           b"\0", b"\xff", b"a" * 70_000, b"x-amz-bucket-region: eu", b"0\r\n\r\n", b"5\r\nabcde\r\n",
           b"fffffffff\r\n", b"; x=y", b"<Error><Code>", b"</Code></Error>", b"&#0;", b"<!DOCTYPE a [",
-          b"Set-Cookie: a=b", b"Content-Type: ", _CHALLENGE.encode(), NEXT]  # fmt: skip
+          b"Set-Cookie: a=b", b"Content-Type: ", CHALLENGE.encode(), NEXT]  # fmt: skip
 _LENGTH = re.compile(rb"Content-Length: \d+")
 
 
@@ -185,15 +183,15 @@ def _registry() -> RegistryClient:
 
 
 _TOKEN = answer("200 OK", b'{"token": "t", "expires_in": 300}')
-_ASKS = answer("401 Unauthorized", b"", _CHALLENGE.replace("https", "http"))
+_ASKS = answer("401 Unauthorized", b"", CHALLENGE.replace("https", "http"))
 
 
 def _registry_seeds() -> Iterator[bytes]:
-    found = answer("200 OK", _MANIFEST, f"Docker-Content-Digest: {digest_of(_MANIFEST)}")
-    size = answer("200 OK", b"", f"Docker-Content-Digest: {_DIGEST}")
+    found = answer("200 OK", MANIFEST, f"Docker-Content-Digest: {digest_of(MANIFEST)}")
+    size = answer("200 OK", b"", f"Docker-Content-Digest: {DIGEST}")
     yield NEXT.join([found, size, _PIECE])
     yield NEXT.join([_ASKS, _TOKEN, found, size, _FAULTS[4], _PIECE])
-    yield NEXT.join([answer("401 X", b"", "WWW-Authenticate: Basic realm=r"), answer("200 OK", _INDEX), size, _PIECE])
+    yield NEXT.join([answer("401 X", b"", "WWW-Authenticate: Basic realm=r"), answer("200 OK", INDEX), size, _PIECE])
     for fault in _FAULTS:
         yield NEXT.join([fault, fault, fault])
 
@@ -218,10 +216,10 @@ class _Named:
         self._client = client
 
     def stat(self, _: str) -> Any:
-        return self._client.stat(_DIGEST)
+        return self._client.stat(DIGEST)
 
     def read(self, _: str, offset: int, length: int) -> Any:
-        return self._client.read(_DIGEST, offset, length)
+        return self._client.read(DIGEST, offset, length)
 
 
 @functools.cache
@@ -286,76 +284,3 @@ def s3_answers(data: bytes) -> object:
     except BackendError as error:
         _judge(error)
         return ways, type(error).__name__
-
-
-# --- parts, which are reached faster alone --------------------------------------------------------------------
-
-
-def _manifest_seeds() -> Iterator[bytes]:
-    yield _MANIFEST
-    yield _INDEX
-    yield oci._json({"schemaVersion": 1, "fsLayers": [{"blobSum": _DIGEST}]})
-    config = {"mediaType": "application/vnd.docker.container.image.v1+json"}
-    yield oci._json(
-        {"config": config, "layers": [_LAYER | {"annotations": {"containerd.io/snapshot/stargz/toc.digest": "x"}}]}
-    )
-
-
-@target(_manifest_seeds, mutate.document, refusals=(FormatError, UnsupportedError))
-def manifest(data: bytes) -> object:
-    found = oci.parse_manifest(data, "host/repo:tag")
-    if isinstance(found, oci.Index):
-        return found.choose().size >= 0
-    assert found.bootstrap.size >= 0
-    return len(found.blobs)
-
-
-_CHALLENGE_WORDS = [
-    b"Bearer ",
-    b"Basic ",
-    b"realm=",
-    b'"',
-    b",",
-    b"=",
-    b"\\",
-    b'"x"',
-    b"service",
-    b"scope",
-    b"a",
-    b" ",
-    b"\xff",
-    b"-",
-]
-
-
-def _challenge_seeds() -> Iterator[bytes]:
-    yield _CHALLENGE.partition(": ")[2].encode()
-    yield b'Basic realm="a\\"b", Bearer realm=x,service="y"'
-
-
-@target(_challenge_seeds, mutate.text(_CHALLENGE_WORDS), refusals=(), seconds=5.0)
-def challenge(data: bytes) -> object:
-    """As long as a client takes it."""
-    found = parse_challenges(data[:8192].decode("latin-1"))
-    return [one.scheme in ("basic", "bearer") for one in found[:4]]
-
-
-_ERROR_WORDS = [b'{"errors": [', b'{"code": "x"}', b"]}", b"<Code>", b"</Code>", b"<html", b"hushhush", b"\xff",
-                b"1e5", b"\n", b"Mon, 01 Jan 2026 00:00:00 GMT", b" -9999", b" +2400", b"Jan", b":", b"-",
-                b"9" * 30, b"\x1b[1m", b"[", b'{"a":']  # fmt: skip
-
-
-def _error_seeds() -> Iterator[bytes]:
-    yield b'{"errors": [{"code": "DENIED", "message": "no"}, {}]}'
-    yield b"<Error><Code>NoSuchKey</Code></Error>"
-    yield b"Mon, 01 Jan 2026 00:00:00 GMT"
-
-
-@target(_error_seeds, mutate.text(_ERROR_WORDS), refusals=())
-def error_text(data: bytes) -> object:
-    """What is shown of a server's words, and what its Retry-After means."""
-    text = server_text(data, [SECRET, ""], signed=len(data) % 2 == 0)
-    assert text.isprintable()
-    assert SECRET not in text
-    assert 0 <= retry_after(data.decode("latin-1")) <= 60
-    return one_line(text) == text, len(text) > 100
