@@ -85,6 +85,8 @@ class Session:
 
     def tell(self, **more: Any) -> None:
         self._told = time.monotonic()
+        with contextlib.suppress(OSError):  # no descriptor is left
+            self.corpus = max(self.corpus, len(os.listdir(self.job.corpus)))
         counts = {"executions": self.executions, "refused": self.trial.refused, "corpus": self.corpus}
         self.say({**counts, "seconds": round(self._told - self.started, 3), **more})
 
@@ -165,14 +167,18 @@ def guided(session: Session, corpus: list[bytes]) -> NoReturn:
 
     # Time and memory are ours to watch: libFuzzer would end at the first input that takes too much.
     options = [
-        "-timeout=0",
+        "-timeout=1000000",
         "-rss_limit_mb=0",
         "-max_len=65536",
         "-len_control=0",
         "-handle_segv=0",
         "-handle_abrt=0",
     ]
-    atheris.Setup([sys.argv[0], f"-seed={job.seed + 1}", *options, job.corpus], one, custom_mutator=change)
+    atheris.Setup(
+        [sys.argv[0], f"-seed={job.seed + 1}", f"-artifact_prefix={job.crashes}/died-", *options, job.corpus],
+        one,
+        custom_mutator=change,
+    )
     atheris.Fuzz()
     os._exit(0)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import signal
+import time
 from collections.abc import Iterator
 
 from tests.fuzz.target import target
@@ -27,6 +28,12 @@ def wrong(data: bytes) -> None:
 def slow(data: bytes) -> None:
     while b"!" in data:
         pass
+
+
+@target(_seeds, _now_and_then)
+def asleep(data: bytes) -> None:
+    if b"!" in data:
+        time.sleep(3600)
 
 
 @target(_seeds, _now_and_then)

@@ -22,7 +22,7 @@ from typing import Any
 from .child import CURRENT, Job
 
 ROOT = Path(__file__).parents[2]
-_GRACE = 90.0  # seconds that a child may need besides: to begin, to make a crash smaller, on a loaded machine
+_SILENCE = 120.0  # seconds after which a child that says nothing hangs; one that is well speaks every second
 _MOST_LIVES = 20  # children for one target that die
 _SHOWN = 8000  # characters of a child's last words
 
@@ -127,15 +127,16 @@ def _ends(child: subprocess.Popen[bytes]) -> bool:
 
 
 def _listen(pipe: int, job: Job, result: Result, tell: Tell) -> tuple[dict[str, Any], bool]:
-    """What a child says until it ends or its time is over: its last counts, and whether it is done."""
+    """What a child says until it ends or hangs: its last counts, and whether it is done."""
     counts: dict[str, Any] = {}
     rest, told = b"", time.monotonic()
-    deadline = told + job.seconds + _GRACE if job.seconds else float("inf")
+    heard = told
     with selectors.DefaultSelector() as selector:
         selector.register(pipe, selectors.EVENT_READ)
-        while time.monotonic() < deadline:
+        while time.monotonic() - heard < _SILENCE:
             if not selector.select(1.0):
                 continue
+            heard = time.monotonic()
             if not (piece := os.read(pipe, 1 << 16)):
                 break
             *lines, rest = (rest + piece).split(b"\n")
@@ -146,8 +147,8 @@ def _listen(pipe: int, job: Job, result: Result, tell: Tell) -> tuple[dict[str, 
                 counts = said
                 if said.pop("done", False):
                     return counts, True
-            if time.monotonic() - told > 10:
-                told = time.monotonic()
+            if heard - told > 10:
+                told = heard
                 tell(f"{job.target:18} {counts.get('executions', 0):>9} inputs, corpus {counts.get('corpus', 0)} ...")
     return counts, False
 

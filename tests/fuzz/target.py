@@ -25,7 +25,7 @@ class Target:
         seeds: inputs to begin with, from the project's own encoders.
         mutate: one input made of another, so that it gets past the first checks.
         freeze: the same input, said so that it means the same when the seeds have changed.
-        seconds: that one input may take.
+        seconds: of the processor that one input may take.
         memory: bytes of address space that it may take beside the interpreter's.
     """
 

@@ -76,15 +76,17 @@ def test_a_frozen_image_is_the_same() -> None:
 
 FAULTS = {
     "wrong": "AssertionError", "slow": "TooSlowError", "greedy": "MemoryError", "deep": "RecursionError",
-    "killed": "signal 9", "loses-descriptors": "OSError",
+    "killed": "signal 9", "asleep": "signal 9", "loses-descriptors": "OSError",
 }  # fmt: skip
 ENGINES = sorted({"plain", best_engine()})
 
 
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("name", FAULTS)
-def test_a_planted_fault_is_found(name: str, engine: str, tmp_path: Path) -> None:
-    inputs = 2 * FDS if name == "loses-descriptors" else 60
+def test_a_planted_fault_is_found(name: str, engine: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tests.fuzz.run._SILENCE", 10.0 if name == "asleep" else PATIENCE)
+    monkeypatch.setattr("tests.fuzz.run._MOST_LIVES", 2)
+    inputs = 2 * FDS if name == "loses-descriptors" else 40
     result = run(tmp_path, name, inputs=inputs, targets="tests.fuzz.planted", engine=engine)
     (crash,) = result.crashes
     assert FAULTS[name] in crash["signature"]
