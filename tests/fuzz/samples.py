@@ -11,9 +11,11 @@ import io
 import random
 import struct
 import tarfile
+import tempfile
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -27,7 +29,7 @@ from nydus_erofs.erofs.ids import BlobId
 from nydus_erofs.erofs.image import Bootstrap
 from nydus_erofs.erofs.source import BufferSource
 from tests.kit import maker
-from tests.kit.images import NYDUS_IMAGES
+from tests.kit.images import NYDUS_IMAGES, build
 
 from .mutate import NUMBERS
 
@@ -47,6 +49,7 @@ PARTS = [
 WAYS = ["flip", "add", "set", "copy", "swap", "zero", "cut", "agree"]
 CHANGE = struct.Struct("<BBIQ")  # part, way, place, value
 _MOST_CHANGES = 8
+_SMALL = 5  # images, the first ones, that are small
 _LARGE = 100_000  # bytes of a bootstrap
 _FROZEN = b"\xffimage\n"  # instead of a number: the image itself follows
 
@@ -136,10 +139,25 @@ def _small() -> Iterator[Sample]:
         yield sample(made.boot, made.blobs)
 
 
+def _built() -> Sample:
+    """What the builder makes of a small tree: several chunks a file, compressed and not."""
+    rng = random.Random(3)
+    with tempfile.TemporaryDirectory(prefix="ne.fuzz") as work:
+        tree, out = Path(work, "tree"), Path(work, "image")
+        (tree / "a" / "b").mkdir(parents=True)
+        (tree / "a" / "text").write_bytes(b"".join(b"line %d\n" % number for number in range(2000)))
+        (tree / "a" / "b" / "noise").write_bytes(rng.randbytes(9000))
+        (tree / "a" / "both").write_bytes(rng.randbytes(4096) + bytes(6000) + rng.randbytes(10))
+        (tree / "link").symlink_to("a/text")
+        (tree / "hard").hardlink_to(tree / "a" / "both")
+        built = build(tree, out, "--chunk-size", "0x1000", "--compressor", "zstd", "--mtime", "7")
+        return sample(built.bootstrap.read_bytes(), {BlobId(built.blob.name): built.blob.read_bytes()})
+
+
 @functools.cache
 def samples() -> list[Sample]:
     """The images that inputs name, small ones first."""
-    return [*_small(), *_nydus()]
+    return [*_small(), _built(), *_nydus()]
 
 
 def read_input(data: bytes) -> Sample:
@@ -191,7 +209,7 @@ def mutate_input(data: bytes, rng: random.Random) -> bytes:
         case _:
             changes.append(_change(rng))
     if len(samples()[number % len(samples())].boot) > _LARGE and rng.random() < 0.9:
-        number = rng.randrange(4)  # these take a hundred times longer
+        number = rng.randrange(_SMALL)  # these take a hundred times longer
     return bytes([number]) + b"".join(changes[-_MOST_CHANGES + 1 :])
 
 
