@@ -8,9 +8,12 @@ from typing import Any
 import msgspec
 
 from ...erofs.errors import ConfigError
+from ..decoding import decoded
 from .backend_file import convert, one_line, read_file
 from .nydusd import Nydusd, from_nydusd
 from .service import Config, check, with_backend
+
+_NYDUSD = msgspec.json.Decoder(Nydusd)
 
 
 def load(path: str) -> Config:
@@ -18,7 +21,7 @@ def load(path: str) -> Config:
     raw = read_file(path)
     try:
         if raw.lstrip()[:1] == b"{":
-            return from_nydusd(msgspec.json.decode(raw, type=Nydusd))
+            return from_nydusd(decoded(_NYDUSD, raw))
         return _from_toml(tomllib.loads(raw.decode()))
     except msgspec.ValidationError as error:
         raise ConfigError(f"{path}: {one_line(error)}") from None

@@ -18,8 +18,8 @@ import msgspec
 from msgspec import Meta
 
 from ..config.backend import Remote
+from ..decoding import decoded
 from .fault import Fault, Text
-from .packets import decoded
 
 MAX_MESSAGE = 1 << 16
 MAX_FDS = 16  # beside one message
@@ -300,6 +300,7 @@ StoreNews = Progress | Failed | Postponed | Present | Synced
 ToKeeper = StoreNews | Traffic | Answer
 
 _encode = msgspec.json.Encoder().encode
+_start = msgspec.json.Decoder(Start)
 _to_worker: msgspec.json.Decoder[ToWorker] = msgspec.json.Decoder(ToWorker)
 _to_keeper: msgspec.json.Decoder[ToKeeper] = msgspec.json.Decoder(ToKeeper)
 
@@ -310,7 +311,7 @@ def encode_start(start: Start) -> str:
 
 
 def decode_start(argument: str) -> Start:
-    return msgspec.json.decode(argument, type=Start)
+    return decoded(_start, argument.encode())
 
 
 def encode(message: ToWorker | ToKeeper) -> bytes:

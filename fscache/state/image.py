@@ -14,8 +14,8 @@ import msgspec
 
 from ...erofs.errors import FormatError
 from ...erofs.segments import MAX_DEVICES
+from ..decoding import decoded
 from ..kernel.plain import open_plain, read_plain
-from ..proto.packets import decoded
 from .layout import segment_name
 
 BOOT, RECORD = "boot", "image.json"

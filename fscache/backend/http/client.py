@@ -196,6 +196,8 @@ class Http:
     def _body(
         self, request: Request, response: urllib3.BaseHTTPResponse, where: str, deadline: Deadline
     ) -> tuple[Buffer, str]:
+        if response.status < 200:  # not the final answer; botocore would take it for a good one
+            raise status_error(request.what, where, response.status)
         if request.method == "HEAD":
             response.drain_conn()  # of nothing: the connection is free again
             return b"", ""

@@ -9,8 +9,8 @@ import msgspec
 
 from ....erofs.errors import FormatError
 from ....erofs.ids import BlobId
+from ...decoding import decoded
 from ...kernel.plain import read_plain
-from ...proto.packets import decoded
 from ...state.layout import BOOT, MOUNT_RECORD
 from ..images.origin import ImageRequest, Origin
 from ..paths import StatePaths

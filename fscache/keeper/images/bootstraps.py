@@ -19,10 +19,10 @@ import msgspec
 from ....erofs.errors import BackendError, CorruptError
 from ....erofs.ids import BlobId
 from ...config.backend import Registry, Remote, describe
+from ...decoding import decoded
 from ...kernel.fd import Fd
 from ...kernel.plain import open_plain, read_plain
 from ...proto import worker as proto
-from ...proto.packets import decoded
 from ..children.worker_link import WorkerLink
 from ..log import logger
 from ..paths import StatePaths
