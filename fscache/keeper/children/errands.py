@@ -192,12 +192,12 @@ class _Child:
     def end(self) -> None:
         """Kill it, and reap it whenever it is gone: its memory takes a moment to be taken down, and it may hang where
         no signal reaches it."""
-        self._sock.close()
         if os.waitpid(self._pid, os.WNOHANG) == (0, 0):
             os.kill(self._pid, signal.SIGKILL)
             pidfd = Fd(os.pidfd_open(self._pid))
             # No task, which the loop would miss at its end.
             asyncio.get_running_loop().add_reader(pidfd.fd, _reap, self._pid, pidfd)
+        self._sock.close()  # now: it does not live to notice
 
 
 def _reap(pid: int, pidfd: Fd) -> None:
