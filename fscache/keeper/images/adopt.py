@@ -75,7 +75,7 @@ def _adopt_store(new: str, final: str, segments: int, uid: int) -> None:
 
     The folder and its plan become root's, so that a worker gone wrong can only spoil segments; and the key is looked
     at, so that a ``prepare`` gone wrong cannot give another image's store another plan. Segment files are made here,
-    empty: nobody else can have put anything into them.
+    empty: nobody else can have put anything into them. Its epoch is for whoever opens it: nothing is written before.
     """
     key = os.path.basename(final)
     _claim(new, files=[PLAN])
@@ -94,7 +94,6 @@ def _adopt_store(new: str, final: str, segments: int, uid: int) -> None:
         )
         os.fchown(fd, uid, uid)
         os.close(fd)
-    epoch.begin(new)
     os.rename(new, final)
 
 
