@@ -145,13 +145,13 @@ PREPARE = Process(
 ERRAND = Process(
     name="errand",
     does="one thing that may take long: opens files of others, mounts, takes over what prepare left, hashes",
-    started="a fork of the keeper; killed when it takes too long",
+    started="a fork of the keeper, for one or for those of one mount; killed when it takes too long",
     user="root",
     capabilities="all",
     session="the keeper's",
     descriptors=("0, 1, 2: the keeper's", "one socket to the keeper, and none of its other descriptors"),
     environment=None,
-    hears="nothing; it knows what the keeper knew when it forked",
+    hears="nothing, it knows what the keeper knew when it forked; during a mount, what to do next",
     says="the descriptors that it opened, that it is done, or why not",
 )
 

@@ -26,7 +26,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-import secrets
 from collections.abc import Iterator
 
 from ...erofs.errors import ServiceError
@@ -37,6 +36,16 @@ from ..kernel.mount import bind_private, unmount
 from ..state.layout import MOUNT_RECORD
 
 NEW, _GONE = ".new-", ".gone-"  # names of folders that are being made, and that are to be removed
+
+
+def new_name(prefix: str) -> str:
+    """A name that nobody has. ``tempfile`` and ``secrets`` would load ``random``, seeded anew in each fork."""
+    return prefix + os.urandom(8).hex()
+
+
+def away(path: str) -> str:
+    """Where to move a folder that is to be removed."""
+    return os.path.join(os.path.dirname(path), new_name(_GONE))
 
 
 class StatePaths:
@@ -64,10 +73,6 @@ class StatePaths:
 
     def store_of(self, key: str) -> str:
         return os.path.join(self.store, key)
-
-    def away(self, path: str) -> str:
-        """Where to move a folder that is to be removed."""
-        return os.path.join(os.path.dirname(path), f"{_GONE}{secrets.token_hex(8)}")
 
     def gone(self) -> list[str]:
         """Folders that are to be removed."""

@@ -50,8 +50,8 @@ def mount_erofs(
 
     Args:
         devices: names of the device files, relative to ``directory``, in device table order. The kernel
-            takes at most 255 bytes a value, hence relative names; **this changes the working directory**,
-            so call it in a child process.
+            takes at most 255 bytes a value, hence relative names; **this changes the working directory**
+            (to ``/`` in the end, so that it holds nothing), so call it in a child process.
         flags: MOUNT_ATTR_* besides read-only.
         read_ahead_kib: how far the kernel reads ahead on this filesystem; None for its default (128).
 
@@ -87,6 +87,7 @@ def mount_erofs(
             os.close(mount)
     finally:
         os.close(context)
+        os.chdir("/")
 
 
 def mount_fsid(options: str, target: str, flags: int = 0) -> None:
@@ -143,8 +144,8 @@ def _set_read_ahead(kib: int) -> None:
     with contextlib.suppress(OSError):
         folder, prefix = "/sys/class/bdi", f"{FS_TYPE}-"
         numbers = [int(name.removeprefix(prefix)) for name in os.listdir(folder) if name.startswith(prefix)]
-        with open(f"{folder}/{prefix}{max(numbers, default=0)}/read_ahead_kb", "w", encoding="ascii") as file:
-            file.write(str(kib))
+        with open(f"{folder}/{prefix}{max(numbers, default=0)}/read_ahead_kb", "wb", buffering=0) as file:
+            file.write(b"%d" % kib)
 
 
 def fsid_support() -> bool | None:

@@ -31,7 +31,7 @@ from ..images.bootstraps import Bootstraps
 from ..images.places import Places, arrive, arrive_by_name
 from ..images.prepared import Images
 from ..log import logger
-from ..paths import RunPaths, StatePaths
+from ..paths import RunPaths, StatePaths, away
 from ..stores.table import StoreTable
 from ..tasks import background
 from . import culling
@@ -96,7 +96,7 @@ class CachefilesEngine:
         """Have the kernel find nothing: it would take whatever has the right name and size for the right bytes."""
         cache = os.path.join(self._state.cachefiles, "cache")
         try:
-            os.rename(cache, self._state.away(cache))  # removed with everything else that is left over
+            os.rename(cache, away(cache))  # removed with everything else that is left over
         except FileNotFoundError:
             return
         except OSError as error:
@@ -125,7 +125,7 @@ class CachefilesEngine:
             origin, local = await arrive(order.given, self.config, order.auth, order.target)
             opened = await self._bootstraps.opened(origin, local, order.digest)
             fsid, domain = self._images.identity(opened), self.config.domain
-            if not self._prepared.known(fsid):
+            if self._prepared.find(fsid) is None:
                 with Places(origin) as places:  # says now what would be missing later
                     await places.look_for(map(blob_id, opened.blobs))
                     for blob in opened.blobs:

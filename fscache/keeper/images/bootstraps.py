@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import hashlib
 import os
-import tempfile
 from dataclasses import dataclass
 from weakref import WeakValueDictionary
 
@@ -112,9 +111,8 @@ class Bootstraps:
         fixed = isinstance(origin.remote, Registry) and origin.name.startswith("sha256:")
         if known is not None and (known.measured.identity == digest or (fixed and not digest)):
             return known
-        fd, path = tempfile.mkstemp(dir=self._folder, prefix=".new-")
-        os.unlink(path)  # what the worker writes to is nothing yet
-        with Fd(fd) as file:
+        # What the worker writes to is nothing yet.
+        with Fd(os.open(self._folder, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)) as file:
             question = proto.FetchBootstrap(0, origin.remote, origin.name, known.version if known else "", digest)
             try:
                 said = await self._link.ask(question, file, _PATIENCE)

@@ -11,7 +11,6 @@ import contextlib
 import os
 import signal
 import socket
-import tempfile
 from collections.abc import Awaitable, Callable
 from functools import partial
 from weakref import WeakValueDictionary
@@ -28,10 +27,10 @@ from ...proto import prepare as proto
 from ...proto.fault import Fault
 from ...state import image
 from ...state.layout import PLAN, STORES
-from ..children.errands import in_child, remove
+from ..children.errands import Do, in_child, remove, said_by
 from ..children.spawn import ended, spawn
 from ..log import logger
-from ..paths import NEW, StatePaths
+from ..paths import NEW, StatePaths, new_name
 from ..stores import epoch
 from ..tasks import background
 from . import adopt
@@ -60,15 +59,19 @@ class Images:
     def id_of(self, bootstrap: Fd) -> str:
         return image.image_id(bootstrap.fd, self._request.segment_size)
 
-    def known(self, image_id: str) -> bool:
-        """Whether an image is prepared already."""
-        return self._find(image_id) is not None
+    @property
+    def busy(self) -> bool:
+        """Whether another image is being prepared, so that one must wait."""
+        return self._one.locked()
 
-    async def get(self, image_id: str, bootstrap: Fd, provide: Provide, *, anew: bool = False) -> image.ImageRecord:
+    async def get(
+        self, image_id: str, bootstrap: Fd, provide: Provide, *, anew: bool = False, do: Do = said_by
+    ) -> image.ImageRecord:
         """The prepared image of an open bootstrap whose blobs ``provide`` gives the bytes of.
 
         Args:
             anew: what is there turned out to be damaged.
+            do: how an errand is done.
         """
 
         async def provide_meanwhile(blob: BlobId, offset: int, length: int) -> tuple[Fd, int]:
@@ -79,14 +82,15 @@ class Images:
                 await self._one.acquire()
 
         async with self._locks.setdefault(image_id, asyncio.Lock()):
-            if not anew and (found := self._find(image_id)) is not None:
+            if not anew and (found := self.find(image_id)) is not None:
                 return found
             async with self._few, self._one:
-                record = await self._make(image_id, bootstrap, provide_meanwhile)
+                record = await self._make(image_id, bootstrap, provide_meanwhile, do)
             self._settle_later(image_id)
             return record
 
-    def _find(self, image_id: str) -> image.ImageRecord | None:
+    def find(self, image_id: str) -> image.ImageRecord | None:
+        """An image that is prepared already."""
         directory = self._paths.image(image_id)
         if not os.path.isdir(directory) or not epoch.trusted(directory):
             return None
@@ -100,22 +104,20 @@ class Images:
             return None
         return record
 
-    async def _make(self, image_id: str, bootstrap: Fd, provide: Provide) -> image.ImageRecord:
+    async def _make(self, image_id: str, bootstrap: Fd, provide: Provide, do: Do) -> image.ImageRecord:
         """``images/<id>``, and its stores in ``store/<key>``. ``provide``'s errors pass through."""
-        work = tempfile.mkdtemp(prefix=f"{NEW}{image_id}-", dir=self._paths.images)
+        work = os.path.join(self._paths.images, new_name(f"{NEW}{image_id}-"))
+        os.mkdir(work, 0o700)
         try:
             os.mkdir(os.path.join(work, STORES))
             for folder in (os.path.join(work, STORES), work):
                 os.chown(folder, self._uids.prepare, self._uids.prepare)
             await self._run(work, bootstrap, provide)
-            localize = self._request.localize
-            await in_child(
-                lambda: adopt.adopt(work, self._paths, image_id, self._uids.worker, localized=localize),
-                "taking the image over",
-                _PATIENCE,
-            )
+            final, uid = self._paths.image(image_id), self._uids.worker
+            take_over = partial(adopt.adopt, work, final, self._paths.store, uid, self._request.localize)
+            await do(take_over, "taking the image over", _PATIENCE)
             background(remove(self._paths.gone()))
-            return image.load(self._paths.image(image_id))
+            return image.load(final)
         except BaseException:
             await remove([work])
             raise

@@ -22,16 +22,18 @@ from ..log import logger
 @cache
 def boot_id() -> str:
     """This boot's random name (Linux: /proc/sys/kernel/random/boot_id)."""
-    with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
-        return file.read().strip()
+    return read_plain("/proc/sys/kernel/random/boot_id", 64).decode().strip()
 
 
 def begin(directory: str) -> None:
     """Note, on disk, that this boot writes to the folder. Call it before the first write."""
     path = os.path.join(directory, EPOCH)
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
-        os.write(fd, boot_id().encode())
+        now = boot_id().encode()
+        if os.pread(fd, 64, 0) != now:  # else there is nothing new for the disk, as a rule
+            os.ftruncate(fd, 0)
+            os.pwrite(fd, now, 0)
         # The name of a new file is on disk with the file on ext4, xfs and btrfs; syncing the folder as well would
         # only make a mount wait for the disk a second time.
         os.fsync(fd)
