@@ -107,9 +107,10 @@ class Errands:
     async def said_by(self, call: partial[None], what: str, patience: float = PATIENCE) -> list[Packet]:
         """As ``said_by``. The child may be older than ``call``, which it is told: a function of a module with
         arguments that can be pickled. Whatever goes wrong, the next errand has another child."""
+        order = pickle.dumps((call, what))
         child, self._child = self._child or _Child(_hear_orders, what), None
         try:
-            child.tell(call, what)
+            child.tell(order, what)
             packets = await _all_of(child.hear(what, patience))
         except BaseException:
             child.end()
@@ -151,11 +152,11 @@ class _Child:
             raise KernelError(f"{what}: no process for it: {error.strerror}", hint="is a limit reached?") from None
         self._sock.setblocking(False)
 
-    def tell(self, call: partial[None], what: str) -> None:
+    def tell(self, order: bytes, what: str) -> None:
         """Have one that hears orders do something. It waits for that, so that there is room for the message."""
         try:
             with Fd(os.memfd_create("order", os.MFD_CLOEXEC)) as file:  # it may be longer than a packet
-                os.write(file.fd, pickle.dumps((call, what)))
+                os.write(file.fd, order)
                 channel.send(self._sock, _SAID, [file])
         except OSError as error:
             raise KernelError(f"{what}: no process for it: {error.strerror}", hint="is a limit reached?") from None
