@@ -27,8 +27,10 @@ from ...processes import TOOL
 from ...proto.fault import Fault
 from ..log import logger
 from ..signals import CHANGED
+from ..trouble import refusal
 
 PATIENCE = 30.0  # seconds for what should take a moment
+_LOOK = 0.05  # seconds between looks whether a child has ended
 _MAX_PACKET = 128 << 10  # bytes
 _SAID, _FAILED = b".", b"!"
 _FAULT = msgspec.json.Decoder(Fault)
@@ -59,7 +61,7 @@ async def errand(
     try:
         pid, sock = _fork(call, what, using)
     except OSError as error:
-        raise KernelError(f"{what}: no process for it: {error.strerror}", hint="is a limit reached?") from None
+        raise refusal(error, f"{what}: no process for it") from None
     loop = asyncio.get_running_loop()
     readable = asyncio.Event()
     with sock:
@@ -96,15 +98,13 @@ def _end(pid: int) -> None:
     with contextlib.suppress(ChildProcessError):
         if os.waitpid(pid, os.WNOHANG) == (0, 0):
             os.kill(pid, signal.SIGKILL)
-            pidfd = Fd(os.pidfd_open(pid))
-            # No task, which the loop would miss at its end.
-            asyncio.get_running_loop().add_reader(pidfd.fd, _reap, pid, pidfd)
+            _reap(pid)
 
 
-def _reap(pid: int, pidfd: Fd) -> None:
-    asyncio.get_running_loop().remove_reader(pidfd.fd)
-    pidfd.close()
-    os.waitpid(pid, 0)
+def _reap(pid: int) -> None:
+    """No task, which the loop would miss at its end, and no descriptor, for want of which it may have to end."""
+    if os.waitpid(pid, os.WNOHANG) == (0, 0):
+        asyncio.get_running_loop().call_later(_LOOK, _reap, pid)
 
 
 async def in_child(call: Callable[[], None], what: str, patience: float = PATIENCE) -> None:
@@ -159,13 +159,7 @@ def _run_and_exit(
         except NydusErofsError as error:
             channel.send(sock, _FAILED + msgspec.json.encode(Fault.of(error)))
         except OSError as error:
-            said = error.strerror or str(error)
-            if error.filename:
-                said = f"{said}: {os.fsdecode(error.filename)}"
-            elif said == os.strerror(error.errno or 0):  # else it says already what failed
-                said = f"{what}: {said}"
-            fault = Fault.of(KernelError(said, number=error.errno or 0))
-            channel.send(sock, _FAILED + msgspec.json.encode(fault))
+            channel.send(sock, _FAILED + msgspec.json.encode(Fault.of(refusal(error, what))))
         status = 0
     except BaseException:
         traceback.print_exc()
@@ -201,7 +195,13 @@ async def _tool(*command: str) -> int:
 async def exited(pid: int) -> int:
     """Wait for a child without blocking; its exit code, negative for a signal."""
     loop = asyncio.get_running_loop()
-    with Fd(os.pidfd_open(pid)) as pidfd:
+    try:
+        pidfd = Fd(os.pidfd_open(pid))
+    except OSError:  # no descriptor for it: look now and then
+        while (found := os.waitpid(pid, os.WNOHANG)) == (0, 0):
+            await asyncio.sleep(_LOOK)
+        return os.waitstatus_to_exitcode(found[1])
+    with pidfd:
         done = asyncio.Event()
         loop.add_reader(pidfd.fd, done.set)
         try:

@@ -18,7 +18,7 @@ from weakref import WeakValueDictionary
 
 import msgspec
 
-from ....erofs.errors import FormatError, KernelError, NydusErofsError
+from ....erofs.errors import FormatError, NydusErofsError
 from ....erofs.ids import BlobId, blob_id
 from ...config.service import Uids
 from ...kernel import channel
@@ -30,7 +30,6 @@ from ...state import image
 from ...state.layout import PLAN, STORES
 from ..children.errands import in_child, remove
 from ..children.spawn import ended, spawn
-from ..log import logger
 from ..paths import NEW, StatePaths
 from ..stores import epoch
 from ..tasks import background
@@ -114,11 +113,14 @@ class Images:
                 "taking the image over",
                 _PATIENCE,
             )
-            background(remove(self._paths.gone()))
+            background(self._clean_up(), "what is left over is not removed")
             return image.load(self._paths.image(image_id))
         except BaseException:
             await remove([work])
             raise
+
+    async def _clean_up(self) -> None:
+        await remove(self._paths.gone())
 
     async def _run(self, work: str, bootstrap: Fd, provide: Provide) -> None:
         """One prepare process, from request to result."""
@@ -144,19 +146,14 @@ class Images:
     def _settle_later(self, image_id: str) -> None:
         self._fresh.append(self._paths.image(image_id))
         if len(self._fresh) == 1:
-            background(self._settle())
+            background(self._settle(), "prepared images are not settled")
 
     async def _settle(self) -> None:
         """Have fresh images outlive a crash of the machine, once their mounts have what they need of the disk; all
         at once, as each would wait for it again."""
         await asyncio.sleep(_SETTLE_AFTER)
         fresh, self._fresh = self._fresh, []
-        try:
-            await in_child(
-                partial(epoch.settle_all, self._paths.root, fresh), "writing images to the disk", _PATIENCE
-            )
-        except KernelError as error:
-            logger().warning("prepared images are not settled", images=len(fresh), error=error.message)
+        await in_child(partial(epoch.settle_all, self._paths.root, fresh), "writing images to the disk", _PATIENCE)
 
 
 async def _converse(sock: socket.socket, provide: Provide) -> proto.Prepared | proto.NotPrepared:

@@ -16,7 +16,7 @@ from ...kernel.fd import Fd
 from ...kernel.mount import sync_filesystem
 from ...kernel.plain import read_plain
 from ...state.layout import EPOCH
-from ..log import logger
+from ..trouble import report
 
 
 @cache
@@ -46,7 +46,7 @@ def settle(directory: str) -> None:
     except FileNotFoundError:
         pass
     except OSError as error:
-        logger().warning("a folder cannot be settled", folder=directory, error=error.strerror)
+        report("a folder cannot be settled", error)
 
 
 def settle_all(root: str, directories: Sequence[str]) -> None:

@@ -37,7 +37,7 @@ class Reader(Waiter):
         self.answers: list[bool] = []
         self.completions = 0
 
-    def answer(self, allow: bool, waited: float) -> None:
+    def answer(self, allow: bool, waited: float, number: int = errno.EIO) -> None:
         self.answers.append(allow)
 
     def completed(self, store: KeptStore, segment: int) -> None:
