@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from ...erofs.errors import NydusErofsError, ServiceError
+from ...erofs.errors import KernelError, NydusErofsError, ServiceError
 from ..proto import control as proto
 from .tasks import background
 from .trouble import refusal, report
@@ -82,6 +82,8 @@ class ControlServer:
         try:
             return proto.reply(await self._handle(proto.decode(line)))
         except NydusErofsError as error:
+            if isinstance(error, KernelError):  # not what was asked for is wrong
+                report("request failed", error)
             return _refused(error)
         except (msgspec.MsgspecError, ValueError) as error:  # ValueError: a zero byte in a path
             return proto.refusal(f"the service does not understand this: {error}", None, 2)

@@ -52,7 +52,7 @@ def held(service: Service) -> Held:
 
 def leaves_nothing(service: Service, mount: Callable[[], object], *words: str) -> RefusedError:
     """The error of a mount that fails again and again."""
-    before = held(service)
+    before = settled_down(service)
     for _ in range(TRIES):
         with pytest.raises(RefusedError) as caught:
             mount()
@@ -61,6 +61,17 @@ def leaves_nothing(service: Service, mount: Callable[[], object], *words: str) -
         assert caught.value.error.isprintable()
     as_before(service, before)
     return caught.value
+
+
+def settled_down(service: Service) -> Held:
+    """What it has once nothing of what was done before is under way any more."""
+
+    def same() -> Held | None:
+        before = held(service)
+        time.sleep(0.3)
+        return before if held(service) == before else None
+
+    return wait_for("nothing changes", same) or held(service)
 
 
 def as_before(service: Service, before: Held) -> None:
@@ -105,6 +116,7 @@ def settled(service: Service, built: Built) -> None:
 @pytest.mark.parametrize(
     ("left", "bytes_left"), [(0, 8192), (1, 8192), (2, 8192), (20, 0)], ids=["inodes", "one", "two", "bytes"]
 )
+@pytest.mark.failure("run folder full")
 def test_the_run_folder_is_full(
     left: int, bytes_left: int, make_service: MakeService, built: Built, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
@@ -141,6 +153,7 @@ def fill(folder: Path) -> None:
                 return
 
 
+@pytest.mark.failure("state disk full")
 def test_the_state_folder_is_full(
     make_service: MakeService, built: Built, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
@@ -194,6 +207,7 @@ def test_its_blob_is_nowhere(prepared: Service, built: Built, tmp_path: Path) ->
 # --- stopped in the middle ------------------------------------------------------------------------------
 
 
+@pytest.mark.failure("SIGTERM while an image is being mounted")
 def test_stopped_at_any_moment_of_a_mount(make_service: MakeService, built: Built, tmp_path: Path) -> None:
     """It ends with nothing mounted, whether the mount was done by then or not."""
     service, moments = make_service(FANOTIFY), 16
@@ -219,6 +233,7 @@ def test_stopped_at_any_moment_of_a_mount(make_service: MakeService, built: Buil
 # --- a disk that fails ----------------------------------------------------------------------------------
 
 
+@pytest.mark.failure("state folder read-only")
 def test_the_disk_fails_and_is_read_only(
     make_service: MakeService, built: Built, tmp_path_factory: pytest.TempPathFactory
 ) -> None:

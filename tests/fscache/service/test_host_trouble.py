@@ -164,6 +164,24 @@ def failing(service: Service, number: int, module: str, name: str) -> Path:
     return flag
 
 
+def test_the_kernels_own_descriptor_fails(make_service: MakeService, built: Built) -> None:
+    """That is the end, which is said in one line: readers get EIO then, instead of waiting for nobody."""
+    service = make_service(FANOTIFY, start=False)
+    flag = failing(service, errno.EBADF, "nydus_erofs.fscache.kernel.fanotify", "Group.read")
+    service.start()
+    target = service.mount(built.bootstrap)
+    right = read(target / "large/0")
+    flag.touch()
+    assert read(target / "large/7") == {"error": "EIO"}
+    assert service.keeper.wait(60) == 70
+    assert service.events("the service cannot go on")
+    assert read(target / "large/0") == right
+    flag.unlink()
+    service.start()
+    compare(built.tree, target)
+    assert service.stop() == 0
+
+
 @pytest.mark.failure("no descriptors, processes or memory left")
 @pytest.mark.parametrize("name", ["fork", "posix_spawn"])
 def test_no_processes(name: str, make_service: MakeService, built: Built, tmp_path: Path) -> None:
@@ -223,7 +241,7 @@ def test_a_complete_store_cannot_be_settled(service: Service, built: Built, froz
 
 
 @pytest.mark.failure("state folder read-only")
-@pytest.mark.parametrize("frozen_folders", [["store"], ["images"], ["store/*"], ["store", "images", "bootstraps"]])
+@pytest.mark.parametrize("frozen_folders", [["store"], ["images"], ["store", "images", "bootstraps"]])
 def test_nothing_new_can_be_mounted(
     frozen_folders: list[str], service: Service, built: Built, nydus_images: Path, frozen: list[Path]
 ) -> None:
@@ -232,15 +250,14 @@ def test_nothing_new_can_be_mounted(
     frozen += [path for pattern in frozen_folders for path in service.state.glob(pattern)]
     before = sorted(service.state.rglob("*"))
     _freeze(frozen)
-    images = {"plain", "lz4"} if "store/*" not in frozen_folders else set()
-    for name in sorted(images):
+    for name in ("plain", "lz4"):
         with pytest.raises(RefusedError, match=f": {service.state}") as caught:
             service.mount(nydus_images / name / "boot", nydus_images / name / "blobs")
         assert "Operation not permitted" in caught.value.error
         assert caught.value.exit_code == 8
     compare(built.tree, target)
     service.umount(target)
-    wait_for("as before", lambda: sorted(service.state.rglob("*")) == before or not _new(service, before))
+    assert not _new(service, before)
     _freeze(frozen, on=False)
     compare(built.tree, service.mount(built.bootstrap))
     assert service.stop() == 0

@@ -368,6 +368,7 @@ def test_a_cache_on_tmpfs(make_service: MakeService, tmp_path_factory: pytest.Te
         unmount_all(work)
 
 
+@pytest.mark.failure("state folder read-only")
 def test_a_cache_on_a_read_only_disk(make_service: MakeService, tmp_path_factory: pytest.TempPathFactory) -> None:
     work = tmp_path_factory.mktemp("ro")
     with mounted_disk(work, 8) as disk:
@@ -449,6 +450,7 @@ def preparing(service: Service) -> int:
     return wait_for("an image is prepared", find, pause=0.001) or 0
 
 
+@pytest.mark.failure("SIGTERM while an image is being mounted")
 def test_stopped_while_an_image_is_prepared(service: Service, built: Built) -> None:
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
         asked = pool.submit(service.mount, built.bootstrap)
