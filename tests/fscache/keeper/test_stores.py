@@ -538,7 +538,7 @@ def test_no_descriptor_for_a_source(
 def test_what_readers_are_told(
     full: bool, number: int, table: Table, folder: Path, source: Callable[..., Fd]
 ) -> None:
-    store, reader = table.open_folder(KEY, folder, source()), Reader()
+    store, reader = table.open_folder(KEY, folder), Reader()
     table.wait(store, 0, 100, reader)
     table.on_message(proto.Failed(store.number, 0, "no", full=full))
     assert (reader.answers, reader.numbers) == ([False], [number])
