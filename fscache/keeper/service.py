@@ -77,7 +77,7 @@ class Keeper:
         self.bootstraps = Bootstraps(self.state, self.worker)
         try:
             self.engine = self._choose_engine()
-        except NydusErofsError:
+        except (NydusErofsError, OSError):
             self.run_paths.give_up()
             raise
         self._server = ControlServer(self.run_paths.socket, self._handle)

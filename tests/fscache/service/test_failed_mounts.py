@@ -173,6 +173,35 @@ def test_the_state_folder_is_full(
         assert service.stop() == 0
 
 
+@pytest.mark.failure("state disk full")
+def test_it_does_not_start_on_a_full_disk(
+    make_service: MakeService, built: Built, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """It says so, and leaves nothing mounted; what is mounted from before is served once there is room."""
+    work = tmp_path_factory.mktemp("full")
+    with mounted_disk(work, 64) as disk:
+        service = make_service(FANOTIFY, start=False, work=work)
+        service.state = disk / "state"
+        service.start()
+        target = service.mount(built.bootstrap)
+        right = read(target / "large/0")
+        service.kill_all()
+        before = mounted(work)
+        fill(disk / "ballast")
+        service.spawn()
+        assert service.keeper.wait(60) == 8
+        *_, said, hint = service.log_text().splitlines()
+        assert "No space left on device" in said
+        assert "make room" in hint
+        assert mounted(work) == before
+        assert read(target / "large/0") == right
+        assert read(target / "large/7") == {"error": "EIO"}
+        shutil.rmtree(disk / "ballast")
+        service.start()
+        compare(built.tree, target)
+        assert service.stop() == 0
+
+
 def test_the_mountpoint_vanishes(prepared: Service, built: Built, tmp_path: Path) -> None:
     """After it was looked at: the blob cannot be opened for a while."""
     image = copy(built, tmp_path, "alone")
