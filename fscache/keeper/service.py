@@ -71,7 +71,7 @@ class Keeper:
         self.worker = WorkerLink(start, self._on_new_worker, lambda: self.table.fail_all())
         if config.backend is not None:
             self.worker.require(config.backend)
-        self.table = StoreTable(self.worker.send, asyncio.get_running_loop().call_later, _write_out)
+        self.table = StoreTable(self.worker.send, asyncio.get_running_loop().call_later, _write_out, _discard)
         self.traffic = TrafficTable()
         self.worker.listen(dispatch.table(self.table, self.traffic, self.worker.on_answer))
         self.bootstraps = Bootstraps(self.state, self.worker)
@@ -257,6 +257,11 @@ def _write_out(folder: str, done: Callable[[], None]) -> None:
             done()
 
     background(run(), "a folder is not written out")
+
+
+def _discard(folder: str) -> None:
+    if os.path.lexists(folder):
+        background(remove([folder]), "what is left over is not removed")
 
 
 def serve(config: Config, load: Load | None = None, on_ready: Callable[[], None] = lambda: None) -> None:

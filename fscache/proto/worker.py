@@ -167,10 +167,9 @@ class FetchBootstrap(Question[BootstrapFetched]):
 
 
 class OpenStore(_Message):
-    """Serve this store. ``trusted``: what the segment files hold was written since the last boot or synced."""
+    """Serve this store."""
 
     store: int
-    trusted: bool
     remotes: list[Remote] = []
 
 

@@ -6,6 +6,7 @@ BOOT, RECORD = "boot", "image.json"  # of a prepared image: localized bootstrap,
 STORES = "stores"  # folder in which prepare leaves new stores
 PLAN = "plan"
 EPOCH = "epoch"
+SET_ASIDE = "old"  # of a store: folder of segment files that a crash of the machine may have damaged
 MOUNT_RECORD = "mount.json"
 
 

@@ -11,7 +11,7 @@ from ...erofs.record import Buffer
 from ...erofs.segments import Segment
 from ..kernel.fd import Fd
 from ..kernel.mount import sync_filesystem
-from ..state.layout import segment_name
+from ..state.layout import SET_ASIDE, segment_name
 from ..state.plan import AnyPlan, PlanChunk, PlanFlags
 from .store import PIECE, ZEROS, OnPiece, SegmentWriter
 
@@ -23,37 +23,45 @@ class SegmentFiles:
     """One file a segment, in one folder. The law: a file starts with size 0 and grows forward only, by bytes
     whose digest was verified. Its size is its fill state; nothing else is written down.
 
-    ``trusted`` is false when a crash may have damaged what is there: then it counts only once verified.
+    What a crash of the machine may have damaged lies aside (``keeper/stores/restore.py``), and saves fetching what of
+    it is still right.
     """
 
-    def __init__(self, folder: Fd, *, trusted: bool) -> None:
+    def __init__(self, folder: Fd) -> None:
         self._folder = folder
-        self.trusted = trusted
+        self._aside: Fd | None = None
+        with contextlib.suppress(OSError):
+            self._aside = Fd(os.open(SET_ASIDE, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=folder.fd))
 
     def filled(self, plan: AnyPlan) -> bytearray:
         state = bytearray(len(plan.segments))
-        if self.trusted:
-            for number, segment in enumerate(plan.segments):
-                # One that somebody has removed is not there, and filling it will say so.
-                with contextlib.suppress(FileNotFoundError):
-                    size = os.stat(segment_name(number), dir_fd=self._folder.fd).st_size
-                    state[number] = size >= segment.size
+        for number, segment in enumerate(plan.segments):
+            # One that somebody has removed is not there, and filling it will say so.
+            with contextlib.suppress(FileNotFoundError):
+                size = os.stat(segment_name(number), dir_fd=self._folder.fd).st_size
+                state[number] = size >= segment.size
         return state
 
     def open(self, number: int, segment: Segment, on_piece: OnPiece) -> SegmentWriter:
-        # It exists, because prepare made it.
+        # It exists, because the keeper made it.
         fd = os.open(segment_name(number), os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW, dir_fd=self._folder.fd)
-        return _FileWriter(fd, segment, on_piece, trusted=self.trusted)
+        return _FileWriter(Fd(fd), segment, on_piece, self._set_aside(number))
+
+    def _set_aside(self, number: int) -> Fd | None:
+        if self._aside is not None:
+            with contextlib.suppress(OSError):
+                return Fd(os.open(segment_name(number), os.O_RDONLY | os.O_NOFOLLOW, dir_fd=self._aside.fd))
+        return None
 
     def sync(self) -> None:
         sync_filesystem(self._folder.fd)
 
 
 class _FileWriter:
-    """Appends verified chunks to a segment file."""
+    """Appends verified chunks to a segment file. ``aside``: what was there before a crash, if anything was."""
 
-    def __init__(self, fd: int, segment: Segment, on_piece: OnPiece, *, trusted: bool) -> None:
-        self._fd, self._segment, self._on_piece, self._trusted = fd, segment, on_piece, trusted
+    def __init__(self, file: Fd, segment: Segment, on_piece: OnPiece, aside: Fd | None) -> None:
+        self._file, self._segment, self._on_piece, self._aside = file, segment, on_piece, aside
         self._ends: list[int] = []  # where each missing chunk ends, padding included, from the segment's start
         self._parts: list[Buffer] = []
         self._written = self._end = 0
@@ -61,31 +69,31 @@ class _FileWriter:
     def missing(self, chunks: Sequence[PlanChunk], digest: DigestFunction) -> list[PlanChunk]:
         size = self._segment.size
         ends = [c.uncompressed_offset - self._segment.start for c in chunks[1:]] + [size]
-        present = os.fstat(self._fd).st_size
+        present = os.fstat(self._file.fd).st_size
         if present > size:
-            os.ftruncate(self._fd, size)
+            os.ftruncate(self._file.fd, size)
             present = size
         # Go on behind the last whole chunk that is there.
         there = next((i for i, end in enumerate(ends) if end > present), len(chunks))
-        if not self._trusted:
-            there = self._count_intact(chunks[:there], ends, digest)
         if there:
             self._written = self._end = ends[there - 1]
             self._on_piece(self._written)
         self._ends = ends[there:]
         self._ends.reverse()
+        if self._aside is not None:
+            there += self._take_back(self._aside, chunks[there:], digest)
         return list(chunks[there:])
 
-    def _count_intact(self, chunks: Sequence[PlanChunk], ends: Sequence[int], digest: DigestFunction) -> int:
-        """How many chunks from the segment's start are on disk just as they should be."""
-        at = 0
-        for number, (chunk, end) in enumerate(zip(chunks, ends, strict=False)):
-            raw = memoryview(os.pread(self._fd, end - at, at))
-            body, padding = raw[: chunk.uncompressed_size], raw[chunk.uncompressed_size :]
-            right = not any(body) if chunk.flags & _UNUSED else digest(body) == chunk.digest
-            if not right or len(raw) != end - at or any(padding):
-                return number
-            at = end
+    def _take_back(self, aside: Fd, chunks: Sequence[PlanChunk], digest: DigestFunction) -> int:
+        """Put what comes next and is intact in the file set aside; how many chunks."""
+        for number, chunk in enumerate(chunks):
+            if chunk.flags & _UNUSED:
+                data: Buffer = ZEROS[: chunk.uncompressed_size]
+            else:
+                data = os.pread(aside.fd, chunk.uncompressed_size, chunk.uncompressed_offset - self._segment.start)
+                if digest(data) != chunk.digest:
+                    return number
+            self.put(chunk, data)
         return len(chunks)
 
     def put(self, chunk: PlanChunk, data: Buffer) -> None:
@@ -102,7 +110,7 @@ class _FileWriter:
         if not self._parts:
             return
         while self._written < self._end:
-            done = os.pwritev(self._fd, self._parts, self._written)
+            done = os.pwritev(self._file.fd, self._parts, self._written)
             self._written += done
             if self._written < self._end:
                 self._parts = [memoryview(b"".join(self._parts))[done:]]
@@ -110,4 +118,6 @@ class _FileWriter:
         self._on_piece(self._written)
 
     def close(self) -> None:
-        os.close(self._fd)
+        self._file.close()
+        if self._aside is not None:
+            self._aside.close()

@@ -67,9 +67,9 @@ class Worker:
 
     def _handle(self, message: proto.ToWorker, fds: Sequence[Fd]) -> None:
         match message:
-            case proto.OpenStore(store=store, trusted=trusted, remotes=remotes):
+            case proto.OpenStore(store=store, remotes=remotes):
                 plan, directory, *blobs = fds
-                self._open(store, Plan(plan), SegmentFiles(directory, trusted=trusted), blobs, remotes)
+                self._open(store, Plan(plan), SegmentFiles(directory), blobs, remotes)
             case proto.OpenObject(store=store, raw_size=0, remotes=remotes):
                 cache_object, plan, *blobs = fds
                 self._open_object(store, Plan(plan), cache_object, blobs, remotes)

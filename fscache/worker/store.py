@@ -22,7 +22,11 @@ class SegmentWriter(Protocol):
     """One segment being filled."""
 
     def missing(self, chunks: Sequence[PlanChunk], digest: DigestFunction) -> list[PlanChunk]:
-        """The chunks that have to be fetched, in order; reports what is there already to ``on_piece``."""
+        """The chunks that have to be fetched, in order; reports what is there already to ``on_piece``.
+
+        Args:
+            digest: tells whether what may be damaged is right.
+        """
         ...
 
     def put(self, chunk: PlanChunk, data: Buffer) -> None:

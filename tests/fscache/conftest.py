@@ -21,10 +21,10 @@ def open_image(nydus_images: Path) -> OpenImages:
 def _make_store(tmp_path: Path) -> MakeStore:
     made = 0
 
-    def make(image: OpenImage, *blobs: bytes, trusted: bool = True, where: Path | None = None) -> MadeStore:
+    def make(image: OpenImage, *blobs: bytes, where: Path | None = None) -> MadeStore:
         nonlocal made
         made += 1
-        return make_store(where or tmp_path / f"store{made}", image, *blobs, trusted=trusted)
+        return make_store(where or tmp_path / f"store{made}", image, *blobs)
 
     return make
 

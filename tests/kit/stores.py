@@ -13,7 +13,7 @@ from nydus_erofs.erofs.image import Bootstrap, Image
 from nydus_erofs.erofs.source import BufferSource, FileSource
 from nydus_erofs.fscache.kernel.fd import Fd
 from nydus_erofs.fscache.prepare.plan_writer import pack_plan
-from nydus_erofs.fscache.state.layout import segment_name
+from nydus_erofs.fscache.state.layout import SET_ASIDE, segment_name
 from nydus_erofs.fscache.state.plan import Plan
 from nydus_erofs.fscache.worker.segment_files import SegmentFiles
 from nydus_erofs.fscache.worker.store import Store
@@ -45,8 +45,12 @@ class MadeStore:
     def path(self, number: int) -> Path:
         return self.folder / segment_name(number)
 
+    def set_aside(self, number: int) -> Path:
+        """Where a segment's bytes are after a crash of the machine."""
+        return self.folder / SET_ASIDE / segment_name(number)
 
-def make_store(folder: Path, image: OpenImage, *blobs: bytes, trusted: bool = True) -> MadeStore:
+
+def make_store(folder: Path, image: OpenImage, *blobs: bytes) -> MadeStore:
     """A store in a folder, which may hold one already, with a source for each blob; without any, the image's own."""
     folder.mkdir(exist_ok=True)
     if not (folder / "plan").exists():
@@ -59,7 +63,7 @@ def make_store(folder: Path, image: OpenImage, *blobs: bytes, trusted: bool = Tr
         os.write(fd, blob)
         sources.append(FileSource(fd))
     plan = Plan(Fd(os.open(folder / "plan", os.O_RDONLY)))
-    target = SegmentFiles(Fd(os.open(folder, os.O_RDONLY | os.O_DIRECTORY)), trusted=trusted)
+    target = SegmentFiles(Fd(os.open(folder, os.O_RDONLY | os.O_DIRECTORY)))
     return MadeStore(Store(plan, target, sources), folder)
 
 
@@ -70,8 +74,6 @@ class OpenImages(Protocol):
 
 
 class MakeStore(Protocol):
-    """``make_store(image, *blobs, trusted=, where=)``: a store in ``where``, or in a folder of its own."""
+    """``make_store(image, *blobs, where=)``: a store in ``where``, or in a folder of its own."""
 
-    def __call__(
-        self, image: OpenImage, *blobs: bytes, trusted: bool = ..., where: Path | None = ...
-    ) -> MadeStore: ...
+    def __call__(self, image: OpenImage, *blobs: bytes, where: Path | None = ...) -> MadeStore: ...

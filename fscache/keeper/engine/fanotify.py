@@ -24,7 +24,9 @@ from ..images.places import Places, arrive
 from ..images.prepared import Images
 from ..log import logger
 from ..paths import RunPaths, StatePaths
+from ..stores import epoch
 from ..stores.kept_store import KeptStore
+from ..stores.restore import restore
 from ..stores.spec import FolderSpec, load_folder
 from ..stores.table import StoreTable
 from ..tasks import background
@@ -57,6 +59,7 @@ class FanotifyEngine:
         self._healer = Healer(table)
         self._mounts: list[MountedImage] = []
         self._targets: set[str] = set()  # of mounts under way
+        self._restoring = asyncio.Lock()
         self._images = Images(state, config.segment_size, config.uids, localize=True)
 
     def start(self) -> None:
@@ -130,9 +133,11 @@ class FanotifyEngine:
             specs: list[FolderSpec] = []
             for ref in prepared.stores:
                 settled.enter_context(self._table.opening(ref.key))
-                specs.append(load_folder(self._state.store_of(ref.key), self.config.worker_uid))
+                directory = self._state.store_of(ref.key)
+                await self._restored(directory)
+                specs.append(load_folder(directory, self.config.worker_uid))
                 undo.callback(specs[-1].close)
-            incomplete = [spec.directory for spec in specs if spec.trusted and sum(spec.have) < sum(spec.sizes)]
+            incomplete = [spec.directory for spec in specs if sum(spec.have) < sum(spec.sizes)]
             await places.look_for((blob_id(ref.blob_id) for ref in prepared.stores), begin=incomplete)
             stores = []
             for ref, spec in zip(prepared.stores, specs, strict=True):
@@ -140,6 +145,12 @@ class FanotifyEngine:
                 undo.callback(self._table.close, stores[-1])
             undo.pop_all()
         return stores
+
+    async def _restored(self, directory: str) -> None:
+        """Nothing is mounted from a store in which a segment's size may say more than was verified."""
+        async with self._restoring:  # one that waits here finds it done
+            if not epoch.trusted(directory):
+                await in_child(partial(restore, directory, self.config.worker_uid), f"restoring {directory}")
 
     def _open_store(self, ref: image.StoreRef, spec: FolderSpec, places: Places) -> KeptStore:
         blob, missing, source = blob_id(ref.blob_id), None, None

@@ -94,7 +94,7 @@ def _watch(folder: str, state: StatePaths, table: StoreTable, watcher: Watcher, 
 def _begin(spec: FolderSpec) -> KernelError | None:
     """Note on disk that this boot writes to a store; why nothing may be written to it, when that cannot be noted:
     after a power cut nobody would know that it has to be verified."""
-    if spec.trusted and not spec.begun and sum(spec.have) < sum(spec.sizes):
+    if not spec.begun and sum(spec.have) < sum(spec.sizes):
         try:
             epoch.begin(spec.directory)
         except OSError as error:

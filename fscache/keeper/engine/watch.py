@@ -158,8 +158,7 @@ class WatchedImage:
             self._watcher.answer(event.fd, True)  # not a segment of this image: nothing to wait for
             return
         store, segment = found
-        size = store.size(segment)
-        have = store.present(segment, status.size)
+        size, have = store.size(segment), status.size
         if have >= size:
             self.ignore(store, segment)
             self._table.touch(store, segment)

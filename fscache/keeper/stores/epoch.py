@@ -14,7 +14,7 @@ from functools import cache
 
 from ...kernel.fd import Fd
 from ...kernel.mount import sync_filesystem
-from ...kernel.plain import read_plain
+from ...kernel.plain import pass_on_unless_damage, read_plain
 from ...state.layout import EPOCH
 from ..trouble import report
 
@@ -72,10 +72,11 @@ def begun(directory: str) -> bool:
 
 
 def trusted(directory: str) -> bool:
-    """Whether what the folder holds counts without being verified."""
+    """Whether what the folder holds counts without being verified; OSError when that cannot be found out now."""
     try:
         return read_plain(os.path.join(directory, EPOCH), 64) == boot_id().encode()
     except FileNotFoundError:
         return True
-    except OSError:
+    except OSError as error:
+        pass_on_unless_damage(error)
         return False

@@ -82,8 +82,7 @@ def _file(fd: Fd) -> tuple[int, int]:
 @dataclass(eq=False, slots=True)
 class KeptStore:
     """One open store. The keeper never opens a segment for its bytes: a segment's fill state is its file size, which
-    comes with every event for free; only stores that may have lost data in a crash are tracked by what the worker
-    verified."""
+    comes with every event for free."""
 
     number: int
     key: str
@@ -132,11 +131,6 @@ class KeptStore:
 
     def size(self, segment: int) -> int:
         return self.spec.sizes[segment]
-
-    def present(self, segment: int, size: int) -> int:
-        """Bytes of a segment that count, given its file's size."""
-        folder = self.folder
-        return size if folder is not None and folder.trusted else self.have[segment]
 
     def grow(self, segment: int, have: int) -> int:
         """Note that the first ``have`` bytes of a segment are there; how many are new."""

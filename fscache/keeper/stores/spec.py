@@ -44,13 +44,12 @@ class FolderSpec:
     sizes: Sequence[int]
     have: list[int]  # bytes of each segment that count
     inodes: dict[int, int]  # inode number of a segment file -> segment
-    trusted: bool
     begun: bool  # its epoch is noted: not all of it may be on disk
     plan: Fd  # held (O_PATH), as the folder: somebody may remove it, and a new worker must still be told of it
     folder: Fd
 
     def message(self, number: int, remotes: list[Remote]) -> proto.OpenStore:
-        return proto.OpenStore(number, self.trusted, remotes)
+        return proto.OpenStore(number, remotes)
 
     def descriptors(self) -> list[Fd]:
         return [self.plan.reopen(), self.folder.reopen()]
@@ -112,7 +111,8 @@ def load_plan(path: str) -> tuple[list[int], Fd]:
 
 
 def load_folder(directory: str, uid: int) -> FolderSpec:
-    """Read a store's folder; FormatError when it is damaged, OSError when it cannot be read now.
+    """Read a store's folder, which keeps the law (``restore.py``); FormatError when it is damaged, OSError when it
+    cannot be read now.
 
     Args:
         uid: the worker's, to whom segment files belong.
@@ -128,7 +128,9 @@ def _load_folder(directory: str, uid: int) -> FolderSpec:
     folder = Fd(os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
     plan = open_plain(PLAN, folder)
     sizes = [segment.size for segment in Plan(plan.dup()).segments]
-    trusted, begun = epoch.trusted(directory), epoch.begun(directory)
+    if not epoch.trusted(directory):
+        raise FormatError(f"store {directory} may have lost data in a crash")
+    begun = epoch.begun(directory)
     segments = {segment_name(number): number for number in range(len(sizes))}
     inodes: dict[int, int] = {}
     have = [0] * len(sizes)
@@ -137,12 +139,11 @@ def _load_folder(directory: str, uid: int) -> FolderSpec:
             segment = segments.get(entry.name)
             if segment is not None and entry.is_file(follow_symlinks=False):
                 inodes[entry.inode()] = segment
-                if trusted:
-                    have[segment] = min(entry.stat(follow_symlinks=False).st_size, sizes[segment])
+                have[segment] = min(entry.stat(follow_symlinks=False).st_size, sizes[segment])
     if len(inodes) != len(sizes):
         raise FormatError(f"store {directory} is damaged: {len(inodes)} of {len(sizes)} segment files")
     _give(folder, len(sizes), uid)
-    return FolderSpec(directory, sizes, have, inodes, trusted, begun, plan.as_path(), folder.as_path())
+    return FolderSpec(directory, sizes, have, inodes, begun, plan.as_path(), folder.as_path())
 
 
 def _give(folder: Fd, segments: int, uid: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -13,6 +14,7 @@ from ...config.backend import Remote
 from ...kernel.fd import Fd
 from ...proto import worker as proto
 from ...proto.worker import FillReason
+from ...state.layout import SET_ASIDE
 from ..log import logger
 from ..trouble import refusal, report
 from . import epoch
@@ -35,6 +37,7 @@ class StoreTable:
         send: reaches the worker, if there is one just now; takes the descriptors.
         later: calls something in so many seconds.
         write_out: has a folder written to the disk, and then calls back.
+        discard: has a folder removed, if there is one.
     """
 
     def __init__(
@@ -42,8 +45,9 @@ class StoreTable:
         send: Callable[[proto.ToWorker, Sequence[Fd]], None],
         later: Callable[[float, Callable[[], None]], object],
         write_out: Callable[[str, Callable[[], None]], None],
+        discard: Callable[[str], None],
     ) -> None:
-        self._send, self._later, self._write_out = send, later, write_out
+        self._send, self._later, self._write_out, self._discard = send, later, write_out, discard
         self._by_key: dict[str, KeptStore] = {}
         self._by_number: dict[int, KeptStore] = {}
         self._closing: dict[int, KeptStore] = {}  # closed, being written to disk
@@ -154,10 +158,7 @@ class StoreTable:
         """What barred a store is over: tell the worker all of it."""
         if store.barred is not None and self.is_open(store):
             store.barred = None
-            self._introduce(store)
-            self._ask(store)
-            if store.complete:
-                self._sync(store)
+            self._tell_all_of(store)
 
     def close(self, store: KeptStore) -> None:
         """One user less; the last one closes it, and what it holds is written to disk in the background."""
@@ -165,7 +166,7 @@ class StoreTable:
         if store.users:
             return
         folder = store.folder
-        sync = folder is not None and folder.trusted and not store.synced and store.barred is None
+        sync = folder is not None and not store.synced and store.barred is None
         self._tell(store, proto.CloseStore(store.number, sync))
         if sync:
             self._closing[store.number] = store
@@ -211,13 +212,16 @@ class StoreTable:
     def introduce_all(self) -> None:
         """Tell a new worker everything: stores, readers that wait, prefetch, what is not on disk yet."""
         for store in self._by_key.values():
-            self._introduce(store)
-            self._ask(store)
-            if store.complete:
-                self._sync(store)
+            self._tell_all_of(store)
         for number in list(self._closing):
             # The worker that wrote it is dead, so nothing is under way, and nobody is left to write it out.
             self._write_out_closed(number)
+
+    def _tell_all_of(self, store: KeptStore) -> None:
+        self._introduce(store)
+        self._ask(store)
+        if store.complete:
+            self._sync(store)
 
     def _write_out_closed(self, number: int) -> None:
         folder = self._closing[number].folder
@@ -248,7 +252,7 @@ class StoreTable:
             self._settle_closed(message.store)
         elif store is not None and store.complete and store.folder is not None:
             store.synced = True
-            epoch.settle(store.folder.directory)
+            self._settle(store, store.folder.directory)
 
     def _settle_closed(self, number: int) -> None:
         closed = self._closing.pop(number, None)
@@ -257,7 +261,12 @@ class StoreTable:
         key = closed.key
         again = key in self._by_key or key in self._opening or any(o.key == key for o in self._closing.values())
         if not again:  # else somebody has written again since
-            epoch.settle(closed.folder.directory)
+            self._settle(closed, closed.folder.directory)
+
+    def _settle(self, store: KeptStore, directory: str) -> None:
+        epoch.settle(directory)
+        if store.complete:
+            self._discard(os.path.join(directory, SET_ASIDE))
 
     def on_present(self, message: proto.Present) -> None:
         """What was there of a store when a worker opened it."""
@@ -267,8 +276,6 @@ class StoreTable:
         bits = int(message.segments, 16)
         if bits >> len(store.have):
             raise LieError(f"store {store.label} has other segments")
-        if bits and store.folder is not None and not store.folder.trusted:
-            raise LieError(f"of store {store.label} nothing can be there before it is verified")
         complete = store.complete
         for segment, size in enumerate(store.spec.sizes):
             if bits >> segment & 1:
@@ -323,8 +330,7 @@ class StoreTable:
         counters.failures += 1
         counters.waiting_for = ""
         counters.last_error = message.message
-        number = errno.ENOSPC if message.full else errno.EIO
-        _answer(store, message.segment, waits, allow=False, number=number)
+        _answer(store, message.segment, waits, allow=False, number=errno.ENOSPC if message.full else errno.EIO)
         if store.reopen is not None and not message.full:
             store.reopen()  # somebody may have put an intact copy in the blob's place
         if message.full and store.prefetching:

@@ -27,7 +27,7 @@ from nydus_erofs.fscache.keeper.children.errands import Say, errand, in_child, s
 from nydus_erofs.fscache.kernel import channel
 from nydus_erofs.fscache.kernel.fd import Fd
 from tests.kit.command import PYTHON
-from tests.kit.processes import alive, look_at, run_to_the_end
+from tests.kit.processes import alive, descriptors, look_at, run_to_the_end
 from tests.kit.processes import children as children_of
 from tests.kit.waiting import wait_for
 
@@ -37,11 +37,11 @@ T = TypeVar("T")
 
 def run(work: Coroutine[Any, Any, T]) -> T:
     """To its end, and no descriptor is left."""
-    before = len(os.listdir("/proc/self/fd"))
+    before = len(descriptors())
     try:
         return run_to_the_end(work)
     finally:
-        assert len(os.listdir("/proc/self/fd")) == before
+        assert len(descriptors()) == before
 
 
 def hang() -> None:

@@ -33,7 +33,7 @@ class Kernel(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.table = StoreTable(self.send, lambda *_: None, lambda *_: None)
+        self.table = StoreTable(self.send, lambda *_: None, lambda *_: None, lambda _: None)
         self.objects = objects.ObjectTable(self.table)
         self.completed: list[int] = []
         self.patch = pytest.MonkeyPatch()

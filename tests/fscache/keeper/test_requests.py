@@ -126,7 +126,7 @@ class World:
             return Names(f"{folder}/names", f"{folder}/objects", lambda key: f"{folder}/{key}/plan")
 
         self.kernel = Kernel(names)
-        self.table = StoreTable(self._send, lambda *_: None, lambda *_: None)
+        self.table = StoreTable(self._send, lambda *_: None, lambda *_: None, lambda _: None)
         self.objects = objects.ObjectTable(self.table)
         state: Any = SimpleNamespace(store_of=lambda key: f"{folder}/{key}")
         bootstraps: Any = SimpleNamespace(provider=lambda places: None)

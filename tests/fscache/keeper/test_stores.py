@@ -18,12 +18,14 @@ from nydus_erofs.fscache.keeper.children import dispatch
 from nydus_erofs.fscache.keeper.children.traffic import TrafficTable
 from nydus_erofs.fscache.keeper.stores import epoch
 from nydus_erofs.fscache.keeper.stores.kept_store import KeptStore, Waiter
-from nydus_erofs.fscache.keeper.stores.spec import FolderSpec, load_folder
+from nydus_erofs.fscache.keeper.stores.restore import restore
+from nydus_erofs.fscache.keeper.stores.spec import load_folder
 from nydus_erofs.fscache.keeper.stores.table import LieError, StoreTable
 from nydus_erofs.fscache.kernel import channel
 from nydus_erofs.fscache.kernel.fd import Fd
 from nydus_erofs.fscache.proto import worker as proto
 from nydus_erofs.fscache.proto.worker import FillReason
+from tests.kit.processes import descriptors
 from tests.kit.stores import MakeStore, OpenImages
 
 KEY = "ab" * 32
@@ -54,10 +56,12 @@ class Table(StoreTable):
         self.sent: list[proto.ToWorker] = []
         self.postponed: list[Callable[[], None]] = []
         self.written: list[tuple[str, Callable[[], None]]] = []
+        self.discarded: list[str] = []
         super().__init__(
             self.keep,
             lambda seconds, call: self.postponed.append(call),
             lambda folder, done: self.written.append((folder, done)),
+            self.discarded.append,
         )
         self.handlers = dispatch.table(self, TrafficTable(), lambda answer: None)
 
@@ -69,7 +73,7 @@ class Table(StoreTable):
     def open_folder(self, key: str, folder: Path, source: Fd | None = None, **options: Any) -> KeptStore:
         """As the engine does it: the epoch is noted first."""
         spec = load_folder(str(folder), os.geteuid())
-        if spec.trusted and sum(spec.have) < sum(spec.sizes):
+        if sum(spec.have) < sum(spec.sizes):
             epoch.begin(str(folder))
         return self.open(key, spec, source, **options)
 
@@ -172,7 +176,7 @@ def test_copies_of_a_blob_are_sources_up_to_what_one_message_takes(
 
 
 def test_no_descriptor_is_lost(table: Table, folder: Path, source: Callable[..., Fd]) -> None:
-    before = len(os.listdir("/proc/self/fd"))
+    before = len(descriptors())
     for number in range(20):
         table.open_folder(KEY, folder, source(f"copy{number % 4}"))
     table.introduce_all()
@@ -180,7 +184,7 @@ def test_no_descriptor_is_lost(table: Table, folder: Path, source: Callable[...,
         opened = table.opened(KEY)
         assert opened is not None
         table.close(opened)
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert len(descriptors()) == before
 
 
 def test_a_failure_makes_it_look_for_another_copy(table: Table, folder: Path, source: Callable[..., Fd]) -> None:
@@ -305,7 +309,7 @@ def test_a_new_worker_is_told_everything(table: Table, folder: Path, source: Cal
     table.sent.clear()
     table.introduce_all()
     assert table.sent == [
-        proto.OpenStore(store.number, True),
+        proto.OpenStore(store.number),
         proto.Fill(store.number, 1, 8192),
         proto.Prefetch(store.number, True),
     ]
@@ -329,23 +333,26 @@ def test_when_there_is_no_hope_nobody_waits(table: Table, folder: Path, source: 
     assert table.said(proto.Fill)[-1] == proto.Fill(store.number, 0, 100), "and the next one is asked for again"
 
 
-def test_of_an_untrusted_store_nothing_counts_until_it_is_verified(
+def test_a_store_that_may_have_lost_data_is_not_opened(table: Table, folder: Path, source: Callable[..., Fd]) -> None:
+    (folder / "epoch").write_text("of another boot")
+    with pytest.raises(FormatError, match="may have lost data"):
+        table.open_folder(KEY, folder)
+    restore(str(folder), os.geteuid())
+    assert not table.open_folder(KEY, folder, source()).complete
+
+
+def test_what_was_set_aside_goes_when_it_is_not_needed_any_more(
     table: Table, folder: Path, source: Callable[..., Fd]
 ) -> None:
-    for path in folder.glob("[0-9]*"):
-        with open(path, "r+b") as file:
-            file.truncate(1 << 20)
-    (folder / "epoch").write_text("of another boot")
     store = table.open_folder(KEY, folder, source())
-    assert isinstance(store.spec, FolderSpec)
-    assert (store.spec.trusted, store.complete, store.counters.cached) == (False, False, 0)
-    assert store.present(0, 1 << 20) == 0
-    finish(table, store, 0)
-    assert store.present(0, 1 << 20) == store.spec.sizes[0]
-    assert not epoch.trusted(str(folder)), "the rest is not verified yet"
     table.close(store)
     table.on_message(proto.Synced(store.number))
-    assert not epoch.trusted(str(folder))
+    assert not table.discarded, "segments are missing"
+    store = table.open_folder(KEY, folder, source())
+    for segment in range(len(store.spec.sizes)):
+        finish(table, store, segment)
+    table.on_message(proto.Synced(store.number))
+    assert table.discarded == [str(folder / "old")]
 
 
 def test_what_a_worker_finds_there_counts(table: Table, folder: Path, source: Callable[..., Fd]) -> None:
@@ -358,17 +365,6 @@ def test_what_a_worker_finds_there_counts(table: Table, folder: Path, source: Ca
     assert store.complete
     assert store.counters.cached == store.spec.sizes[0]
     assert table.said(proto.Sync) == [proto.Sync(store.number)]
-
-
-def test_of_an_untrusted_store_no_worker_finds_anything(
-    table: Table, folder: Path, source: Callable[..., Fd]
-) -> None:
-    (folder / "epoch").write_text("of another boot")
-    store = table.open_folder(KEY, folder, source())
-    table.on_message(proto.Present(store.number, "0"))
-    with pytest.raises(LieError, match="verified"):
-        table.on_message(proto.Present(store.number, "1"))
-    assert not any(store.have)
 
 
 def test_a_folder_with_a_file_missing(table: Table, folder: Path, source: Callable[..., Fd]) -> None:
@@ -409,7 +405,7 @@ def test_what_cannot_be_true(lie: proto.ToKeeper, table: Table, folder: Path, so
 
 @pytest.mark.parametrize(
     "packet",
-    [b"", b"{}", b'{"op":"no such thing"}', b'{"op":"openstore","store":1,"trusted":true}', b"\xff", b"[" * 60_000,
+    [b"", b"{}", b'{"op":"no such thing"}', b'{"op":"openstore","store":1}', b"\xff", b"[" * 60_000,
      b'{"op":"traffic","backend":"x","seconds":1e400}', b'{"op":"traffic","backend":"x","seconds":NaN}'],
 )  # fmt: skip
 def test_what_is_no_message_of_a_worker(packet: bytes, table: Table) -> None:

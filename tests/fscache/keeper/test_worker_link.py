@@ -20,6 +20,7 @@ from nydus_erofs.fscache.keeper.children.worker_link import WorkerLink
 from nydus_erofs.fscache.keeper.stores.table import StoreTable
 from nydus_erofs.fscache.kernel.fd import Fd
 from nydus_erofs.fscache.proto import worker as proto
+from tests.kit.processes import descriptors
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(120)]
 UID = 60987
@@ -35,7 +36,11 @@ class Watched(WorkerLink):
             self.hopeless.set,
         )
         self.listen(
-            dispatch.table(StoreTable(self.send, lambda *_: None, lambda *_: None), TrafficTable(), self.on_answer)
+            dispatch.table(
+                StoreTable(self.send, lambda *_: None, lambda *_: None, lambda _: None),
+                TrafficTable(),
+                self.on_answer,
+            )
         )
 
 
@@ -143,10 +148,10 @@ def test_stop_leaves_no_process() -> None:
 def test_messages_to_nobody_close_their_descriptors() -> None:
     async def main() -> None:
         link = Watched()
-        before = len(os.listdir("/proc/self/fd"))
+        before = len(descriptors())
         for _ in range(10):
             link.send(proto.AddSource(1), [Fd(os.memfd_create("x"))])
-        assert len(os.listdir("/proc/self/fd")) == before
+        assert len(descriptors()) == before
 
     asyncio.run(main())
 
@@ -157,14 +162,14 @@ def test_more_messages_than_a_socket_holds() -> None:
     async def work(link: Watched) -> None:
         pid = await link.started.get()
         os.kill(pid, signal.SIGSTOP)
-        before = len(os.listdir("/proc/self/fd"))
+        before = len(descriptors())
         for number in range(20_000):
             link.send(proto.Touch(number, number))
         for _ in range(50):
             link.send(proto.AddSource(1), [Fd(os.memfd_create("x"))])
         os.kill(pid, signal.SIGKILL)
         await link.started.get()
-        assert len(os.listdir("/proc/self/fd")) <= before + 2
+        assert len(descriptors()) <= before + 2
 
     async def main() -> None:
         await run(work)(Watched())

@@ -128,33 +128,49 @@ def test_after_a_power_cut_what_is_there_is_verified(
         else:
             bad[at : at + 4096] = bytes(len(bad[at : at + 4096]))
     length = data.draw(st.one_of(st.just(len(right)), st.integers(0, len(right))))
-    made = make_store(image, trusted=False)
-    made.path(segment).write_bytes(bad[:length])
+    made = after_a_crash(image, make_store, segment, bytes(bad[:length]))
     fetched, _ = fill(made, segment)
     assert made.path(segment).read_bytes() == right
     if bad == right and length == len(right):
         assert fetched == 0
 
 
-def test_damaged_padding_counts_as_damage(open_image: OpenImages, make_store: MakeStore) -> None:
+def after_a_crash(image: OpenImage, make_store: MakeStore, segment: int, data: bytes) -> MadeStore:
+    """A store of whose segment these bytes were set aside."""
+    made = make_store(image)
+    made.set_aside(segment).parent.mkdir()
+    made.set_aside(segment).write_bytes(data)
+    return make_store(image, where=made.folder)
+
+
+def test_what_is_set_aside_is_taken_back_behind_what_is_there(open_image: OpenImages, make_store: MakeStore) -> None:
+    """An earlier job ended after some chunks."""
+    image = open_image()
+    right = contents(image)[0]
+    made = after_a_crash(image, make_store, 0, right)
+    second = used(image, 0)[1].uncompressed_offset - image.map.segments[0].start
+    made.path(0).write_bytes(right[:second])
+    made.set_aside(0).write_bytes(bytes(second) + right[second:])
+    assert fill(made, 0)[0] == 0
+    assert made.path(0).read_bytes() == right
+
+
+def test_padding_is_never_taken_from_what_is_set_aside(open_image: OpenImages, make_store: MakeStore) -> None:
     """Behind a chunk's bytes there are zeros up to the next block: a mapped file shows them."""
     image = open_image()
     right = contents(image)[0]
     chunk = next(c for c in used(image, 0) if c.uncompressed_size % 4096)
     at = chunk.uncompressed_offset - image.map.segments[0].start + chunk.uncompressed_size
-    made = make_store(image, trusted=False)
-    made.path(0).write_bytes(right[:at] + b"\xff" + right[at + 1 :])
-    fill(made, 0)
+    made = after_a_crash(image, make_store, 0, right[:at] + b"\xff" + right[at + 1 :])
+    assert fill(made, 0)[0] == 0
     assert made.path(0).read_bytes() == right
 
 
-def test_an_untrusted_store_starts_with_nothing(open_image: OpenImages, make_store: MakeStore) -> None:
+def test_a_store_tells_which_segments_are_complete(open_image: OpenImages, make_store: MakeStore) -> None:
     image = open_image()
     made = make_store(image)
     fill(made, 0)
     assert list(made.store.sink.filled(made.store.plan)) == [1] + [0] * (len(image.map.segments) - 1)
-    again = make_store(image, trusted=False, where=made.folder)
-    assert not any(again.store.sink.filled(again.store.plan))
 
 
 @pytest.mark.parametrize("name", FIXTURES)
