@@ -54,6 +54,7 @@ class Images:
         self._request = proto.Prepare(segment_size, localize)
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._one, self._few = asyncio.Lock(), asyncio.Semaphore(_MOST)
+        self._failed: list[str] = []  # folders to be removed
         self._fresh: list[str] = []  # folders of images that may not be on disk
 
     def id_of(self, bootstrap: Fd) -> str:
@@ -116,11 +117,19 @@ class Images:
             background(self._clean_up(), "what is left over is not removed")
             return image.load(self._paths.image(image_id))
         except BaseException:
-            await remove([work])
+            self._failed.append(work)
+            await self._remove_failed()
             raise
 
     async def _clean_up(self) -> None:
         await remove(self._paths.gone())
+        await self._remove_failed()
+
+    async def _remove_failed(self) -> None:
+        """Folders of images that could not be made; what is left of them goes with the next one."""
+        failed, self._failed = self._failed, []
+        await remove(failed)
+        self._failed += filter(os.path.lexists, failed)
 
     async def _run(self, work: str, bootstrap: Fd, provide: Provide) -> None:
         """One prepare process, from request to result."""

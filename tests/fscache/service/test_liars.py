@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.kit.command import PYTHON
-from tests.kit.engines import Engine
+from tests.kit.engines import FANOTIFY
 from tests.kit.images import Built
 from tests.kit.lying_worker import LIES
 from tests.kit.reading import compare, read, result_of
@@ -20,8 +20,8 @@ LIED_TO = Path(__file__).parents[2] / "kit" / "lied_to_service.py"
 
 @pytest.mark.failure("worker that lies")
 @pytest.mark.parametrize("kind", LIES)
-def test_it_is_ended_and_not_believed(kind: str, engine: Engine, make_service: MakeService, built: Built) -> None:
-    service = make_service(engine, start=False)
+def test_it_is_ended_and_not_believed(kind: str, make_service: MakeService, built: Built) -> None:
+    service = make_service(FANOTIFY, start=False)
     flag = service.work / "lie"
     service.program = [*PYTHON, str(LIED_TO), str(flag), kind]
     service.start()
