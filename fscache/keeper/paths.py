@@ -34,6 +34,7 @@ from ..kernel import statx
 from ..kernel.fd import Fd
 from ..kernel.mount import bind_private, unmount
 from ..state.layout import MOUNT_RECORD
+from .trouble import report
 
 NEW, _GONE = ".new-", ".gone-"  # names of folders that are being made, and that are to be removed
 
@@ -83,7 +84,7 @@ class StatePaths:
         return self._named(_GONE, NEW)
 
     def _named(self, *prefixes: str) -> list[str]:
-        folders = filter(os.path.isdir, (self.images, self.store, self.cachefiles))
+        folders = filter(os.path.isdir, (self.images, self.store, self.bootstraps, self.cachefiles))
         return [os.path.join(f, name) for f in folders for name in os.listdir(f) if name.startswith(prefixes)]
 
 
@@ -145,5 +146,8 @@ class RunPaths:
 
     def close(self) -> None:
         """Undo the private mount when nothing is mounted below it any more."""
-        if not os.listdir(self.mounts):
-            unmount(self.mounts, lazy=True)
+        try:
+            if not os.listdir(self.mounts):
+                unmount(self.mounts, lazy=True)
+        except OSError as error:
+            report("the run folder is left as it is", error, folder=self.mounts)

@@ -41,7 +41,8 @@ from .paths import RunPaths, StatePaths
 from .reload import Load, reloaded
 from .signals import Signals
 from .stores.table import StoreTable
-from .tasks import background, fatal
+from .tasks import background, on_error
+from .trouble import is_bug, refusal
 
 _GRACE = 5.0  # seconds that a service which is to stop gives mounts under way
 _LEAST_FDS = 1024
@@ -76,7 +77,7 @@ class Keeper:
         self.bootstraps = Bootstraps(self.state, self.worker)
         try:
             self.engine = self._choose_engine()
-        except NydusErofsError:
+        except (NydusErofsError, OSError):
             self.run_paths.give_up()
             raise
         self._server = ControlServer(self.run_paths.socket, self._handle)
@@ -125,12 +126,15 @@ class Keeper:
 
     async def run(self, on_ready: Callable[[], None]) -> None:
         """Serve until told to stop."""
-        asyncio.get_running_loop().set_exception_handler(fatal)
+        asyncio.get_running_loop().set_exception_handler(on_error)
         await self._server.start()
-        worker = background(self.worker.run())
+        worker = background(self.worker.run(), "no worker")
         self.engine.start()
-        background(remove(self.state.left_over()))
-        signals = Signals(stop=lambda: background(self.stop()), reload=lambda: background(self._reload()))
+        background(self._clean_up(), "what is left over is not removed")
+        signals = Signals(
+            stop=lambda: background(self.stop(), "not stopping"),
+            reload=lambda: background(self._reload(), "configuration not reloaded"),
+        )
         mounts = MountTable(self.engine.reconcile)
         logger().info("ready", engine=self.engine.name, socket=self.run_paths.socket, state=self.state.root)
         on_ready()
@@ -146,6 +150,9 @@ class Keeper:
             self.run_paths.close()
         logger().info("stopped")
 
+    async def _clean_up(self) -> None:
+        await remove(self.state.left_over())
+
     async def stop(self) -> list[str]:
         """Unmount everything and end, after the mounts under way; what is busy stays, and the service too."""
         self._stopping = True
@@ -155,12 +162,14 @@ class Keeper:
                 mount.cancel()
             if late:
                 await asyncio.wait(late)
-        busy = await self.engine.stop()
-        if busy:
-            self._stopping = False
-            logger().error("not stopping: mounts are in use", busy=busy)
-        else:
-            self._stopped.set()
+        try:
+            busy = await self.engine.stop()
+            if busy:
+                logger().error("not stopping: mounts are in use", busy=busy)
+            else:
+                self._stopped.set()
+        finally:
+            self._stopping = self._stopped.is_set()
         return busy
 
     async def _reload(self) -> None:
@@ -247,12 +256,12 @@ def _write_out(folder: str, done: Callable[[], None]) -> None:
         if await write_out([folder]):
             done()
 
-    background(run())
+    background(run(), "a folder is not written out")
 
 
 def _discard(folder: str) -> None:
     if os.path.lexists(folder):
-        background(remove([folder]))
+        background(remove([folder]), "what is left over is not removed")
 
 
 def serve(config: Config, load: Load | None = None, on_ready: Callable[[], None] = lambda: None) -> None:
@@ -265,4 +274,9 @@ def serve(config: Config, load: Load | None = None, on_ready: Callable[[], None]
     os.umask(0o077)
     with contextlib.suppress(OSError):
         os.chdir("/")
-    asyncio.run(main())
+    try:
+        asyncio.run(main())
+    except OSError as error:
+        if is_bug(error):
+            raise
+        raise refusal(error) from None

@@ -29,8 +29,10 @@ from ...processes import TOOL
 from ...proto.fault import Fault
 from ..log import logger
 from ..signals import CHANGED
+from ..trouble import refusal
 
 PATIENCE = 30.0  # seconds for what should take a moment
+_LOOK = 0.05  # seconds between looks whether a child has ended
 _MAX_PACKET = 128 << 10  # bytes
 _SAID, _FAILED, _DONE = b".", b"!", b"="
 _FAULT = msgspec.json.Decoder(Fault)
@@ -149,7 +151,7 @@ class _Child:
                 if not self._pid:
                     _run_and_exit(work, theirs, using, parent)
         except OSError as error:
-            raise KernelError(f"{what}: no process for it: {error.strerror}", hint="is a limit reached?") from None
+            raise refusal(error, f"{what}: no process for it") from None
         self._sock.setblocking(False)
 
     def tell(self, order: bytes, what: str) -> None:
@@ -159,7 +161,7 @@ class _Child:
                 os.write(file.fd, order)
                 channel.send(self._sock, _SAID, [file])
         except OSError as error:
-            raise KernelError(f"{what}: no process for it: {error.strerror}", hint="is a limit reached?") from None
+            raise refusal(error, f"{what}: no process for it") from None
 
     async def hear(self, what: str, patience: float) -> AsyncGenerator[Packet, None]:
         """What it says until it is done; errors as of ``errand``."""
@@ -195,16 +197,14 @@ class _Child:
         no signal reaches it."""
         if os.waitpid(self._pid, os.WNOHANG) == (0, 0):
             os.kill(self._pid, signal.SIGKILL)
-            pidfd = Fd(os.pidfd_open(self._pid))
-            # No task, which the loop would miss at its end.
-            asyncio.get_running_loop().add_reader(pidfd.fd, _reap, self._pid, pidfd)
+            _reap(self._pid)
         self._sock.close()  # now: it does not live to notice
 
 
-def _reap(pid: int, pidfd: Fd) -> None:
-    asyncio.get_running_loop().remove_reader(pidfd.fd)
-    pidfd.close()
-    os.waitpid(pid, 0)
+def _reap(pid: int) -> None:
+    """No task, which the loop would miss at its end, and no descriptor, for want of which it may have to end."""
+    if os.waitpid(pid, os.WNOHANG) == (0, 0):
+        asyncio.get_running_loop().call_later(_LOOK, _reap, pid)
 
 
 def _run_and_exit(
@@ -241,12 +241,7 @@ def _do(call: Callable[[Say], None], what: str, sock: socket.socket) -> None:
     except NydusErofsError as error:
         outcome = _FAILED + msgspec.json.encode(Fault.of(error))
     except OSError as error:
-        said = error.strerror or str(error)
-        if error.filename:
-            said = f"{said}: {os.fsdecode(error.filename)}"
-        elif said == os.strerror(error.errno or 0):  # else it says already what failed
-            said = f"{what}: {said}"
-        outcome = _FAILED + msgspec.json.encode(Fault.of(KernelError(said, number=error.errno or 0)))
+        outcome = _FAILED + msgspec.json.encode(Fault.of(refusal(error, what)))
     else:
         outcome = _DONE
     channel.send(sock, outcome)
@@ -280,7 +275,13 @@ async def _tool(*command: str) -> int:
 async def exited(pid: int) -> int:
     """Wait for a child without blocking; its exit code, negative for a signal."""
     loop = asyncio.get_running_loop()
-    with Fd(os.pidfd_open(pid)) as pidfd:
+    try:
+        pidfd = Fd(os.pidfd_open(pid))
+    except OSError:  # no descriptor for it: look now and then
+        while (found := os.waitpid(pid, os.WNOHANG)) == (0, 0):
+            await asyncio.sleep(_LOOK)
+        return os.waitstatus_to_exitcode(found[1])
+    with pidfd:
         done = asyncio.Event()
         loop.add_reader(pidfd.fd, done.set)
         try:

@@ -22,6 +22,7 @@ from ...processes import WORKER
 from ...proto import worker as proto
 from ..log import logger
 from ..stores.table import LieError
+from ..trouble import refusal, report
 from .dispatch import Handler, handle
 from .spawn import ended, spawn
 
@@ -78,7 +79,7 @@ class WorkerLink:
             if not self._outbox.put(proto.encode(message), fds):
                 asyncio.get_running_loop().add_writer(self._sock_fd, self._flush)
         except OSError:
-            self._outbox.discard()  # it died; run() notices
+            self._lose()
 
     async def inspect(self, bootstrap: Fd) -> list[tuple[str, int]]:
         """The blobs of a bootstrap: (id, bytes of its uncompressed address space); FormatError when it is none."""
@@ -149,8 +150,14 @@ class WorkerLink:
             if not self._outbox.flush():
                 return
         except OSError:
-            self._outbox.discard()
+            self._lose()
         asyncio.get_running_loop().remove_writer(self._sock_fd)
+
+    def _lose(self) -> None:
+        """A worker that cannot be told something ends, if it has not; the next one is told all."""
+        assert self._outbox is not None
+        self._outbox.discard()
+        self._kill()
 
     async def run(self) -> None:
         """Keep a worker running until ``stop``."""
@@ -158,11 +165,16 @@ class WorkerLink:
         failures = 0
         while not self._stopping:
             started = time.monotonic()
-            code = await self._live()
+            try:
+                code = await self._live()
+                lived = time.monotonic() - started
+                if not self._stopping:
+                    logger().warning("worker ended", code=code, lived=round(lived, 3), restarts=self.restarts + 1)
+            except OSError as error:
+                report("no worker can be started", error)
+                lived = 0.0
             if self._stopping:
                 return
-            lived = time.monotonic() - started
-            logger().warning("worker ended", code=code, lived=round(lived, 3), restarts=self.restarts + 1)
             if self._well or lived >= _LONG:
                 healthy, failures = time.monotonic(), 0
                 continue
@@ -175,21 +187,15 @@ class WorkerLink:
     async def _live(self) -> int:
         """One worker's life; its exit code."""
         loop = asyncio.get_running_loop()
+        self._well = False
         self.pid, sock = spawn(WORKER, proto.encode_start(self._start))
         self.restarts += 1
-        self._well = False
         sock.setblocking(False)
         self._sock_fd = sock.fileno()
         self._outbox = channel.Outbox(sock)
         loop.add_reader(sock.fileno(), self._receive, sock)
         try:
-            self._on_start()
-            for asked in self._asked.values():
-                asked.workers += 1
-                if asked.workers > _MOST_WORKERS and not asked.answer.done():
-                    asked.answer.set_exception(BackendError("every worker died over this", hint="see the log"))
-                else:
-                    self._put(asked.question, asked.fd)
+            self._tell_all()
             return await ended(WORKER, self.pid)
         finally:
             self.pid = 0
@@ -201,30 +207,51 @@ class WorkerLink:
             self._outbox = None
             sock.close()
 
+    def _tell_all(self) -> None:
+        """A new worker knows nothing. One that cannot be asked what others were is not for it."""
+        self._on_start()
+        for asked in self._asked.values():
+            asked.workers += 1
+            if asked.answer.done():
+                continue
+            if asked.workers > _MOST_WORKERS:
+                asked.answer.set_exception(BackendError("every worker died over this", hint="see the log"))
+                continue
+            try:
+                self._put(asked.question, asked.fd)
+            except OSError as error:
+                asked.answer.set_exception(refusal(error, "asking the worker"))
+
     def _receive(self, sock: socket.socket) -> bool:
         """Do what the worker says; whether there may be more of it."""
         for _ in range(_BATCH):
             try:
                 packet, fds = channel.receive(sock, proto.MAX_MESSAGE)
-                if not packet and not fds:
-                    break
-                try:
-                    said = handle(self._handlers, packet, fds)
-                finally:
-                    channel.close(fds)
-                self._well |= isinstance(said, proto.Progress) and said.have > 0
             except BlockingIOError:
                 return False
-            except (LieError, channel.CutOffError) as error:
-                logger().error("worker ended for what it said", pid=self.pid, said=str(error)[:200])
+            except channel.CutOffError as error:
+                self._liar(error)
                 break
             except OSError:
                 break
+            if not packet and not fds:
+                break
+            try:
+                said = handle(self._handlers, packet, fds)
+            except LieError as error:
+                self._liar(error)
+                break
+            finally:
+                channel.close(fds)
+            self._well |= isinstance(said, proto.Progress) and said.have > 0
         else:
             return True
         asyncio.get_running_loop().remove_reader(sock.fileno())
         self._kill()  # it is not heard any more: nobody may wait for it
         return False
+
+    def _liar(self, error: Exception) -> None:
+        logger().error("worker ended for what it said", pid=self.pid, said=str(error)[:200])
 
     def stop(self) -> None:
         """End the worker for good."""

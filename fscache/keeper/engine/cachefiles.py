@@ -90,7 +90,7 @@ class CachefilesEngine:
         for one in live():
             dead.setdefault((one.volume, one.fsid), []).append(one)
         for mounts in dead.values():
-            background(self._revive(mounts))
+            background(self._revive(mounts), "a dead mount of a service that ended")
 
     def _empty_cache(self) -> None:
         """Have the kernel find nothing: it would take whatever has the right name and size for the right bytes."""
@@ -179,7 +179,7 @@ class CachefilesEngine:
         """If mounting fails, or is given up, nothing is left of it: a child that was ended may have mounted."""
         try:
             yield
-        except NydusErofsError:
+        except (NydusErofsError, OSError):
             await self._take_back(new, tries=1)
             raise
         except asyncio.CancelledError:
@@ -207,7 +207,7 @@ class CachefilesEngine:
                 await self._mount_new(first, arrival)
                 for one in mounts[1:]:
                     await self._bind(mounts_of(first.volume, first.fsid), one.target, one.flags)
-            except NydusErofsError as error:
+            except (NydusErofsError, OSError) as error:
                 logger().error(
                     "dead mount of a service that ended", target=first.target, error=str(error),
                     hint="end what uses it, unmount it and mount it again",
@@ -228,15 +228,13 @@ class CachefilesEngine:
     async def reconcile(self) -> None:
         """The kernel tells by itself what it does not use any more; here it may be short of room."""
         if self._culling is None and culling.short(self._state.cachefiles, self.config.cache_cull):
-            self._culling = background(self._make_room())
+            self._culling = background(self._make_room(), "no room can be made in the cache")
 
     async def _make_room(self) -> None:
         try:
             gone = await culling.make_room(self._device, self._state.cachefiles, self.config.cache_run)
             if gone:
                 logger().info("made room", files=gone)
-        except NydusErofsError as error:
-            logger().error("no room can be made in the cache", error=str(error))
         finally:
             self._culling = None
 

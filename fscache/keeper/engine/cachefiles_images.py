@@ -31,6 +31,7 @@ from ..stores.kept_store import KeptStore
 from ..stores.spec import BlobSpec, BootstrapSpec, load_plan
 from ..stores.table import StoreTable
 from ..tasks import background
+from ..trouble import report
 from .names import Cached, Names
 from .objects import CacheObject, ObjectTable
 
@@ -128,9 +129,14 @@ class ServedImages:
     def serve(self, cache_object: CacheObject, image: ServedImage | None) -> None:
         """The kernel has an object now: of an image's bootstrap, or of a blob."""
         if image is None:
-            background(self._serve_blob(cache_object))
-        else:
+            background(self._serve_blob(cache_object), "blob cannot be served")
+            return
+        try:
             self._serve_bootstrap(image, cache_object)
+        except OSError as error:
+            report("an image is not served", error, image=image.origin.image)
+            cache_object.trouble = str(error)
+            self._objects.give_up(cache_object)
 
     def closed(self, cache_object: CacheObject) -> None:
         """The kernel has closed an object. An image goes with its bootstrap's."""

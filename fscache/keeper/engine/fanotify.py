@@ -32,7 +32,7 @@ from ..stores.table import StoreTable
 from ..tasks import background
 from .base import MountOrder, mount_status
 from .mounted import MountedImage, MountRecord, boot_of
-from .taking_over import find_blobs, find_live, take_over
+from .taking_over import find_blobs, find_live, note_again, take_over
 from .unmounting import unmount_ours
 from .watch import EventBudget, Watcher
 
@@ -67,8 +67,9 @@ class FanotifyEngine:
         self._mounts = take_over(self._state, self._run, self._table, self._watcher, self.config.worker_uid)
         for mounted in self._mounts:
             self._heal(mounted)
-        background(find_blobs(self._mounts, self.config, self._table, self._bootstraps))
-        background(self.reconcile())
+        background(find_blobs(self._mounts, self.config, self._table, self._bootstraps), "blobs cannot be found")
+        background(note_again(self._table, self._mounts), "nothing is fetched for some images")
+        background(self.reconcile(), "the mount table cannot be read")
 
     # --- mounting ---
 
@@ -119,9 +120,9 @@ class FanotifyEngine:
                 mounted.mount_id = await self._mount(mounted, prepared, order.flags, errands)
             except BaseException:
                 # A child that was ended may have mounted it before.
-                mounted.mount_id = find_live().get((boot_of(self._state, record), record.target), 0)
-                if mounted.mount_id:
-                    with contextlib.suppress(NydusErofsError):
+                with contextlib.suppress(NydusErofsError, OSError):
+                    mounted.mount_id = find_live().get((boot_of(self._state, record), record.target), 0)
+                    if mounted.mount_id:
                         await in_child(partial(kernel.unmount, record.target), f"unmounting {record.target}")
                 if not watched.try_unbind():
                     # The kernel lets go of a filesystem a moment later: reconcile() will see.

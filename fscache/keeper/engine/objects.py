@@ -8,6 +8,7 @@ bytes in place or without (the reader then gets EIO).
 from __future__ import annotations
 
 import bisect
+import errno
 import itertools
 from dataclasses import dataclass, field
 
@@ -155,7 +156,7 @@ class _Reader(Waiter):
         self._object, self._msg_id, self._left = cache_object, msg_id, parts
         self._ok, self._waited = True, 0.0
 
-    def answer(self, allow: bool, waited: float) -> None:
+    def answer(self, allow: bool, waited: float, number: int = errno.EIO) -> None:
         self._left -= 1
         self._ok &= allow
         self._waited = max(self._waited, waited)

@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import os
 from dataclasses import dataclass
+from functools import partial
 from weakref import WeakValueDictionary
 
 import msgspec
@@ -22,6 +23,8 @@ from ...decoding import decoded
 from ...kernel.fd import Fd
 from ...kernel.plain import open_plain, read_plain
 from ...proto import worker as proto
+from .. import durable
+from ..children.errands import in_child
 from ..children.worker_link import WorkerLink
 from ..log import logger
 from ..paths import StatePaths
@@ -129,7 +132,7 @@ class Bootstraps:
                 return known
             known = _Known(said.version, await kept(file, self._folder))
         _demand(origin.image, known.measured.identity, digest)
-        self._save(key, known)
+        await self._save(key, known)
         return known
 
     def _file(self, sha256: str) -> str:
@@ -142,11 +145,9 @@ class Bootstraps:
                 return known
         return None
 
-    def _save(self, key: str, known: _Known) -> None:
+    async def _save(self, key: str, known: _Known) -> None:
         path = os.path.join(self._folder, f"{key}.json")
-        with open(f"{path}.new", "wb") as file:
-            file.write(msgspec.json.encode(known))
-        os.replace(f"{path}.new", path)
+        await in_child(partial(durable.write, path, msgspec.json.encode(known)), f"writing {path}")
 
     def provider(self, places: Places) -> Provide:
         """Gives ``prepare`` the bytes of an image's blobs."""

@@ -29,7 +29,7 @@ class Healer:
     def _look_again(self, store: KeptStore, blob: BlobId, origin: Callable[[], Origin]) -> None:
         if store.key not in self._looking:
             self._looking.add(store.key)
-            background(self._reopen(store, blob, origin()))
+            background(self._reopen(store, blob, origin()), "a blob cannot be looked for")
 
     async def _reopen(self, store: KeptStore, blob: BlobId, origin: Origin) -> None:
         try:

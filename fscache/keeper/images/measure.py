@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import mmap
 import os
@@ -46,7 +47,8 @@ async def kept(source: Fd, folder: str) -> Measured:
             else:
                 os.rename(path, final)
         except BaseException:
-            os.unlink(path)
+            with contextlib.suppress(OSError):  # else the next start removes it
+                os.unlink(path)
             raise
     return measured
 

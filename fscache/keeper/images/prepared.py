@@ -17,7 +17,7 @@ from weakref import WeakValueDictionary
 
 import msgspec
 
-from ....erofs.errors import FormatError, KernelError, NydusErofsError
+from ....erofs.errors import FormatError, NydusErofsError
 from ....erofs.ids import BlobId, blob_id
 from ...config.service import Uids
 from ...kernel import channel
@@ -29,7 +29,6 @@ from ...state import image
 from ...state.layout import PLAN, STORES
 from ..children.errands import Do, in_child, remove, said_by
 from ..children.spawn import ended, spawn
-from ..log import logger
 from ..paths import NEW, StatePaths, new_name
 from ..stores import epoch
 from ..tasks import background
@@ -54,6 +53,7 @@ class Images:
         self._request = proto.Prepare(segment_size, localize)
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._one, self._few = asyncio.Lock(), asyncio.Semaphore(_MOST)
+        self._failed: list[str] = []  # folders to be removed
         self._fresh: list[str] = []  # folders of images that may not be on disk
 
     def id_of(self, bootstrap: Fd) -> str:
@@ -116,11 +116,22 @@ class Images:
             final, uid = self._paths.image(image_id), self._uids.worker
             take_over = partial(adopt.adopt, work, final, self._paths.store, uid, self._request.localize)
             await do(take_over, "taking the image over", _PATIENCE)
-            background(remove(self._paths.gone()))
+            background(self._clean_up(), "what is left over is not removed")
             return image.load(final)
         except BaseException:
-            await remove([work])
+            self._failed.append(work)
+            await self._remove_failed()
             raise
+
+    async def _clean_up(self) -> None:
+        await remove(self._paths.gone())
+        await self._remove_failed()
+
+    async def _remove_failed(self) -> None:
+        """Folders of images that could not be made; what is left of them goes with the next one."""
+        failed, self._failed = self._failed, []
+        await remove(failed)
+        self._failed += filter(os.path.lexists, failed)
 
     async def _run(self, work: str, bootstrap: Fd, provide: Provide) -> None:
         """One prepare process, from request to result."""
@@ -146,19 +157,14 @@ class Images:
     def _settle_later(self, image_id: str) -> None:
         self._fresh.append(self._paths.image(image_id))
         if len(self._fresh) == 1:
-            background(self._settle())
+            background(self._settle(), "prepared images are not settled")
 
     async def _settle(self) -> None:
         """Have fresh images outlive a crash of the machine, once their mounts have what they need of the disk; all
         at once, as each would wait for it again."""
         await asyncio.sleep(_SETTLE_AFTER)
         fresh, self._fresh = self._fresh, []
-        try:
-            await in_child(
-                partial(epoch.settle_all, self._paths.root, fresh), "writing images to the disk", _PATIENCE
-            )
-        except KernelError as error:
-            logger().warning("prepared images are not settled", images=len(fresh), error=error.message)
+        await in_child(partial(epoch.settle_all, self._paths.root, fresh), "writing images to the disk", _PATIENCE)
 
 
 async def _converse(sock: socket.socket, provide: Provide) -> proto.Prepared | proto.NotPrepared:

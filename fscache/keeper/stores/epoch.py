@@ -14,9 +14,9 @@ from functools import cache
 
 from ...kernel.fd import Fd
 from ...kernel.mount import sync_filesystem
-from ...kernel.plain import read_plain
+from ...kernel.plain import pass_on_unless_damage, read_plain
 from ...state.layout import EPOCH
-from ..log import logger
+from ..trouble import report
 
 
 @cache
@@ -48,7 +48,7 @@ def settle(directory: str) -> None:
     except FileNotFoundError:
         pass
     except OSError as error:
-        logger().warning("a folder cannot be settled", folder=directory, error=error.strerror)
+        report("a folder cannot be settled", error)
 
 
 def settle_all(root: str, directories: Sequence[str]) -> None:
@@ -74,10 +74,11 @@ def begun(directory: str) -> bool:
 
 
 def trusted(directory: str) -> bool:
-    """Whether what the folder holds counts without being verified."""
+    """Whether what the folder holds counts without being verified; OSError when that cannot be found out now."""
     try:
         return read_plain(os.path.join(directory, EPOCH), 64) == boot_id().encode()
     except FileNotFoundError:
         return True
-    except OSError:
+    except OSError as error:
+        pass_on_unless_damage(error)
         return False

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from operator import gt
 
+from ....erofs.errors import KernelError
 from ...config.backend import Remote
 from ...kernel.fd import Fd
 from .spec import FolderSpec, StoreSpec
@@ -34,8 +36,8 @@ class Waiter:
 
     __slots__ = ()
 
-    def answer(self, allow: bool, waited: float) -> None:
-        """Let the reader go on, or give it EIO."""
+    def answer(self, allow: bool, waited: float, number: int = errno.EIO) -> None:
+        """Let the reader go on, or give it an errno (EIO where the kernel knows no other)."""
         raise NotImplementedError
 
     def completed(self, store: KeptStore, segment: int) -> None:
@@ -90,6 +92,7 @@ class KeptStore:
     left: int = 0  # segments that are not complete
     users: int = 0
     prefetching: int = 0  # mounts that want it prefetched
+    barred: KernelError | None = None  # why no worker knows of it: nothing is written to it until that is over
     pending: bool = False  # where its blob is, is being looked up: the worker cannot fill anything yet
     synced: bool = False  # complete, and known to be on disk
     reopen: Callable[[], None] | None = None  # look for its blob anew, which may be another file by now
@@ -114,6 +117,12 @@ class KeptStore:
     @property
     def complete(self) -> bool:
         return self.left == 0
+
+    @property
+    def denial(self) -> int:
+        """Errno for readers of what is not there, while it is barred."""
+        full = self.barred is not None and self.barred.number in (errno.ENOSPC, errno.EDQUOT)
+        return errno.ENOSPC if full else errno.EIO
 
     @property
     def folder(self) -> FolderSpec | None:

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 
+from ....erofs.errors import KernelError
 from ...config.backend import Remote
 from ...kernel.fd import Fd
 from ...proto import worker as proto
 from ...proto.worker import FillReason
 from ...state.layout import SET_ASIDE
 from ..log import logger
+from ..trouble import refusal, report
 from . import epoch
 from .kept_store import KeptStore, Waiter
 from .spec import StoreSpec
 from .waits import Wait
 
+_AGAIN = 5.0  # seconds until a worker is told of a store for which there were no descriptors
 _RETRY_PREFETCH = 10.0  # seconds until prefetch is tried again when the disk was full
 
 
@@ -66,19 +70,21 @@ class StoreTable:
                 del self._opening[key]
 
     def open(
-        self, key: str, spec: StoreSpec, source: Fd | Remote | None = None, *, pending: bool = False
-    ) -> KeptStore:
+        self, key: str, spec: StoreSpec, source: Fd | Remote | None = None, *,
+        pending: bool = False, barred: KernelError | None = None,
+    ) -> KeptStore:  # fmt: skip
         """Open a store, or join those who have it open. Takes the spec, and the descriptor of its blob.
 
         A folder that is not complete must have its epoch noted on disk before (``epoch.begin``).
 
         Args:
             pending: where its blob is, is said later (``add_source``, ``sourced``); readers wait until then.
+            barred: why nothing may be written to it, until ``admit``; readers get what is there.
         """
         store = self._by_key.get(key)
         if store is None:
             self._next += 1
-            store = KeptStore(self._next, key, spec, pending=pending)
+            store = KeptStore(self._next, key, spec, pending=pending, barred=barred)
             if source is not None:
                 store.sources.add(source)
             self._by_key[key] = self._by_number[store.number] = store
@@ -97,12 +103,19 @@ class StoreTable:
             if isinstance(source, Fd):
                 source.close()
             return
-        if not store.sources.add(source):
+        if store.sources.add(source):
+            self._tell_source(store, source)
+
+    def _tell_source(self, store: KeptStore, source: Fd | Remote) -> None:
+        if not self.is_open(store):
             return
-        if isinstance(source, Fd):
-            self._send(proto.AddSource(store.number), [source.dup()])
+        try:
+            fds, remotes = ([source.dup()], []) if isinstance(source, Fd) else ([], [source])
+        except OSError as error:
+            report("a worker cannot be told where a blob is", error, store=store.label)
+            self._later(_AGAIN, lambda: self._tell_source(store, source))
         else:
-            self._send(proto.AddSource(store.number, [source]), [])
+            self._tell(store, proto.AddSource(store.number, remotes), fds)
 
     def sourced(self, store: KeptStore) -> None:
         """All that can be said about where its blob is has been said."""
@@ -115,13 +128,37 @@ class StoreTable:
         if store.pending:
             return
         for segment, end in store.waits.ask_again():
-            self._send(proto.Fill(store.number, segment, end), [])
+            self._tell(store, proto.Fill(store.number, segment, end))
         if store.prefetching and not store.complete:
-            self._send(proto.Prefetch(store.number, True), [])
+            self._tell(store, proto.Prefetch(store.number, True))
+
+    def _tell(self, store: KeptStore, message: proto.ToWorker, fds: Sequence[Fd] = ()) -> None:
+        """Tell the worker something of a store, if it knows of it."""
+        if store.barred is None:
+            self._send(message, fds)
 
     def _introduce(self, store: KeptStore) -> None:
-        descriptors = [*store.spec.descriptors(), *(fd.dup() for fd in store.sources.files)]
-        self._send(store.spec.message(store.number, store.sources.remotes), descriptors)
+        if store.barred is not None:
+            return
+        try:
+            descriptors = [*store.spec.descriptors(), *(fd.dup() for fd in store.sources.files)]
+        except OSError as error:
+            report("nothing can be fetched", error, store=store.label)
+            store.barred = refusal(error)
+            self._fail(store)
+            self._later(_AGAIN, lambda: self.admit(store))
+        else:
+            self._send(store.spec.message(store.number, store.sources.remotes), descriptors)
+
+    def _fail(self, store: KeptStore) -> None:
+        for segment, _ in store.waits.unanswered():
+            _answer(store, segment, store.waits.take_all(segment), allow=False, number=store.denial)
+
+    def admit(self, store: KeptStore) -> None:
+        """What barred a store is over: tell the worker all of it."""
+        if store.barred is not None and self.is_open(store):
+            store.barred = None
+            self._tell_all_of(store)
 
     def close(self, store: KeptStore) -> None:
         """One user less; the last one closes it, and what it holds is written to disk in the background."""
@@ -129,8 +166,8 @@ class StoreTable:
         if store.users:
             return
         folder = store.folder
-        sync = folder is not None and not store.synced
-        self._send(proto.CloseStore(store.number, sync), [])
+        sync = folder is not None and not store.synced and store.barred is None
+        self._tell(store, proto.CloseStore(store.number, sync))
         if sync:
             self._closing[store.number] = store
         store.spec.close()
@@ -146,12 +183,14 @@ class StoreTable:
         """One mount more, or one less, wants everything fetched."""
         store.prefetching += 1 if on else -1
         if not (store.complete or store.pending):
-            self._send(proto.Prefetch(store.number, store.prefetching > 0), [])
+            self._tell(store, proto.Prefetch(store.number, store.prefetching > 0))
 
     def wait(self, store: KeptStore, segment: int, end: int, waiter: Waiter) -> None:
         """A reader waits for the first ``end`` bytes of a segment."""
-        if store.waits.add(segment, Wait(end, time.monotonic(), waiter)) and not store.pending:
-            self._send(proto.Fill(store.number, segment, end), [])
+        if store.barred is not None:
+            waiter.answer(False, 0.0, store.denial)
+        elif store.waits.add(segment, Wait(end, time.monotonic(), waiter)) and not store.pending:
+            self._tell(store, proto.Fill(store.number, segment, end))
 
     def forget(self, waiter: Waiter) -> None:
         """A waiter is gone."""
@@ -161,26 +200,28 @@ class StoreTable:
     def touch(self, store: KeptStore, segment: int) -> None:
         """A reader came to a segment that was there."""
         if not store.complete:
-            self._send(proto.Touch(store.number, segment), [])
+            self._tell(store, proto.Touch(store.number, segment))
 
     def fail_all(self) -> None:
         """Nobody fills anything: no reader should wait any longer."""
         for store in self._by_key.values():
-            for segment, _ in store.waits.unanswered():
-                _answer(store, segment, store.waits.take_all(segment), allow=False)
+            self._fail(store)
 
     # --- workers come and go ---
 
     def introduce_all(self) -> None:
         """Tell a new worker everything: stores, readers that wait, prefetch, what is not on disk yet."""
         for store in self._by_key.values():
-            self._introduce(store)
-            self._ask(store)
-            if store.complete:
-                self._sync(store)
+            self._tell_all_of(store)
         for number in list(self._closing):
             # The worker that wrote it is dead, so nothing is under way, and nobody is left to write it out.
             self._write_out_closed(number)
+
+    def _tell_all_of(self, store: KeptStore) -> None:
+        self._introduce(store)
+        self._ask(store)
+        if store.complete:
+            self._sync(store)
 
     def _write_out_closed(self, number: int) -> None:
         folder = self._closing[number].folder
@@ -189,7 +230,7 @@ class StoreTable:
 
     def _sync(self, store: KeptStore) -> None:
         if store.folder is not None and not store.synced:
-            self._send(proto.Sync(store.number), [])
+            self._tell(store, proto.Sync(store.number))
 
     # --- what the worker says (see children/dispatch.py) ---
 
@@ -289,7 +330,7 @@ class StoreTable:
         counters.failures += 1
         counters.waiting_for = ""
         counters.last_error = message.message
-        _answer(store, message.segment, waits, allow=False)
+        _answer(store, message.segment, waits, allow=False, number=errno.ENOSPC if message.full else errno.EIO)
         if store.reopen is not None and not message.full:
             store.reopen()  # somebody may have put an intact copy in the blob's place
         if message.full and store.prefetching:
@@ -297,14 +338,15 @@ class StoreTable:
 
     def _resume_prefetch(self, store: KeptStore) -> None:
         if store.prefetching and not store.complete and self.is_open(store):
-            self._send(proto.Prefetch(store.number, True), [])
+            self._tell(store, proto.Prefetch(store.number, True))
 
 
 def _answer(
-    store: KeptStore, segment: int, waits: Sequence[Wait[Waiter]], *, allow: bool, done: bool = False
-) -> None:
+    store: KeptStore, segment: int, waits: Sequence[Wait[Waiter]], *,
+    allow: bool, done: bool = False, number: int = errno.EIO,
+) -> None:  # fmt: skip
     now = time.monotonic()
     for wait in waits:
         if done:
             wait.token.completed(store, segment)
-        wait.token.answer(allow, now - wait.since)
+        wait.token.answer(allow, now - wait.since, number)

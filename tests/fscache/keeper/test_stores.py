@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from nydus_erofs.erofs.errors import FormatError
+from nydus_erofs.erofs.errors import FormatError, KernelError
 from nydus_erofs.fscache.keeper.children import dispatch
 from nydus_erofs.fscache.keeper.children.traffic import TrafficTable
 from nydus_erofs.fscache.keeper.stores import epoch
@@ -37,10 +37,13 @@ T = TypeVar("T")
 class Reader(Waiter):
     def __init__(self) -> None:
         self.answers: list[bool] = []
+        self.numbers: list[int] = []  # what it was told when it was denied
         self.completions = 0
 
-    def answer(self, allow: bool, waited: float) -> None:
+    def answer(self, allow: bool, waited: float, number: int = errno.EIO) -> None:
         self.answers.append(allow)
+        if not allow:
+            self.numbers.append(number)
 
     def completed(self, store: KeptStore, segment: int) -> None:
         self.completions += 1
@@ -449,3 +452,89 @@ def test_a_worker_gone_mad(sent: list[proto.ToKeeper], closing: int, folder: Pat
         table.close(store)
     assert [len(reader.answers) for reader in readers] == [1] * 9
     assert all(0 <= have <= size for have, size in zip(store.have, store.spec.sizes, strict=True))
+
+
+# --- stores that no worker may know of ------------------------------------------------------------------
+
+NOT_NOTED = KernelError("No space left on device: /state/store/x", number=errno.ENOSPC)
+
+
+def test_a_barred_store_is_not_written_to(table: Table, folder: Path, source: Callable[..., Fd]) -> None:
+    """Nothing is said of it to any worker, whatever is asked; readers of what is missing are told why."""
+    store = table.open(KEY, load_folder(str(folder), os.geteuid()), pending=True, barred=NOT_NOTED)
+    reader = Reader()
+    table.prefetch(store, True)
+    table.wait(store, 0, 100, reader)
+    table.touch(store, 1)
+    table.add_source(store, source())
+    table.sourced(store)
+    table.introduce_all()
+    table.fail_all()
+    assert (reader.answers, reader.numbers) == ([False], [errno.ENOSPC])
+    assert not table.sent
+    table.admit(store)
+    assert [type(message) for message in table.sent] == [proto.OpenStore, proto.Prefetch]
+    assert table.lent == 0
+    table.wait(store, 0, 100, Reader())
+    assert table.said(proto.Fill) == [proto.Fill(store.number, 0, 100)]
+    table.admit(store)  # once is enough
+    assert len(table.said(proto.OpenStore)) == 1
+
+
+def test_a_barred_store_that_is_closed(table: Table, folder: Path) -> None:
+    store = table.open(KEY, load_folder(str(folder), os.geteuid()), barred=NOT_NOTED)
+    table.close(store)
+    table.admit(store)
+    assert not table.sent
+    assert not table._closing
+
+
+@pytest.mark.parametrize("kind", [errno.EMFILE, errno.EIO])
+def test_no_descriptors_for_a_new_worker(
+    kind: int, table: Table, folder: Path, source: Callable[..., Fd], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its readers get EIO, and a while later the worker is told of the store after all."""
+    store = table.open_folder(KEY, folder, source())
+    waiting, late = Reader(), Reader()
+    table.wait(store, 0, 100, waiting)
+    table.sent.clear()
+
+    def reopen(_: Fd) -> Fd:
+        raise OSError(kind, os.strerror(kind))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Fd, "reopen", reopen)
+        table.introduce_all()
+        table.wait(store, 0, 100, late)
+        table.postponed.pop()()
+    assert (waiting.numbers, late.numbers) == ([errno.EIO], [errno.EIO])
+    assert not table.sent
+    table.postponed.pop()()
+    table.wait(store, 0, 100, Reader())
+    assert [type(message) for message in table.sent] == [proto.OpenStore, proto.Fill]
+
+
+def test_no_descriptor_for_a_source(
+    table: Table, folder: Path, source: Callable[..., Fd], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = table.open_folder(KEY, folder)
+
+    def dup(_: Fd) -> Fd:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Fd, "dup", dup)
+        table.add_source(store, source())
+    assert not table.said(proto.AddSource)
+    table.postponed.pop()()
+    assert table.said(proto.AddSource) == [proto.AddSource(store.number)]
+
+
+@pytest.mark.parametrize(("full", "number"), [(True, errno.ENOSPC), (False, errno.EIO)])
+def test_what_readers_are_told(
+    full: bool, number: int, table: Table, folder: Path, source: Callable[..., Fd]
+) -> None:
+    store, reader = table.open_folder(KEY, folder), Reader()
+    table.wait(store, 0, 100, reader)
+    table.on_message(proto.Failed(store.number, 0, "no", full=full))
+    assert (reader.answers, reader.numbers) == ([False], [number])

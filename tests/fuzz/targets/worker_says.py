@@ -64,7 +64,7 @@ class _Reader(Waiter):
         self.store, self.segment, self.end = store, segment, end
         self.answers: list[bool] = []
 
-    def answer(self, allow: bool, waited: float) -> None:
+    def answer(self, allow: bool, waited: float, number: int = 0) -> None:
         assert not allow or self.store.have[self.segment] >= self.end, "let go on before the bytes are there"
         self.answers.append(allow)
 
@@ -86,7 +86,10 @@ class Keeper:
         self.traffic = TrafficTable()
         self.link = WorkerLink(proto.Start(1, proto.Limits(1, 1, 1, 1, 1), "/s"), lambda: None, lambda: None)
         self.table = StoreTable(
-            self._sent, lambda _seconds, call: self.postponed.append(call), lambda _, done: self.written.append(done)
+            self._sent,
+            lambda _seconds, call: self.postponed.append(call),
+            lambda _, done: self.written.append(done),
+            lambda _: None,
         )
         self.handlers = dispatch.table(self.table, self.traffic, self.link.on_answer)
         self.readers: list[_Reader] = []
@@ -143,7 +146,7 @@ class Keeper:
             os.makedirs(place, exist_ok=True)
             with open(os.path.join(place, "epoch"), "w", encoding="ascii") as file:
                 file.write("this boot")
-            spec = _Folder(place, SIZES, [0] * len(SIZES), {}, key == "plain", True, Fd(-1), Fd(-1))
+            spec = _Folder(place, SIZES, [0] * len(SIZES), {}, True, Fd(-1), Fd(-1))
         store = self.table.open(key, spec, Registry(host="h", repo="r"), pending=pending)
         store.reopen = self._looked
         self.opened.append(store)
