@@ -71,9 +71,7 @@ class CachefilesEngine:
             os.path.join(state.root, "objects.json"),
             lambda key: os.path.join(state.store_of(key), PLAN),
         )
-        self._images = ServedImages(
-            state, table, self._objects, self._names, bootstraps, self._prepared, config.patience
-        )
+        self._images = ServedImages(state, table, self._objects, self._names, bootstraps, self._prepared)
         self._requests = Requests(device, self._objects, self._images, self._arrive)
         self._targets: set[str] = set()  # of mounts under way
         self._locks: WeakValueDictionary[tuple[str, str], asyncio.Lock] = WeakValueDictionary()

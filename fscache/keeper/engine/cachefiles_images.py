@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import time
 from dataclasses import dataclass
 
 from ....erofs.errors import BackendError, FormatError, NydusErofsError
@@ -59,11 +58,7 @@ class ServedImage:
 
 
 class ServedImages:
-    """All of them by volume and fsid.
-
-    Args:
-        patience: seconds that readers wait for plans that need a server, until they get EIO.
-    """
+    """All of them by volume and fsid."""
 
     def __init__(
         self,
@@ -73,10 +68,9 @@ class ServedImages:
         names: Names,
         bootstraps: Bootstraps,
         images: Images,
-        patience: int,
     ) -> None:
         self._state, self._table, self._objects, self._names = state, table, objects, names
-        self._bootstraps, self._images, self._patience = bootstraps, images, patience
+        self._bootstraps, self._images = bootstraps, images
         self._healer = Healer(table)
         self._served: dict[tuple[str, str], ServedImage] = {}
 
@@ -235,10 +229,9 @@ class ServedImages:
     async def _serve_blob(self, cache_object: CacheObject) -> None:
         """Once the plans of all images that use a blob are there, fill its object; until then its readers wait.
 
-        What a server has of them may be out of reach for a while: readers get EIO when that lasts too long, and are
-        served once it is back.
+        What a server has of them may be out of reach for a while: readers get EIO when that lasts too long
+        (``objects.py``), and are served once it is back.
         """
-        since = time.monotonic()
         while not cache_object.closed:
             try:
                 for image in self._with_blob(cache_object.volume, cache_object.cookie):
@@ -250,9 +243,8 @@ class ServedImages:
                         "blob cannot be served", blob=cache_object.cookie, error=str(error), passing=passing
                     )
                 cache_object.trouble = str(error)
-                if not passing or time.monotonic() - since >= self._patience:
-                    self._objects.give_up(cache_object)
                 if not passing:
+                    self._objects.give_up(cache_object)
                     return
                 await asyncio.sleep(_AGAIN)
             else:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 
@@ -12,7 +11,9 @@ from ...kernel.fd import Fd
 from ...proto import worker as proto
 from ...proto.worker import FillReason
 from ..log import logger
+from ..ticker import Ticker
 from . import epoch
+from .clock import Clock
 from .kept_store import KeptStore, Waiter
 from .spec import StoreSpec
 from .waits import Wait
@@ -31,6 +32,7 @@ class StoreTable:
         send: reaches the worker, if there is one just now; takes the descriptors.
         later: calls something in so many seconds.
         write_out: has a folder written to the disk, and then calls back.
+        patience: seconds that readers wait for a store that brings nothing (``clock.py``).
     """
 
     def __init__(
@@ -38,13 +40,22 @@ class StoreTable:
         send: Callable[[proto.ToWorker, Sequence[Fd]], None],
         later: Callable[[float, Callable[[], None]], object],
         write_out: Callable[[str, Callable[[], None]], None],
+        ticker: Ticker,
+        patience: float,
     ) -> None:
         self._send, self._later, self._write_out = send, later, write_out
+        self.ticker, self._patience = ticker, patience
+        ticker.add(self._tick)
+        self._waiting: dict[KeptStore, None] = {}  # stores that may have readers waiting
         self._by_key: dict[str, KeptStore] = {}
         self._by_number: dict[int, KeptStore] = {}
         self._closing: dict[int, KeptStore] = {}  # closed, being written to disk
         self._opening: Counter[str] = Counter()  # keys of stores about to be opened
         self._next = 0
+
+    def clock(self) -> Clock:
+        """For readers of something new."""
+        return Clock(self._patience)
 
     def opened(self, key: str) -> KeptStore | None:
         """The store if somebody has it open."""
@@ -74,7 +85,7 @@ class StoreTable:
         store = self._by_key.get(key)
         if store is None:
             self._next += 1
-            store = KeptStore(self._next, key, spec, pending=pending)
+            store = KeptStore(self._next, key, spec, self.clock(), pending=pending)
             if source is not None:
                 store.sources.add(source)
             self._by_key[key] = self._by_number[store.number] = store
@@ -131,6 +142,7 @@ class StoreTable:
             self._closing[store.number] = store
         store.spec.close()
         store.sources.close()
+        self._waiting.pop(store, None)
         del self._by_key[store.key]
         del self._by_number[store.number]
 
@@ -145,8 +157,14 @@ class StoreTable:
             self._send(proto.Prefetch(store.number, store.prefetching > 0), [])
 
     def wait(self, store: KeptStore, segment: int, end: int, waiter: Waiter) -> None:
-        """A reader waits for the first ``end`` bytes of a segment."""
-        if store.waits.add(segment, Wait(end, time.monotonic(), waiter)) and not store.pending:
+        """A reader waits for the first ``end`` bytes of a segment; or he gets EIO at once, if the store stalls."""
+        now = self.ticker.now()
+        if not store.clock.arrive(now, others=bool(store.waits)):
+            waiter.answer(False, 0.0)
+            return
+        self._waiting[store] = None
+        self.ticker.wake()
+        if store.waits.add(segment, Wait(end, now, waiter)) and not store.pending:
             self._send(proto.Fill(store.number, segment, end), [])
 
     def forget(self, waiter: Waiter) -> None:
@@ -159,11 +177,30 @@ class StoreTable:
         if not store.complete:
             self._send(proto.Touch(store.number, segment), [])
 
-    def fail_all(self) -> None:
-        """Nobody fills anything: no reader should wait any longer."""
-        for store in self._by_key.values():
-            for segment, _ in store.waits.unanswered():
-                _answer(store, segment, store.waits.take_all(segment), allow=False)
+    def _tick(self, now: float) -> bool:
+        """Let nobody wait for too long; whether anybody waits still."""
+        for store in list(self._waiting):
+            stalled = store.clock.stalled
+            for segment, waits in (given_up := store.waits.take_older(store.clock.look(now))):
+                store.counters.failures += 1
+                self._answer(segment, waits, store, allow=False)
+            if given_up and not stalled:
+                self._tell_stalled(store, given_up)
+            if not store.waits:
+                self._waiting.pop(store, None)
+                if given_up and self.is_open(store):
+                    self._send(proto.Unwanted(store.number), [])
+        return bool(self._waiting)
+
+    def _tell_stalled(self, store: KeptStore, given_up: Sequence[tuple[int, Sequence[Wait[Waiter]]]]) -> None:
+        error = f"nothing came for {self._patience:g} s"
+        if store.counters.waiting_for:
+            error = f"{error}: {store.counters.waiting_for}"
+        store.counters.last_error = error
+        logger().error(
+            "segment not filled", store=store.label, segment=given_up[0][0], error=error,
+            readers=sum(len(waits) for _, waits in given_up),
+        )  # fmt: skip
 
     # --- workers come and go ---
 
@@ -245,7 +282,7 @@ class StoreTable:
             return
         if have > store.size(segment) or message.done != (have == store.size(segment)):
             raise LieError(f"segment {segment} of store {store.label} has no {have} bytes, done: {message.done}")
-        complete = store.complete
+        complete, waited = store.complete, segment in store.waits
         new = store.grow(segment, have)
         counters = store.counters
         counters.fetched += message.fetched
@@ -257,10 +294,11 @@ class StoreTable:
                 counters.ahead += new
             case FillReason.PREFETCH:
                 counters.prefetch += new
-        if message.done:
-            _answer(store, segment, store.waits.take_all(segment), allow=True, done=True)
-        else:
-            _answer(store, segment, store.waits.take_ready(segment, have), allow=True)
+        ready = store.waits.take_all(segment) if message.done else store.waits.take_ready(segment, have)
+        # What nobody waits for says nothing to those who wait for something else.
+        if (ready or (new and waited)) and store.clock.progress(self.ticker.now()):
+            logger().info("blob comes again", store=store.label)
+        self._answer(segment, ready, store, allow=True, done=message.done)
         self._completed(store, before=complete)
 
     def _completed(self, store: KeptStore, *, before: bool) -> None:
@@ -282,7 +320,7 @@ class StoreTable:
         counters.failures += 1
         counters.waiting_for = ""
         counters.last_error = message.message
-        _answer(store, message.segment, waits, allow=False)
+        self._answer(message.segment, waits, store, allow=False)
         if store.reopen is not None and not message.full:
             store.reopen()  # somebody may have put an intact copy in the blob's place
         if message.full and store.prefetching:
@@ -292,12 +330,11 @@ class StoreTable:
         if store.prefetching and not store.complete and self.is_open(store):
             self._send(proto.Prefetch(store.number, True), [])
 
-
-def _answer(
-    store: KeptStore, segment: int, waits: Sequence[Wait[Waiter]], *, allow: bool, done: bool = False
-) -> None:
-    now = time.monotonic()
-    for wait in waits:
-        if done:
-            wait.token.completed(store, segment)
-        wait.token.answer(allow, now - wait.since)
+    def _answer(
+        self, segment: int, waits: Sequence[Wait[Waiter]], store: KeptStore, *, allow: bool, done: bool = False
+    ) -> None:
+        now = self.ticker.now()
+        for wait in waits:
+            if done:
+                wait.token.completed(store, segment)
+            wait.token.answer(allow, now - wait.since)
