@@ -38,7 +38,7 @@ from . import culling
 from .base import MountOrder, mount_status
 from .cachefiles_images import ServedImage, ServedImages
 from .counters import EventCounters
-from .fsid_mounts import FsidMount, bind_again, live, mount, mounts_of
+from .fsid_mounts import FsidMount, bind_again, is_ours, live, mount, mounts_of
 from .names import Names, Registered
 from .objects import ObjectTable
 from .requests import Arrival, Requests
@@ -124,7 +124,7 @@ class CachefilesEngine:
             opened = await self._bootstraps.opened(origin, local, order.digest)
             fsid, domain = self._images.identity(opened), self.config.domain
             if not self._prepared.known(fsid):
-                with Places(origin) as places:  # says now what would be missing later
+                with Places(origin, is_ours) as places:  # says now what would be missing later
                     await places.look_for(map(blob_id, opened.blobs))
                     for blob in opened.blobs:
                         if isinstance(place := places.take(blob_id(blob)), Fd):

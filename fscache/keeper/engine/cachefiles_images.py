@@ -30,6 +30,7 @@ from ..stores.kept_store import KeptStore
 from ..stores.spec import BlobSpec, BootstrapSpec, load_plan
 from ..stores.table import StoreTable
 from ..tasks import background
+from .fsid_mounts import is_ours
 from .names import Cached, Names
 from .objects import CacheObject, ObjectTable
 
@@ -71,7 +72,7 @@ class ServedImages:
     ) -> None:
         self._state, self._table, self._objects, self._names = state, table, objects, names
         self._bootstraps, self._images = bootstraps, images
-        self._healer = Healer(table)
+        self._healer = Healer(table, is_ours)
         self._served: dict[tuple[str, str], ServedImage] = {}
 
     def find(self, volume: str, fsid: str) -> ServedImage | None:
@@ -184,7 +185,7 @@ class ServedImages:
         return plans[blob]
 
     async def _prepare(self, image: ServedImage) -> dict[str, str]:
-        with await self._whole(image) as bootstrap, Places(image.origin) as places:
+        with await self._whole(image) as bootstrap, Places(image.origin, is_ours) as places:
             name, provide = self._images.id_of(bootstrap), self._bootstraps.provider(places)
             record = await self._images.get(name, bootstrap, provide)
             plans = {ref.blob_id: ref.key for ref in record.stores}
@@ -257,7 +258,7 @@ class ServedImages:
         blob = cache_object.cookie
         key = await self._key(image, blob)
         await self._names.agree(cache_object.cached, cache_object.volume, blob, key)
-        with Places(image.origin) as places:
+        with Places(image.origin, is_ours) as places:
             if key not in cache_object.stores:
                 await places.look_for([blob_id(blob)])
             if cache_object.closed:

@@ -54,7 +54,7 @@ class FanotifyEngine:
     ) -> None:
         self.config, self._state, self._run, self._table, self._bootstraps = config, state, run, table, bootstraps
         self._watcher = Watcher(table, budget)
-        self._healer = Healer(table)
+        self._healer = Healer(table, self._is_ours)
         self._mounts: list[MountedImage] = []
         self._targets: set[str] = set()  # of mounts under way
         self._images = Images(state, config.segment_size, config.uids, localize=True)
@@ -64,8 +64,11 @@ class FanotifyEngine:
         self._mounts = take_over(self._state, self._run, self._table, self._watcher, self.config.worker_uid)
         for mounted in self._mounts:
             self._heal(mounted)
-        background(find_blobs(self._mounts, self.config, self._table, self._bootstraps))
+        background(find_blobs(self._mounts, self.config, self._table, self._bootstraps, self._is_ours))
         background(self.reconcile())
+
+    def _is_ours(self, entry: kernel.MountEntry) -> bool:
+        return entry.source.startswith(f"{self._state.images}/")
 
     # --- mounting ---
 
@@ -75,7 +78,10 @@ class FanotifyEngine:
         self._targets.add(order.target)
         try:
             origin, local = await arrive(order.given, self.config, order.auth, order.target)
-            with Places(origin) as places, await self._bootstraps.bootstrap(origin, local, order.digest) as bootstrap:
+            with (
+                Places(origin, self._is_ours) as places,
+                await self._bootstraps.bootstrap(origin, local, order.digest) as bootstrap,
+            ):
                 await self._mount_image(order, places, bootstrap)
             logger().info("mounted", image=origin.image, target=order.target)
         finally:

@@ -15,7 +15,7 @@ from ...kernel.fd import Fd
 from ...proto.fault import Fault
 from ..children.errands import Say, said_by
 from ..stores import epoch
-from .files import check_target, open_blob, open_bootstrap
+from .files import Own, check_target, open_blob, open_bootstrap
 from .origin import ImageRequest, Origin, by_name, resolve
 
 _ORIGIN = msgspec.json.Decoder(Origin)
@@ -64,10 +64,14 @@ async def _arrive(find: Callable[[], Origin], name: str) -> tuple[Origin, Fd | N
 
 
 class Places:
-    """Where the blobs of an image are, each looked up once. Owns the descriptors."""
+    """Where the blobs of an image are, each looked up once. Owns the descriptors.
 
-    def __init__(self, origin: Origin) -> None:
-        self.origin = origin
+    Args:
+        own: tells mounts of this service.
+    """
+
+    def __init__(self, origin: Origin, own: Own) -> None:
+        self.origin, self._own = origin, own
         self._found: dict[BlobId, Fd | Fault] = {}
 
     async def look_for(self, blobs: Iterable[BlobId], begin: Sequence[str] = ()) -> None:
@@ -76,7 +80,7 @@ class Places:
         Args:
             begin: folders that will be written to: that is noted on disk (``epoch.begin``), by the same child.
         """
-        origin = self.origin
+        origin, own = self.origin, self._own
         wanted = [blob for blob in dict.fromkeys(blobs) if blob not in self._found] if origin.folders else []
         if not wanted and not begin:
             return
@@ -86,7 +90,7 @@ class Places:
                 epoch.begin(folder)
             for blob in wanted:
                 try:
-                    with open_blob(origin.folders, blob) as fd:
+                    with open_blob(origin.folders, blob, own) as fd:
                         say(b"", [fd])
                 except BackendError as error:
                     say(msgspec.json.encode(Fault.of(error)), [])
