@@ -5,6 +5,7 @@ deaf       never hears anything
 silent     hears, and does nothing for readers
 postpones  puts readers off for ever
 dies       ends by SIGKILL as soon as a reader waits
+dies BLOB  the same when it is to fill anything of this blob
 """
 
 import os
@@ -20,7 +21,7 @@ from nydus_erofs.fscache.proto import worker as proto
 from nydus_erofs.fscache.worker.preload import preload
 from nydus_erofs.fscache.worker.service import Worker
 
-kind = sys.argv[1]
+kind, _, blob = sys.argv[1].partition(" ")
 
 
 class OddWorker(Worker):
@@ -30,12 +31,20 @@ class OddWorker(Worker):
         super().run()
 
     def _handle(self, message: proto.ToWorker, fds: Sequence[Fd]) -> None:
-        if not isinstance(message, proto.Fill) or kind == "sound":
+        if kind == "sound" or not self._to_be_odd(message):
             super()._handle(message, fds)
         elif kind == "dies":
             os.kill(os.getpid(), signal.SIGKILL)
-        elif kind == "postpones":
+        elif kind == "postpones" and isinstance(message, proto.Fill):
             threading.Thread(target=self._put_off, args=(message,), daemon=True).start()
+
+    def _to_be_odd(self, message: proto.ToWorker) -> bool:
+        match message:
+            case proto.Fill(store=store):
+                return not blob or self._stores[store].plan.blob_id == blob
+            case proto.Prefetch(store=store):
+                return self._stores[store].plan.blob_id == blob
+        return False
 
     def _put_off(self, message: proto.Fill) -> None:
         while True:

@@ -13,6 +13,7 @@ from ...proto.worker import FillReason
 from ..log import logger
 from ..ticker import Ticker
 from . import epoch
+from .asking import Asking
 from .clock import Clock
 from .kept_store import KeptStore, Waiter
 from .spec import StoreSpec
@@ -47,6 +48,7 @@ class StoreTable:
         self.ticker, self._patience = ticker, patience
         ticker.add(self._tick)
         self._waiting: dict[KeptStore, None] = {}  # stores that may have readers waiting
+        self._asking = Asking(send, later)
         self._by_key: dict[str, KeptStore] = {}
         self._by_number: dict[int, KeptStore] = {}
         self._closing: dict[int, KeptStore] = {}  # closed, being written to disk
@@ -115,16 +117,7 @@ class StoreTable:
         """All that can be said about where its blob is has been said."""
         if store.pending and self.is_open(store):
             store.pending = False
-            self._ask(store)
-
-    def _ask(self, store: KeptStore) -> None:
-        """Have the worker fill what is waited for, and what is to be prefetched."""
-        if store.pending:
-            return
-        for segment, end in store.waits.ask_again():
-            self._send(proto.Fill(store.number, segment, end), [])
-        if store.prefetching and not store.complete:
-            self._send(proto.Prefetch(store.number, True), [])
+            self._asking.all_of(store)
 
     def _introduce(self, store: KeptStore) -> None:
         descriptors = [*store.spec.descriptors(), *(fd.dup() for fd in store.sources.files)]
@@ -143,6 +136,7 @@ class StoreTable:
         store.spec.close()
         store.sources.close()
         self._waiting.pop(store, None)
+        self._asking.forget(store)
         del self._by_key[store.key]
         del self._by_number[store.number]
 
@@ -153,8 +147,7 @@ class StoreTable:
     def prefetch(self, store: KeptStore, on: bool) -> None:
         """One mount more, or one less, wants everything fetched."""
         store.prefetching += 1 if on else -1
-        if not (store.complete or store.pending):
-            self._send(proto.Prefetch(store.number, store.prefetching > 0), [])
+        self._asking.prefetch(store)
 
     def wait(self, store: KeptStore, segment: int, end: int, waiter: Waiter) -> None:
         """A reader waits for the first ``end`` bytes of a segment; or he gets EIO at once, if the store stalls."""
@@ -164,8 +157,8 @@ class StoreTable:
             return
         self._waiting[store] = None
         self.ticker.wake()
-        if store.waits.add(segment, Wait(end, now, waiter)) and not store.pending:
-            self._send(proto.Fill(store.number, segment, end), [])
+        if store.waits.add(segment, Wait(end, now, waiter)):
+            self._asking.fill(store, segment, end)
 
     def forget(self, waiter: Waiter) -> None:
         """A waiter is gone."""
@@ -174,8 +167,7 @@ class StoreTable:
 
     def touch(self, store: KeptStore, segment: int) -> None:
         """A reader came to a segment that was there."""
-        if not store.complete:
-            self._send(proto.Touch(store.number, segment), [])
+        self._asking.touch(store, segment)
 
     def _tick(self, now: float) -> bool:
         """Let nobody wait for too long; whether anybody waits still."""
@@ -189,7 +181,7 @@ class StoreTable:
             if not store.waits:
                 self._waiting.pop(store, None)
                 if given_up and self.is_open(store):
-                    self._send(proto.Unwanted(store.number), [])
+                    self._asking.unwanted(store)
         return bool(self._waiting)
 
     def _tell_stalled(self, store: KeptStore, given_up: Sequence[tuple[int, Sequence[Wait[Waiter]]]]) -> None:
@@ -208,9 +200,9 @@ class StoreTable:
         """Tell a new worker everything: stores, readers that wait, prefetch, what is not on disk yet."""
         for store in self._by_key.values():
             self._introduce(store)
-            self._ask(store)
             if store.complete:
                 self._sync(store)
+        self._asking.new_worker(self._by_key.values())
         for number in list(self._closing):
             # The worker that wrote it is dead, so nothing is under way, and nobody is left to write it out.
             self._write_out_closed(number)
@@ -284,6 +276,7 @@ class StoreTable:
             raise LieError(f"segment {segment} of store {store.label} has no {have} bytes, done: {message.done}")
         complete, waited = store.complete, segment in store.waits
         new = store.grow(segment, have)
+        self._asking.answered(store)
         counters = store.counters
         counters.fetched += message.fetched
         counters.waiting_for = ""
@@ -311,6 +304,7 @@ class StoreTable:
         if store is None:
             return
         waits = store.waits.take_all(message.segment)
+        self._asking.answered(store)
         counters = store.counters
         if message.message != counters.last_error or waits:
             logger().error(
@@ -327,8 +321,8 @@ class StoreTable:
             self._later(_RETRY_PREFETCH, lambda: self._resume_prefetch(store))
 
     def _resume_prefetch(self, store: KeptStore) -> None:
-        if store.prefetching and not store.complete and self.is_open(store):
-            self._send(proto.Prefetch(store.number, True), [])
+        if store.prefetching and self.is_open(store):
+            self._asking.prefetch(store)
 
     def _answer(
         self, segment: int, waits: Sequence[Wait[Waiter]], store: KeptStore, *, allow: bool, done: bool = False

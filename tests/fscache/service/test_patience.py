@@ -132,6 +132,24 @@ def test_workers_that_are_not_what_they_should_be(
     compare(built.tree, target)
 
 
+@pytest.mark.parametrize("prefetch", [False, True])
+def test_an_image_that_workers_die_over(
+    prefetch: bool, engine: Engine, make_service: MakeService, built: Built, remote: Built
+) -> None:
+    """Its readers have EIO in time; those of others, their bytes."""
+    service = make_service(engine, start=False, patience=30)
+    service.program = [sys.executable, "-I", str(ODD), f"dies {remote.blob.name}"]
+    service.start()
+    target = service.mount(remote.bootstrap, remote.blob.parent, prefetch=prefetch)
+    waiting = [service.reader("read", target / f"{number}") for number in range(4)]
+    wait_for("workers die over it", lambda: service.status()["worker"]["restarts"] > 3)
+    other = service.mount(built.bootstrap)
+    compare(built.tree, other)
+    assert service.status(other)["events_denied"] == 0
+    for process in waiting:
+        assert result_of(process) == {"error": "EIO"}
+
+
 def test_a_worker_that_is_stopped(service: Service, built: Built) -> None:
     """Somebody else takes over, and no reader has an error."""
     target = service.mount(built.bootstrap)
