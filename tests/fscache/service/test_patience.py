@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 from nydus_erofs.fscache.keeper.children.hearing import UNBORN
+from tests.kit import waiting
 from tests.kit.engines import Engine
 from tests.kit.images import Built, build
 from tests.kit.reading import compare, read, result_of
@@ -27,8 +28,8 @@ from tests.kit.waiting import wait_for
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(180)]
 
-PATIENCE = 4  # seconds
-AT_ONCE = 20.0  # seconds: for a loaded machine; what is held up takes longer
+PATIENCE = round(waiting.PATIENCE / 15)  # seconds
+AT_ONCE = waiting.PATIENCE / 3  # seconds: for a loaded machine; what is held up takes longer
 SILENCE = 60  # seconds that a server may be silent
 ODD = Path(__file__).parents[2] / "kit" / "odd_service.py"
 FILES = 12
@@ -96,9 +97,9 @@ def test_a_server_that_holds_its_readers(
     target, other = mount(service, remote, server), service.mount(built.bootstrap)
     read(target / "0")
     server.gate.clear()
-    waiting = [service.reader("read", target / f"{number}") for number in range(2, FILES)]
+    readers = [service.reader("read", target / f"{number}") for number in range(2, FILES)]
     assert read(other / "large/1") == right(built, "large/1")
-    for process in waiting:
+    for process in readers:
         assert result_of(process, PATIENCE + AT_ONCE) == {"error": "EIO"}
     began = time.monotonic()
     for _ in range(50):
@@ -128,7 +129,7 @@ def test_workers_that_are_not_what_they_should_be(
     kinds.write_text("sound")
     if kind in ("silent", "postpones"):  # nobody can tell that it is not just slow
         service.kill_worker()
-    wait_for("a sound one serves", lambda: "sha256" in read(target / "large/3"), patience=UNBORN + 60)
+    wait_for("a sound one serves", lambda: "sha256" in read(target / "large/3"), patience=UNBORN + waiting.PATIENCE)
     compare(built.tree, target)
 
 
@@ -137,16 +138,16 @@ def test_an_image_that_workers_die_over(
     prefetch: bool, engine: Engine, make_service: MakeService, built: Built, remote: Built
 ) -> None:
     """Its readers have EIO in time; those of others, their bytes."""
-    service = make_service(engine, start=False, patience=30)
+    service = make_service(engine, start=False, patience=7 * PATIENCE)
     service.program = [sys.executable, "-I", str(ODD), f"dies {remote.blob.name}"]
     service.start()
     target = service.mount(remote.bootstrap, remote.blob.parent, prefetch=prefetch)
-    waiting = [service.reader("read", target / f"{number}") for number in range(4)]
+    readers = [service.reader("read", target / f"{number}") for number in range(4)]
     wait_for("workers die over it", lambda: service.status()["worker"]["restarts"] > 3)
     other = service.mount(built.bootstrap)
     compare(built.tree, other)
     assert service.status(other)["events_denied"] == 0
-    for process in waiting:
+    for process in readers:
         assert result_of(process) == {"error": "EIO"}
 
 
