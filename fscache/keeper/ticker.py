@@ -41,17 +41,14 @@ class Ticker:
         """Something is under way."""
         if not self._running:
             self._running = True
-            self._wait()
-
-    def _wait(self) -> None:
-        self._due = self._clock() + TICK
-        self._later(TICK, self._tick)
+            self._due = self._clock() + TICK
+            self._later(TICK, self._tick)
 
     def _tick(self) -> None:
         late = self._clock() - self._due
         if late > _LATE:
             self._lost += late
-        now = self.now()
-        self._running = any([client(now) for client in self._clients])  # noqa: C419 - each of them is told
-        if self._running:
-            self._wait()
+        now, self._running = self.now(), False
+        busy = [client(now) for client in self._clients]  # which may wake it themselves
+        if any(busy):
+            self.wake()

@@ -182,6 +182,7 @@ class StoreTable:
                 self._waiting.pop(store, None)
                 if given_up and self.is_open(store):
                     self._asking.unwanted(store)
+                    store.counters.waiting_for = ""
         return bool(self._waiting)
 
     def _tell_stalled(self, store: KeptStore, given_up: Sequence[tuple[int, Sequence[Wait[Waiter]]]]) -> None:
@@ -264,7 +265,8 @@ class StoreTable:
         self._completed(store, before=complete)
 
     def on_postponed(self, message: proto.Postponed) -> None:
-        if (store := self._segment(message.store, message.segment)) is not None:
+        store = self._segment(message.store, message.segment)
+        if store is not None and (message.segment in store.waits or store.prefetching):
             store.counters.waiting_for = message.message
 
     def on_progress(self, message: proto.Progress) -> None:

@@ -341,6 +341,8 @@ def test_nobody_waits_for_longer_than_a_store_may_bring_nothing(
     assert table.said(proto.Unwanted) == [proto.Unwanted(store.number)]
     assert store.counters.last_error == f"nothing came for {PATIENCE} s: the server is away"
     assert store.counters.failures == 3
+    table.on_message(proto.Postponed(store.number, 0, "the server is away"))
+    assert not store.counters.waiting_for, "nobody waits"
     assert not table.ticking.timers, "nobody waits: nothing runs"
 
 

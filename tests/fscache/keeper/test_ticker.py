@@ -34,6 +34,24 @@ def test_it_runs_while_anybody_is_busy() -> None:
     assert len(one.told) == 12
 
 
+def test_what_one_client_does_may_concern_another() -> None:
+    """The one was told already, and had nothing under way then."""
+    ticker = Ticking()
+    first = Client(ticker)
+
+    def second(now: float) -> bool:
+        if not first.busy:
+            first.busy = True
+            ticker.wake()
+        return False
+
+    ticker.add(second)
+    ticker.wake()
+    ticker.wait(3 * TICK)
+    assert len(first.told) == 3
+    assert ticker.timers == 1
+
+
 def test_time_in_which_it_does_not_run_does_not_count() -> None:
     ticker = Ticking()
     client = Client(ticker)
