@@ -72,7 +72,7 @@ class Keeper:
         self.worker = WorkerLink(start, self._on_new_worker, ticker)
         if config.backend is not None:
             self.worker.require(config.backend)
-        self.table = StoreTable(self.worker.send, later, _write_out, ticker, config.patience)
+        self.table = StoreTable(self.worker.send, later, _write_out, ticker, config.patience, self.worker.on_stall)
         self.traffic = TrafficTable()
         self.worker.listen(dispatch.table(self.table, self.traffic, self.worker.on_answer))
         self.bootstraps = Bootstraps(self.state, self.worker)

@@ -32,6 +32,7 @@ _AT_ONCE = 3  # workers in a row that did nothing right, and are replaced withou
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 2.0  # seconds
 _PATIENCE = 30.0  # seconds for the worker to look at a bootstrap
 _MOST_WORKERS = 5  # that one question is put to
+_NEWS = (proto.Progress, proto.Failed, proto.Postponed)
 _BATCH = 64  # packets taken before other work gets its turn
 
 
@@ -139,6 +140,12 @@ class WorkerLink:
                     self._kill()
         return bool(self._asked)
 
+    def on_stall(self, patience: float) -> None:
+        """Readers waited for something in vain. If it is the worker that does not work, another one does better."""
+        if self.pid and self._hearing.idle(self._ticker.now()) >= patience:
+            logger().error("worker replaced: it brings nothing", pid=self.pid)
+            self._kill()
+
     def require(self, remote: Remote) -> None:
         """See to it that the worker can reach this backend. It can load no module and read no certificate that is
         missing once it runs without privilege, so it makes room for another one, which its readers do not notice."""
@@ -225,6 +232,8 @@ class WorkerLink:
                     said = handle(self._handlers, packet, fds)
                 finally:
                     channel.close(fds)
+                if isinstance(said, _NEWS):
+                    self._hearing.worked(self._ticker.now())
                 self._well |= isinstance(said, proto.Progress) and said.have > 0
             except BlockingIOError:
                 return False

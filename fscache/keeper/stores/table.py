@@ -34,6 +34,7 @@ class StoreTable:
         later: calls something in so many seconds.
         write_out: has a folder written to the disk, and then calls back.
         patience: seconds that readers wait for a store that brings nothing (``clock.py``).
+        on_stall: told ``patience`` whenever readers waited in vain.
     """
 
     def __init__(
@@ -43,9 +44,10 @@ class StoreTable:
         write_out: Callable[[str, Callable[[], None]], None],
         ticker: Ticker,
         patience: float,
+        on_stall: Callable[[float], None] = lambda _: None,
     ) -> None:
         self._send, self._later, self._write_out = send, later, write_out
-        self.ticker, self._patience = ticker, patience
+        self.ticker, self._patience, self._on_stall = ticker, patience, on_stall
         ticker.add(self._tick)
         self._waiting: dict[KeptStore, None] = {}  # stores that may have readers waiting
         self._asking = Asking(send, later)
@@ -176,6 +178,8 @@ class StoreTable:
             for segment, waits in (given_up := store.waits.take_older(store.clock.look(now))):
                 store.counters.failures += 1
                 self._answer(segment, waits, store, allow=False)
+            if given_up:
+                self._on_stall(self._patience)
             if given_up and not stalled:
                 self._tell_stalled(store, given_up)
             if not store.waits:
@@ -290,7 +294,9 @@ class StoreTable:
             case FillReason.PREFETCH:
                 counters.prefetch += new
         ready = store.waits.take_all(segment) if message.done else store.waits.take_ready(segment, have)
-        # What nobody waits for says nothing to those who wait for something else.
+        # What nobody waits for says nothing to those who wait for something else. But what readers gave up, and has
+        # come after all, says that more will.
+        waited |= store.clock.stalled and message.why is FillReason.DEMAND
         if (ready or (new and waited)) and store.clock.progress(self.ticker.now()):
             logger().info("blob comes again", store=store.label)
         self._answer(segment, ready, store, allow=True, done=message.done)

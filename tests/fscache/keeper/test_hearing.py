@@ -29,6 +29,14 @@ def test_only_who_was_asked_and_said_nothing_is_replaced(events: list[tuple[str,
             assert verdict is (Verdict.REPLACE if late else Verdict.WAIT)
 
 
+def test_words_are_no_work() -> None:
+    hearing = Hearing(10.0)
+    hearing.heard(50.0)
+    assert hearing.idle(60.0) == 50.0
+    hearing.worked(55.0)
+    assert hearing.idle(60.0) == 5.0
+
+
 def test_one_that_stops_is_replaced_soon() -> None:
     hearing = Hearing(0.0)
     hearing.heard(1.0)

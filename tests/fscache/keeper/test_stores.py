@@ -55,13 +55,14 @@ class Table(StoreTable):
         self.sent: list[proto.ToWorker] = []
         self.postponed: list[Callable[[], None]] = []
         self.written: list[tuple[str, Callable[[], None]]] = []
-        self.ticking = Ticking()
+        self.ticking, self.stalls = Ticking(), list[float]()
         super().__init__(
             self.keep,
             lambda seconds, call: self.postponed.append(call),
             lambda folder, done: self.written.append((folder, done)),
             self.ticking,
             PATIENCE,
+            lambda patience: self.stalls.append(self.ticking.time),
         )
         self.handlers = dispatch.table(self, TrafficTable(), lambda answer: None)
 
@@ -344,6 +345,7 @@ def test_nobody_waits_for_longer_than_a_store_may_bring_nothing(
     table.on_message(proto.Postponed(store.number, 0, "the server is away"))
     assert not store.counters.waiting_for, "nobody waits"
     assert not table.ticking.timers, "nobody waits: nothing runs"
+    assert len(table.stalls) == 1
 
 
 def test_a_stalled_store_is_asked_now_and_then_and_comes_back(
@@ -374,9 +376,12 @@ def test_bytes_that_come_after_all_bring_it_back(table: Table, folder: Path, sou
     store = table.open_folder(KEY, folder, source())
     waiting(table, store, 0)
     table.ticking.wait(PATIENCE)
+    finish(table, store, 5, why=FillReason.PREFETCH)
+    assert waiting(table, store, 1)[0].answers == [False], "nobody knows whether that helps readers"
     finish(table, store, 0)
-    table.ticking.wait(REST)
     (reader,) = waiting(table, store, 1)
+    table.ticking.wait(PATIENCE - TICK)
+    assert not reader.answers, "it has all its time again"
     finish(table, store, 1)
     assert reader.answers == [True]
 
