@@ -13,7 +13,11 @@ class Ticking(Ticker):
     def __init__(self) -> None:
         self.time = 100.0
         self._timers: list[tuple[float, Callable[[], None]]] = []
-        super().__init__(lambda seconds, call: self._timers.append((self.time + seconds, call)), lambda: self.time)
+        super().__init__(self.later, lambda: self.time)
+
+    def later(self, seconds: float, call: Callable[[], None]) -> None:
+        """Call it in so many seconds."""
+        self._timers.append((self.time + seconds, call))
 
     @property
     def timers(self) -> int:

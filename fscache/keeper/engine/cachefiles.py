@@ -268,7 +268,7 @@ class CachefilesEngine:
         status.fsid, status.domain = one.fsid, one.domain
         for o in objects:
             status.readers_waiting += len(o.early)
-            if o.hopeless:
+            if o.hopeless or o.stalled:
                 status.failures, status.last_error = status.failures + 1, o.trouble
             elif o.trouble:
                 status.waiting_for = o.trouble

@@ -17,6 +17,7 @@ from ...config.backend import Remote
 from ...kernel.cachefiles import complete
 from ...kernel.fd import Fd
 from ...proto import cachefiles as proto
+from ..log import logger
 from ..stores.clock import Clock
 from ..stores.kept_store import KeptStore, Waiter
 from ..stores.spec import StoreSpec
@@ -54,6 +55,11 @@ class CacheObject:
     clock: Clock | None = None  # of these
     hopeless: bool = False  # its bytes cannot be had: no plan
     trouble: str = ""  # why it is not ready yet, when that is not only a matter of time
+
+    @property
+    def stalled(self) -> bool:
+        """Whether early reads have waited in vain."""
+        return self.clock is not None and self.clock.stalled
 
 
 class ObjectTable:
@@ -135,7 +141,11 @@ class ObjectTable:
         """Let no early read wait for too long; whether any waits still."""
         for cache_object in list(self._waiting):
             if cache_object.early and cache_object.clock is not None:
-                until = cache_object.clock.look(now)
+                stalled, until = cache_object.stalled, cache_object.clock.look(now)
+                if cache_object.stalled and not stalled:
+                    why = cache_object.trouble or f"no plan of it for {cache_object.clock.patience:g} s"
+                    cache_object.trouble = why
+                    logger().error("blob cannot be served", blob=cache_object.cookie, error=why, passing=True)
                 for one in cache_object.early:
                     if one.since <= until:
                         _fail(cache_object, one.read)

@@ -25,7 +25,7 @@ class Worker:
 
     def __init__(self, count: int, poison: set[int], *, slow: float = 0.0) -> None:
         self.time = Ticking()
-        self.asking = Asking(self.send, self.time._later)
+        self.asking = Asking(self.send, self.time.later)
         self.poison, self.slow = poison, slow
         self.stores = [KeptStore(number, f"{number}", spec(), Clock(60)) for number in range(count)]
         self.dying = False
@@ -39,7 +39,7 @@ class Worker:
         store = self.stores[message.store]
         if message.store in self.poison:
             self.dying = True
-            self.time._later(self.slow + 0.3, self.die)
+            self.time.later(self.slow + 0.3, self.die)
         else:
             store.waits.take_all(0)
             self.asking.answered(store)
@@ -68,7 +68,7 @@ def test_all_but_the_culprits_are_served(count: int, poison: set[int], order: li
     for number in order:
         if number < count:
             worker.wait(worker.stores[number])
-    worker.time.wait(50.0)
+    worker.time.wait(100.0)
     assert worker.waiting() == poison
 
 
