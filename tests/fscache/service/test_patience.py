@@ -183,7 +183,6 @@ def test_servers_that_hang_take_no_threads_of_others(
     well = mount(service, another(service, remote, 99), serve_remote())
     assert read(well / "5") == right(remote, "5")
     assert time.monotonic() - began < SILENCE, "a server that hangs had to be waited for"
-    assert service.status()["worker"]["restarts"] <= 1, "for a kind of backend that it did not know"
     for server in hanging:
         server.gate.set()
     for process in service.readers:
