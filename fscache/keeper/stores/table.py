@@ -14,7 +14,7 @@ from ..log import logger
 from ..ticker import Ticker
 from . import epoch
 from .asking import Asking
-from .clock import Clock
+from .clock import MOST, Clock
 from .kept_store import KeptStore, Waiter
 from .spec import StoreSpec
 from .waits import Wait
@@ -180,6 +180,8 @@ class StoreTable:
                 self._answer(segment, waits, store, allow=False)
             if given_up:
                 self._on_stall(self._patience)
+                if store.reopen is not None:
+                    store.reopen()  # somebody may have put a copy of the blob where it can be read
             if given_up and not stalled:
                 self._tell_stalled(store, given_up)
             if not store.waits:
@@ -190,7 +192,7 @@ class StoreTable:
         return bool(self._waiting)
 
     def _tell_stalled(self, store: KeptStore, given_up: Sequence[tuple[int, Sequence[Wait[Waiter]]]]) -> None:
-        error = f"nothing came for {self._patience:g} s"
+        error = f"nothing came for {self._patience if store.clock.stalled else MOST * self._patience:g} s"
         if store.counters.waiting_for:
             error = f"{error}: {store.counters.waiting_for}"
         store.counters.last_error = error

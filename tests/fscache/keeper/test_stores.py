@@ -331,7 +331,8 @@ def waiting(table: Table, store: KeptStore, *segments: int) -> list[Reader]:
 def test_nobody_waits_for_longer_than_a_store_may_bring_nothing(
     table: Table, folder: Path, source: Callable[..., Fd]
 ) -> None:
-    store = table.open_folder(KEY, folder, source())
+    store, looks = table.open_folder(KEY, folder, source()), []
+    store.reopen = lambda: looks.append(1)
     readers = waiting(table, store, 0, 1, 0, 1, 2)
     table.on_message(proto.Postponed(store.number, 0, "the server is away"))
     table.ticking.wait(PATIENCE - TICK)
@@ -346,6 +347,7 @@ def test_nobody_waits_for_longer_than_a_store_may_bring_nothing(
     assert not store.counters.waiting_for, "nobody waits"
     assert not table.ticking.timers, "nobody waits: nothing runs"
     assert len(table.stalls) == 1
+    assert looks == [1], "there may be a copy elsewhere"
 
 
 def test_a_stalled_store_is_asked_now_and_then_and_comes_back(
@@ -412,6 +414,7 @@ def test_what_somebody_waits_for_is_progress_for_all(table: Table, folder: Path,
     assert table.ticking.time - began <= (MOST + 1) * PATIENCE
     assert reader.answers == [False]
     assert not store.clock.stalled
+    assert store.counters.last_error == f"nothing came for {MOST * PATIENCE} s"
 
 
 def test_stores_have_their_own_time(table: Table, folder: Path, source: Callable[..., Fd], tmp_path: Path) -> None:
