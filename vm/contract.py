@@ -17,6 +17,7 @@ from . import report
 
 _PATIENCE = 180  # seconds
 _AFAR, _CONTRACT, _CRASH = "backend/test_service.py", "service/test_contract.py", "service/test_crash.py"
+_PATIENT = "service/test_patience.py"
 _TESTS = Path(__file__).resolve().parent.parent / "tests/fscache"
 
 # test -> what it verifies, as the matrix says it
@@ -38,6 +39,9 @@ BOTH = {
     f"{_CRASH}::test_worker_killed_again_and_again": "worker killed under 8 readers: no error, no wrong byte",
     f"{_CRASH}::test_the_keeper_killed_alone": "service killed: EIO or right bytes; served again after",
     f"{_CRASH}::test_a_reader_killed_while_it_waits": "a waiting reader can be killed",
+    f"{_PATIENT}::test_a_server_that_holds_its_readers": "server drips: EIO in time, others do not notice",
+    f"{_PATIENT}::test_workers_that_are_not_what_they_should_be": "each worker dies: EIO in time; a sound one: bytes",
+    f"{_PATIENT}::test_a_worker_that_is_stopped": "worker stopped: replaced, no error",
     f"{_CRASH}::test_disk_full": "disk full: EIO; room again: right bytes",
 }  # fmt: skip
 # Of a test's parameters.  Servers of other projects run on the host alone.
@@ -47,6 +51,8 @@ ONLY = {
     "test_what_is_here_mounts_and_reads_without_the_network": "http-proxy",
     "test_readers_wait_while_the_server_is_away": "http-proxy",
     "test_a_server_away_for_good_is_an_error_in_time_and_heals": "http-proxy",
+    "test_a_server_that_holds_its_readers": "drips",
+    "test_workers_that_are_not_what_they_should_be": "dies",
 }
 CACHEFILES = "service/test_cachefiles.py"  # all of it; its docstrings are the lines
 

@@ -42,6 +42,7 @@ from .reload import Load, reloaded
 from .signals import Signals
 from .stores.table import StoreTable
 from .tasks import background, on_error
+from .ticker import Ticker
 from .trouble import is_bug, refusal
 
 _GRACE = 5.0  # seconds that a service which is to stop gives mounts under way
@@ -64,14 +65,17 @@ class Keeper:
             config.threads,
             config.background_threads,
             config.remote_background_threads,
-            config.patience,
             config.prefetch_bandwidth,
         )
         start = Start(config.worker_uid, limits, self.state.store)
-        self.worker = WorkerLink(start, self._on_new_worker, lambda: self.table.fail_all())
+        later = asyncio.get_running_loop().call_later
+        ticker = Ticker(later)
+        self.worker = WorkerLink(start, self._on_new_worker, ticker)
         if config.backend is not None:
             self.worker.require(config.backend)
-        self.table = StoreTable(self.worker.send, asyncio.get_running_loop().call_later, _write_out, _discard)
+        self.table = StoreTable(
+            self.worker.send, later, _write_out, _discard, ticker, config.patience, self.worker.on_stall
+        )
         self.traffic = TrafficTable()
         self.worker.listen(dispatch.table(self.table, self.traffic, self.worker.on_answer))
         self.bootstraps = Bootstraps(self.state, self.worker)

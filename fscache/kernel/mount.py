@@ -35,6 +35,7 @@ class MountEntry(NamedTuple):
     fs_type: str
     source: str
     options: dict[str, str]  # of the filesystem; an option without a value has ""
+    device: int  # number of the filesystem, as st_dev
 
 
 def mount_erofs(
@@ -219,13 +220,16 @@ def _pieces(fs_type: str) -> Iterator[list[bytes]]:
 def _entry(line: bytes) -> MountEntry | None:
     left, _, right = line.partition(b" - ")
     try:
-        number, _, _, _, target, flags = left.split(b" ")[:6]
+        number, _, device, _, target, flags = left.split(b" ")[:6]
         kind, source, options = right.split(b" ")[:3]
         pairs = (option.partition("=") for option in os.fsdecode(options).split(","))
         has = sum(MOUNT_FLAGS.get(flag, 0) for flag in os.fsdecode(flags).split(","))
         named = {name: value for name, _, value in pairs}
-        return MountEntry(int(number), _unescape(target), has, os.fsdecode(kind), _unescape(source), named)
-    except ValueError:
+        major, minor = map(int, device.split(b":"))
+        return MountEntry(
+            int(number), _unescape(target), has, os.fsdecode(kind), _unescape(source), named, os.makedev(major, minor)
+        )
+    except (ValueError, OverflowError):
         return None
 
 

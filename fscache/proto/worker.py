@@ -32,24 +32,27 @@ Identity = Annotated[str, Meta(pattern="^(sha256:[0-9a-f]{64})?$", max_length=71
 Blobs = Annotated[list[tuple[Annotated[str, Meta(pattern="^[0-9a-f]{64}$")], Bytes]], Meta(max_length=256)]
 
 
-LANES = 4  # servers and disks that may all be busy or hang at once
+_LANES = 4  # servers and disks that may all be busy at once with all the threads that one may have
 
 
 class Limits(NamedTuple):
     """What a worker may do at a time: ``threads`` for what comes from one server or disk; of these in the background
-    for local and for remote blobs; seconds that readers wait for a backend that does not answer; bytes a second that
-    are fetched in the background (0: no limit)."""
+    for local and for remote blobs; bytes a second that are fetched in the background (0: no limit)."""
 
     threads: int
     background: int
     remote_background: int
-    patience: int
     bandwidth: int
 
     @property
     def all_threads(self) -> int:
-        """That there may be at most."""
-        return LANES * self.threads
+        """That all servers and disks share. Each has one of its own besides, for the time when others hold these."""
+        return _LANES * self.threads
+
+    @property
+    def scheduling(self) -> tuple[int, int, int, int]:
+        """The worker's scheduler is made with these."""
+        return self.threads, self.background, self.remote_background, self.all_threads
 
 
 class Start(msgspec.Struct, forbid_unknown_fields=True):
@@ -214,6 +217,16 @@ class Fill(_Message):
     end: int
 
 
+class Unwanted(_Message):
+    """No reader waits for anything of this store any more: all that did have got EIO."""
+
+    store: int
+
+
+class Ping(_Message):
+    """Say anything."""
+
+
 class Touch(_Message):
     """A reader came to a segment that was filled before anybody asked."""
 
@@ -259,7 +272,7 @@ class Failed(_Message):
 
 
 class Postponed(_Message):
-    """This segment cannot be had just now and is tried again; its readers wait."""
+    """This segment cannot be had just now and is tried again, as long as somebody waits for it."""
 
     store: Number
     segment: Number
@@ -294,10 +307,16 @@ class Traffic(_Message):
     down: bool = False
 
 
+class Pong(_Message):
+    """The worker hears: the answer to ``Ping``."""
+
+
 AnyQuestion = Inspect | Peek | FetchRange | FetchBootstrap
-ToWorker = OpenStore | OpenObject | AddSource | CloseStore | Fill | Touch | Prefetch | Sync | AnyQuestion
+ToWorker = (
+    OpenStore | OpenObject | AddSource | CloseStore | Fill | Unwanted | Ping | Touch | Prefetch | Sync | AnyQuestion
+)
 StoreNews = Progress | Failed | Postponed | Present | Synced
-ToKeeper = StoreNews | Traffic | Answer
+ToKeeper = StoreNews | Traffic | Pong | Answer
 
 _encode = msgspec.json.Encoder().encode
 _start = msgspec.json.Decoder(Start)

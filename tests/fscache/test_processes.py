@@ -19,7 +19,7 @@ from nydus_erofs.fscache.kernel import channel
 from nydus_erofs.fscache.kernel.fd import Fd
 from nydus_erofs.fscache.processes import KEEPER, PREPARE, TABLE, WORKER, Process
 from nydus_erofs.fscache.proto import prepare as proto
-from nydus_erofs.fscache.proto.worker import LANES
+from nydus_erofs.fscache.proto.worker import Limits
 from tests.kit.engines import FANOTIFY
 from tests.kit.images import Built
 from tests.kit.processes import Seen, look_at
@@ -94,7 +94,7 @@ def test_the_worker(service: Service, built: Built) -> None:
     read(service.mount(built.bootstrap) / "small/1")  # it is past its start
     pid, keeper = service.worker, service.keeper.pid
     seen = look_at(pid)
-    compare(seen, WORKER, keeper, LANES * Config().threads)
+    compare(seen, WORKER, keeper, Limits(Config().threads, 1, 1, 0).all_threads)
     assert seen.session == pid
     given = tuple(map(str, (service.state / "store", built.bootstrap.parent)))
     assert all(place.startswith(given) for place in seen.descriptors.values()), seen.descriptors

@@ -28,6 +28,7 @@ def table(stores: StoreTable, traffic: TrafficTable, on_answer: Handler) -> Mapp
         proto.Present: stores.on_present,
         proto.Synced: stores.on_synced,
         proto.Traffic: traffic.on_news,
+        proto.Pong: lambda _: None,  # any word tells that it hears
         proto.Inspected: on_answer,
         proto.Peeked: on_answer,
         proto.RangeFetched: on_answer,

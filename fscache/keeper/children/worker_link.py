@@ -22,16 +22,18 @@ from ...processes import WORKER
 from ...proto import worker as proto
 from ..log import logger
 from ..stores.table import LieError
+from ..ticker import Ticker
 from ..trouble import refusal, report
 from .dispatch import Handler, handle
+from .hearing import Hearing, Verdict
 from .spawn import ended, spawn
 
 _LONG = 5.0  # seconds after which a worker that does nothing right is well all the same
 _AT_ONCE = 3  # workers in a row that did nothing right, and are replaced without a pause
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 2.0  # seconds
-_GIVE_UP = 30.0  # seconds without a healthy worker until waiting readers get EIO
 _PATIENCE = 30.0  # seconds for the worker to look at a bootstrap
 _MOST_WORKERS = 5  # that one question is put to
+_NEWS = (proto.Progress, proto.Failed, proto.Postponed)
 _BATCH = 64  # packets taken before other work gets its turn
 
 
@@ -46,21 +48,23 @@ class _Asked:
 
 
 class WorkerLink:
-    """One worker process at a time.
+    """One worker process at a time. One that ends is replaced, and one that does not hear while anybody waits.
 
     Args:
         start: what each is started with; what more it must be able to reach is added to it.
         on_start: called when a new worker is there and knows nothing yet.
-        on_hopeless: called when no worker has lived for long: readers should not wait any more.
+        ticker: runs while somebody waits for the worker.
     """
 
-    def __init__(self, start: proto.Start, on_start: Callable[[], None], on_hopeless: Callable[[], None]) -> None:
-        self._start, self._on_start, self._on_hopeless = start, on_start, on_hopeless
+    def __init__(self, start: proto.Start, on_start: Callable[[], None], ticker: Ticker) -> None:
+        self._start, self._on_start, self._ticker = start, on_start, ticker
+        ticker.add(self._tick)
         self._handlers: Mapping[type, Handler] = {}
         self._outbox: channel.Outbox | None = None
         self._sock_fd = -1
         self._stopping = False
         self._well = False  # this worker did something right
+        self._hearing = Hearing(0.0)
         self._asked: dict[int, _Asked] = {}
         self._ticket = 0
         self.pid = 0
@@ -99,6 +103,7 @@ class WorkerLink:
         asked = msgspec.structs.replace(question, ticket=self._ticket)
         answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self._asked[self._ticket] = _Asked(asked, fd, answer)  # type: ignore[arg-type]
+        self._ticker.wake()
         try:
             self._put(asked, fd)  # type: ignore[arg-type]
             said = await asyncio.wait_for(answer, patience)
@@ -124,6 +129,23 @@ class WorkerLink:
             raise LieError(f"{type(answer).__name__} for an answer to {type(asked.question).__name__}")
         self._well = True
         asked.answer.set_result(answer)
+
+    def _tick(self, now: float) -> bool:
+        """Somebody waits: does the worker hear? Whether a question of ours is among that."""
+        if self._outbox is not None:
+            match self._hearing.look(now):
+                case Verdict.ASK:
+                    self.send(proto.Ping())
+                case Verdict.REPLACE:
+                    logger().error("worker replaced: it does not answer", pid=self.pid)
+                    self._kill()
+        return bool(self._asked)
+
+    def on_stall(self, patience: float) -> None:
+        """Readers waited for something in vain. If it is the worker that does not work, another one does better."""
+        if self.pid and self._hearing.idle(self._ticker.now()) >= patience:
+            logger().error("worker replaced: it brings nothing", pid=self.pid)
+            self._kill()
 
     def require(self, remote: Remote) -> None:
         """See to it that the worker can reach this backend. It can load no module and read no certificate that is
@@ -161,7 +183,6 @@ class WorkerLink:
 
     async def run(self) -> None:
         """Keep a worker running until ``stop``."""
-        healthy = time.monotonic()
         failures = 0
         while not self._stopping:
             started = time.monotonic()
@@ -176,11 +197,9 @@ class WorkerLink:
             if self._stopping:
                 return
             if self._well or lived >= _LONG:
-                healthy, failures = time.monotonic(), 0
+                failures = 0
                 continue
             failures += 1
-            if time.monotonic() - healthy > _GIVE_UP:
-                self._on_hopeless()
             if failures > _AT_ONCE:
                 await asyncio.sleep(min(_LONGEST_PAUSE, _FIRST_PAUSE * 2 ** min(failures - _AT_ONCE - 1, 10)))
 
@@ -190,6 +209,7 @@ class WorkerLink:
         self._well = False
         self.pid, sock = spawn(WORKER, proto.encode_start(self._start))
         self.restarts += 1
+        self._hearing = Hearing(self._ticker.now())
         sock.setblocking(False)
         self._sock_fd = sock.fileno()
         self._outbox = channel.Outbox(sock)
@@ -236,6 +256,7 @@ class WorkerLink:
                 break
             if not packet and not fds:
                 break
+            self._hearing.heard(self._ticker.now())
             try:
                 said = handle(self._handlers, packet, fds)
             except LieError as error:
@@ -243,6 +264,8 @@ class WorkerLink:
                 break
             finally:
                 channel.close(fds)
+            if isinstance(said, _NEWS):
+                self._hearing.worked(self._ticker.now())
             self._well |= isinstance(said, proto.Progress) and said.have > 0
         else:
             return True

@@ -38,7 +38,7 @@ from . import culling
 from .base import MountOrder, mount_status
 from .cachefiles_images import ServedImage, ServedImages
 from .counters import EventCounters
-from .fsid_mounts import FsidMount, bind_again, live, mount, mounts_of
+from .fsid_mounts import FsidMount, bind_again, is_ours, live, mount, mounts_of
 from .names import Names, Registered
 from .objects import ObjectTable
 from .requests import Arrival, Requests
@@ -71,9 +71,7 @@ class CachefilesEngine:
             os.path.join(state.root, "objects.json"),
             lambda key: os.path.join(state.store_of(key), PLAN),
         )
-        self._images = ServedImages(
-            state, table, self._objects, self._names, bootstraps, self._prepared, config.patience
-        )
+        self._images = ServedImages(state, table, self._objects, self._names, bootstraps, self._prepared)
         self._requests = Requests(device, self._objects, self._images, self._arrive)
         self._targets: set[str] = set()  # of mounts under way
         self._locks: WeakValueDictionary[tuple[str, str], asyncio.Lock] = WeakValueDictionary()
@@ -126,7 +124,7 @@ class CachefilesEngine:
             opened = await self._bootstraps.opened(origin, local, order.digest)
             fsid, domain = self._images.identity(opened), self.config.domain
             if self._prepared.find(fsid) is None:
-                with Places(origin) as places:  # says now what would be missing later
+                with Places(origin, is_ours) as places:  # says now what would be missing later
                     await places.look_for(map(blob_id, opened.blobs))
                     for blob in opened.blobs:
                         if isinstance(place := places.take(blob_id(blob)), Fd):
@@ -268,7 +266,7 @@ class CachefilesEngine:
         status.fsid, status.domain = one.fsid, one.domain
         for o in objects:
             status.readers_waiting += len(o.early)
-            if o.hopeless:
+            if o.hopeless or o.stalled:
                 status.failures, status.last_error = status.failures + 1, o.trouble
             elif o.trouble:
                 status.waiting_for = o.trouble

@@ -56,7 +56,7 @@ class FanotifyEngine:
     ) -> None:
         self.config, self._state, self._run, self._table, self._bootstraps = config, state, run, table, bootstraps
         self._watcher = Watcher(table, budget)
-        self._healer = Healer(table)
+        self._healer = Healer(table, self._is_ours)
         self._mounts: list[MountedImage] = []
         self._targets: set[str] = set()  # of mounts under way
         self._restoring = asyncio.Lock()
@@ -67,9 +67,13 @@ class FanotifyEngine:
         self._mounts = take_over(self._state, self._run, self._table, self._watcher, self.config.worker_uid)
         for mounted in self._mounts:
             self._heal(mounted)
-        background(find_blobs(self._mounts, self.config, self._table, self._bootstraps), "blobs cannot be found")
+        looking = find_blobs(self._mounts, self.config, self._table, self._bootstraps, self._is_ours)
+        background(looking, "blobs cannot be found")
         background(note_again(self._table, self._mounts), "nothing is fetched for some images")
         background(self.reconcile(), "the mount table cannot be read")
+
+    def _is_ours(self, entry: kernel.MountEntry) -> bool:
+        return entry.source.startswith(f"{self._state.images}/")
 
     # --- mounting ---
 
@@ -82,7 +86,7 @@ class FanotifyEngine:
                 do = errands.said_by
                 origin, local = await arrive(order.given, self.config, order.auth, order.target, do)
                 bootstrap = await self._bootstraps.bootstrap(origin, local, order.digest)
-                with Places(origin, do) as places, bootstrap:
+                with Places(origin, self._is_ours, do) as places, bootstrap:
                     await self._mount_image(order, places, bootstrap, errands)
             logger().info("mounted", image=origin.image, target=order.target)
         finally:

@@ -23,7 +23,7 @@ from ...proto.fault import Fault
 from ...state import image
 from ..children.errands import Say, errand
 from ..images.bootstraps import Bootstraps
-from ..images.files import open_blob
+from ..images.files import Own, open_blob
 from ..images.origin import Origin, resolve
 from ..log import logger
 from ..paths import RunPaths, StatePaths
@@ -126,10 +126,10 @@ async def note_again(table: StoreTable, taken: Sequence[MountedImage]) -> None:
 
 
 async def find_blobs(
-    taken: Sequence[MountedImage], config: Config, table: StoreTable, bootstraps: Bootstraps
+    taken: Sequence[MountedImage], config: Config, table: StoreTable, bootstraps: Bootstraps, own: Own
 ) -> None:
     """Look up where the blobs of all these images are."""
-    lookup = _Lookup(config, table, bootstraps)
+    lookup = _Lookup(config, table, bootstraps, own)
     left = list(taken)
     while left:
         done = 0
@@ -146,8 +146,8 @@ async def find_blobs(
 class _Lookup:
     """One child that looks for the blobs of several images, one after the other."""
 
-    def __init__(self, config: Config, table: StoreTable, bootstraps: Bootstraps) -> None:
-        self._config, self._table, self._bootstraps = config, table, bootstraps
+    def __init__(self, config: Config, table: StoreTable, bootstraps: Bootstraps, own: Own) -> None:
+        self._config, self._table, self._bootstraps, self._own = config, table, bootstraps, own
 
     async def alone(self, mounted: MountedImage) -> None:
         """For one image that takes long: its readers wait, but not for ever."""
@@ -161,7 +161,7 @@ class _Lookup:
 
     async def run(self, images: Sequence[MountedImage], patience: float) -> AsyncIterator[int]:
         """Gives 1 for each image that is done with, in order; KernelError when one takes too long."""
-        config = self._config
+        config, own = self._config, self._own
         wanted = [(mounted.record.given, mounted.blobs) for mounted in images]
 
         def call(say: Say) -> None:
@@ -174,7 +174,7 @@ class _Lookup:
                 say(b"=" + msgspec.json.encode(origin), [])
                 for blob in blobs:
                     try:
-                        with open_blob(origin.folders, blob) as fd:
+                        with open_blob(origin.folders, blob, own) as fd:
                             say(b"", [fd])
                     except BackendError as error:
                         say(msgspec.json.encode(Fault.of(error)), [])

@@ -16,7 +16,7 @@ from ...kernel.fd import Fd
 from ...proto.fault import Fault
 from ..children.errands import Do, Say, said_by
 from ..stores import epoch
-from .files import check_target, open_blob, open_bootstrap
+from .files import Own, check_target, open_blob, open_bootstrap
 from .origin import ImageRequest, Origin, by_name, resolve
 
 _ORIGIN = msgspec.json.Decoder(Origin)
@@ -70,12 +70,12 @@ def _open(find: Callable[[], Origin], say: Say) -> None:
             say(msgspec.json.encode(origin), [bootstrap])
 
 
-def _open_blobs(folders: Sequence[str], blobs: Sequence[BlobId], begin: Sequence[str], say: Say) -> None:
+def _open_blobs(folders: Sequence[str], blobs: Sequence[BlobId], begin: Sequence[str], own: Own, say: Say) -> None:
     for folder in begin:
         epoch.begin(folder)
     for blob in blobs:
         try:
-            with open_blob(folders, blob) as fd:
+            with open_blob(folders, blob, own) as fd:
                 say(b"", [fd])
         except BackendError as error:
             say(msgspec.json.encode(Fault.of(error)), [])
@@ -85,10 +85,15 @@ def _open_blobs(folders: Sequence[str], blobs: Sequence[BlobId], begin: Sequence
 
 
 class Places:
-    """Where the blobs of an image are, each looked up once. Owns the descriptors."""
+    """Where the blobs of an image are, each looked up once. Owns the descriptors.
 
-    def __init__(self, origin: Origin, do: Do = said_by) -> None:
-        self.origin, self._do = origin, do
+    Args:
+        own: tells mounts of this service.
+        do: how errands are done.
+    """
+
+    def __init__(self, origin: Origin, own: Own, do: Do = said_by) -> None:
+        self.origin, self._own, self._do = origin, own, do
         self._found: dict[BlobId, Fd | Fault] = {}
 
     async def look_for(self, blobs: Iterable[BlobId], begin: Sequence[str] = ()) -> None:
@@ -102,7 +107,7 @@ class Places:
         if not wanted and not begin:
             return
 
-        call = partial(_open_blobs, origin.folders, wanted, begin)
+        call = partial(_open_blobs, origin.folders, wanted, begin, self._own)
         packets = await self._do(call, f"opening the blobs of {origin.image}")
         for blob, packet in zip(wanted, packets, strict=True):
             self._found[blob] = packet.fds[0] if packet.fds else _FAULT.decode(packet.data)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import errno
-import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from operator import gt
 
 from ....erofs.errors import KernelError
 from ...config.backend import Remote
+from ...kernel import statx
 from ...kernel.fd import Fd
+from .clock import Clock
 from .spec import FolderSpec, StoreSpec
 from .waits import Waits
 
@@ -59,8 +60,8 @@ class Sources:
             if new:
                 self.remotes.append(source)
             return new
-        known = [_file(fd) for fd in self.files]
-        if _file(source) in known or len(known) >= _MAX_SOURCES:
+        known = [statx.identity(fd.fd) for fd in self.files]
+        if statx.identity(source.fd) in known or len(known) >= _MAX_SOURCES:
             source.close()
             return False
         self.files.append(source)
@@ -74,11 +75,6 @@ class Sources:
             fd.close()
 
 
-def _file(fd: Fd) -> tuple[int, int]:
-    status = os.fstat(fd.fd)
-    return status.st_dev, status.st_ino
-
-
 @dataclass(eq=False, slots=True)
 class KeptStore:
     """One open store. The keeper never opens a segment for its bytes: a segment's fill state is its file size, which
@@ -87,6 +83,7 @@ class KeptStore:
     number: int
     key: str
     spec: StoreSpec
+    clock: Clock
     sources: Sources = field(default_factory=Sources)
     have: list[int] = field(default_factory=list)  # bytes from each segment's start that are known to be there
     left: int = 0  # segments that are not complete

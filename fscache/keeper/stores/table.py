@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from math import inf
 
 from ....erofs.errors import KernelError
 from ...config.backend import Remote
@@ -16,8 +16,11 @@ from ...proto import worker as proto
 from ...proto.worker import FillReason
 from ...state.layout import SET_ASIDE
 from ..log import logger
+from ..ticker import Ticker
 from ..trouble import refusal, report
 from . import epoch
+from .asking import Asking
+from .clock import MOST, Clock
 from .kept_store import KeptStore, Waiter
 from .spec import StoreSpec
 from .waits import Wait
@@ -38,6 +41,8 @@ class StoreTable:
         later: calls something in so many seconds.
         write_out: has a folder written to the disk, and then calls back.
         discard: has a folder removed, if there is one.
+        patience: seconds that readers wait for a store that brings nothing (``clock.py``).
+        on_stall: told ``patience`` whenever readers waited in vain.
     """
 
     def __init__(
@@ -46,13 +51,24 @@ class StoreTable:
         later: Callable[[float, Callable[[], None]], object],
         write_out: Callable[[str, Callable[[], None]], None],
         discard: Callable[[str], None],
+        ticker: Ticker,
+        patience: float,
+        on_stall: Callable[[float], None] = lambda _: None,
     ) -> None:
         self._send, self._later, self._write_out, self._discard = send, later, write_out, discard
+        self.ticker, self._patience, self._on_stall = ticker, patience, on_stall
+        ticker.add(self._tick)
+        self._waiting: dict[KeptStore, None] = {}  # stores that may have readers waiting
+        self._asking = Asking(send, later)
         self._by_key: dict[str, KeptStore] = {}
         self._by_number: dict[int, KeptStore] = {}
         self._closing: dict[int, KeptStore] = {}  # closed, being written to disk
         self._opening: Counter[str] = Counter()  # keys of stores about to be opened
         self._next = 0
+
+    def clock(self) -> Clock:
+        """For readers of something new."""
+        return Clock(self._patience)
 
     def opened(self, key: str) -> KeptStore | None:
         """The store if somebody has it open."""
@@ -84,7 +100,7 @@ class StoreTable:
         store = self._by_key.get(key)
         if store is None:
             self._next += 1
-            store = KeptStore(self._next, key, spec, pending=pending, barred=barred)
+            store = KeptStore(self._next, key, spec, self.clock(), pending=pending, barred=barred)
             if source is not None:
                 store.sources.add(source)
             self._by_key[key] = self._by_number[store.number] = store
@@ -121,16 +137,7 @@ class StoreTable:
         """All that can be said about where its blob is has been said."""
         if store.pending and self.is_open(store):
             store.pending = False
-            self._ask(store)
-
-    def _ask(self, store: KeptStore) -> None:
-        """Have the worker fill what is waited for, and what is to be prefetched."""
-        if store.pending:
-            return
-        for segment, end in store.waits.ask_again():
-            self._tell(store, proto.Fill(store.number, segment, end))
-        if store.prefetching and not store.complete:
-            self._tell(store, proto.Prefetch(store.number, True))
+            self._asking.all_of(store)
 
     def _tell(self, store: KeptStore, message: proto.ToWorker, fds: Sequence[Fd] = ()) -> None:
         """Tell the worker something of a store, if it knows of it."""
@@ -151,8 +158,8 @@ class StoreTable:
             self._send(store.spec.message(store.number, store.sources.remotes), descriptors)
 
     def _fail(self, store: KeptStore) -> None:
-        for segment, _ in store.waits.unanswered():
-            _answer(store, segment, store.waits.take_all(segment), allow=False, number=store.denial)
+        for segment, waits in store.waits.take_older(inf):
+            self._answer(segment, waits, store, allow=False, number=store.denial)
 
     def admit(self, store: KeptStore) -> None:
         """What barred a store is over: tell the worker all of it."""
@@ -172,6 +179,8 @@ class StoreTable:
             self._closing[store.number] = store
         store.spec.close()
         store.sources.close()
+        self._waiting.pop(store, None)
+        self._asking.forget(store)
         del self._by_key[store.key]
         del self._by_number[store.number]
 
@@ -182,15 +191,21 @@ class StoreTable:
     def prefetch(self, store: KeptStore, on: bool) -> None:
         """One mount more, or one less, wants everything fetched."""
         store.prefetching += 1 if on else -1
-        if not (store.complete or store.pending):
-            self._tell(store, proto.Prefetch(store.number, store.prefetching > 0))
+        self._asking.prefetch(store)
 
     def wait(self, store: KeptStore, segment: int, end: int, waiter: Waiter) -> None:
-        """A reader waits for the first ``end`` bytes of a segment."""
+        """A reader waits for the first ``end`` bytes of a segment; he gets an error at once, if the store stalls."""
+        now = self.ticker.now()
         if store.barred is not None:
             waiter.answer(False, 0.0, store.denial)
-        elif store.waits.add(segment, Wait(end, time.monotonic(), waiter)) and not store.pending:
-            self._tell(store, proto.Fill(store.number, segment, end))
+            return
+        if not store.clock.arrive(now, others=bool(store.waits)):
+            waiter.answer(False, 0.0)
+            return
+        self._waiting[store] = None
+        self.ticker.wake()
+        if store.waits.add(segment, Wait(end, now, waiter)):
+            self._asking.fill(store, segment, end)
 
     def forget(self, waiter: Waiter) -> None:
         """A waiter is gone."""
@@ -199,27 +214,54 @@ class StoreTable:
 
     def touch(self, store: KeptStore, segment: int) -> None:
         """A reader came to a segment that was there."""
-        if not store.complete:
-            self._tell(store, proto.Touch(store.number, segment))
+        self._asking.touch(store, segment)
 
-    def fail_all(self) -> None:
-        """Nobody fills anything: no reader should wait any longer."""
-        for store in self._by_key.values():
-            self._fail(store)
+    def _tick(self, now: float) -> bool:
+        """Let nobody wait for too long; whether anybody waits still."""
+        for store in list(self._waiting):
+            stalled = store.clock.stalled
+            for segment, waits in (given_up := store.waits.take_older(store.clock.look(now))):
+                store.counters.failures += 1
+                self._answer(segment, waits, store, allow=False)
+            if given_up:
+                self._on_stall(self._patience)
+                if store.reopen is not None:
+                    store.reopen()  # somebody may have put a copy of the blob where it can be read
+            if given_up and not stalled:
+                self._tell_stalled(store, given_up)
+            if not store.waits:
+                self._waiting.pop(store, None)
+                if given_up and self.is_open(store):
+                    self._asking.unwanted(store)
+                    store.counters.waiting_for = ""
+        return bool(self._waiting)
+
+    def _tell_stalled(self, store: KeptStore, given_up: Sequence[tuple[int, Sequence[Wait[Waiter]]]]) -> None:
+        error = f"nothing came for {self._patience if store.clock.stalled else MOST * self._patience:g} s"
+        if store.counters.waiting_for:
+            error = f"{error}: {store.counters.waiting_for}"
+        store.counters.last_error = error
+        logger().error(
+            "segment not filled", store=store.label, segment=given_up[0][0], error=error,
+            readers=sum(len(waits) for _, waits in given_up),
+        )  # fmt: skip
 
     # --- workers come and go ---
 
     def introduce_all(self) -> None:
         """Tell a new worker everything: stores, readers that wait, prefetch, what is not on disk yet."""
         for store in self._by_key.values():
-            self._tell_all_of(store)
+            self._introduce(store)
+            if store.complete:
+                self._sync(store)
+        self._asking.new_worker(self._by_key.values())
         for number in list(self._closing):
             # The worker that wrote it is dead, so nothing is under way, and nobody is left to write it out.
             self._write_out_closed(number)
 
     def _tell_all_of(self, store: KeptStore) -> None:
         self._introduce(store)
-        self._ask(store)
+        self._asking.all_of(store)
         if store.complete:
             self._sync(store)
 
@@ -283,7 +325,8 @@ class StoreTable:
         self._completed(store, before=complete)
 
     def on_postponed(self, message: proto.Postponed) -> None:
-        if (store := self._segment(message.store, message.segment)) is not None:
+        store = self._segment(message.store, message.segment)
+        if store is not None and (message.segment in store.waits or store.prefetching):
             store.counters.waiting_for = message.message
 
     def on_progress(self, message: proto.Progress) -> None:
@@ -293,8 +336,9 @@ class StoreTable:
             return
         if have > store.size(segment) or message.done != (have == store.size(segment)):
             raise LieError(f"segment {segment} of store {store.label} has no {have} bytes, done: {message.done}")
-        complete = store.complete
+        complete, waited = store.complete, segment in store.waits
         new = store.grow(segment, have)
+        self._asking.answered(store)
         counters = store.counters
         counters.fetched += message.fetched
         counters.waiting_for = ""
@@ -305,10 +349,13 @@ class StoreTable:
                 counters.ahead += new
             case FillReason.PREFETCH:
                 counters.prefetch += new
-        if message.done:
-            _answer(store, segment, store.waits.take_all(segment), allow=True, done=True)
-        else:
-            _answer(store, segment, store.waits.take_ready(segment, have), allow=True)
+        ready = store.waits.take_all(segment) if message.done else store.waits.take_ready(segment, have)
+        # What nobody waits for says nothing to those who wait for something else. But what readers gave up, and has
+        # come after all, says that more will.
+        waited |= store.clock.stalled and message.why is FillReason.DEMAND
+        if (ready or (new and waited)) and store.clock.progress(self.ticker.now()):
+            logger().info("blob comes again", store=store.label)
+        self._answer(segment, ready, store, allow=True, done=message.done)
         self._completed(store, before=complete)
 
     def _completed(self, store: KeptStore, *, before: bool) -> None:
@@ -321,6 +368,7 @@ class StoreTable:
         if store is None:
             return
         waits = store.waits.take_all(message.segment)
+        self._asking.answered(store)
         counters = store.counters
         if message.message != counters.last_error or waits:
             logger().error(
@@ -330,23 +378,22 @@ class StoreTable:
         counters.failures += 1
         counters.waiting_for = ""
         counters.last_error = message.message
-        _answer(store, message.segment, waits, allow=False, number=errno.ENOSPC if message.full else errno.EIO)
+        self._answer(message.segment, waits, store, allow=False, number=errno.ENOSPC if message.full else errno.EIO)
         if store.reopen is not None and not message.full:
             store.reopen()  # somebody may have put an intact copy in the blob's place
         if message.full and store.prefetching:
             self._later(_RETRY_PREFETCH, lambda: self._resume_prefetch(store))
 
     def _resume_prefetch(self, store: KeptStore) -> None:
-        if store.prefetching and not store.complete and self.is_open(store):
-            self._tell(store, proto.Prefetch(store.number, True))
+        if store.prefetching and self.is_open(store):
+            self._asking.prefetch(store)
 
-
-def _answer(
-    store: KeptStore, segment: int, waits: Sequence[Wait[Waiter]], *,
-    allow: bool, done: bool = False, number: int = errno.EIO,
-) -> None:  # fmt: skip
-    now = time.monotonic()
-    for wait in waits:
-        if done:
-            wait.token.completed(store, segment)
-        wait.token.answer(allow, now - wait.since, number)
+    def _answer(
+        self, segment: int, waits: Sequence[Wait[Waiter]], store: KeptStore, *,
+        allow: bool, done: bool = False, number: int = errno.EIO,
+    ) -> None:  # fmt: skip
+        now = self.ticker.now()
+        for wait in waits:
+            if done:
+                wait.token.completed(store, segment)
+            wait.token.answer(allow, now - wait.since, number)

@@ -29,6 +29,7 @@ from nydus_erofs.fscache.kernel.fd import Fd
 from nydus_erofs.fscache.proto import cachefiles as proto
 from nydus_erofs.fscache.proto import worker
 from nydus_erofs.fscache.state.plan import CHUNK, MAGIC, SEGMENT, PlanHeader
+from tests.kit.ticking import Ticking
 
 BLOCK = 4096
 BLOB, ANOTHER = "ab" * 32, "cd" * 32
@@ -126,13 +127,13 @@ class World:
             return Names(f"{folder}/names", f"{folder}/objects", lambda key: f"{folder}/{key}/plan")
 
         self.kernel = Kernel(names)
-        self.table = StoreTable(self._send, lambda *_: None, lambda *_: None, lambda _: None)
+        self.table = StoreTable(self._send, lambda *_: None, lambda *_: None, lambda _: None, Ticking(), 60)
         self.objects = objects.ObjectTable(self.table)
         state: Any = SimpleNamespace(store_of=lambda key: f"{folder}/{key}")
         bootstraps: Any = SimpleNamespace(provider=lambda places: None)
         self.known = names()
         images: Any = self.images
-        self.served = ServedImages(state, self.table, self.objects, self.known, bootstraps, images, patience=60)
+        self.served = ServedImages(state, self.table, self.objects, self.known, bootstraps, images)
         self.requests = Requests(cast("Any", self.kernel), self.objects, self.served, self.arrive)
         self.requests.start()
 

@@ -15,6 +15,7 @@ from nydus_erofs.fscache.config.backend import Registry
 from nydus_erofs.fscache.keeper.children import dispatch
 from nydus_erofs.fscache.keeper.children.traffic import TrafficTable
 from nydus_erofs.fscache.keeper.children.worker_link import WorkerLink, _Asked
+from nydus_erofs.fscache.keeper.stores.clock import MOST
 from nydus_erofs.fscache.keeper.stores.kept_store import KeptStore, Waiter
 from nydus_erofs.fscache.keeper.stores.spec import BlobSpec, FolderSpec
 from nydus_erofs.fscache.keeper.stores.table import LieError, StoreTable
@@ -26,12 +27,14 @@ from nydus_erofs.fscache.proto.fault import Fault
 from nydus_erofs.fscache.proto.worker import FillReason
 from tests.fuzz import mutate
 from tests.fuzz.target import target
+from tests.kit.ticking import Ticking
 
 from .messages import told
 from .records import folder
 
 SIZES = [8192, 4096, 1 << 20]
-_KEYS = ["plain", "untrusted", "object"]  # of the stores: trusted folder, folder of another boot, cachefiles object
+PATIENCE = 10  # seconds
+_KEYS = ["plain", "another", "object"]  # of the stores: two folders, and a cachefiles object
 _QUESTIONS: list[Any] = [
     proto.Inspect(0), proto.Peek(0, Registry(host="h", repo="r"), "n"),
     proto.FetchRange(0, Registry(host="h", repo="r"), "b", 0, 1), proto.FetchBootstrap(0, Registry(host="h",
@@ -84,12 +87,15 @@ class Keeper:
         self.postponed: list[Callable[[], None]] = []
         self.written: list[Callable[[], None]] = []
         self.traffic = TrafficTable()
-        self.link = WorkerLink(proto.Start(1, proto.Limits(1, 1, 1, 1, 1), "/s"), lambda: None, lambda: None)
+        self.ticking = Ticking()
+        self.link = WorkerLink(proto.Start(1, proto.Limits(1, 1, 1, 1), "/s"), lambda: None, self.ticking)
         self.table = StoreTable(
             self._sent,
             lambda _seconds, call: self.postponed.append(call),
             lambda _, done: self.written.append(done),
             lambda _: None,
+            self.ticking,
+            PATIENCE,
         )
         self.handlers = dispatch.table(self.table, self.traffic, self.link.on_answer)
         self.readers: list[_Reader] = []
@@ -116,7 +122,7 @@ class Keeper:
                 self.traffic.on_new_worker()
                 self.table.introduce_all()
             case "hopeless", _:
-                self.table.fail_all()
+                self.ticking.wait(2 * PATIENCE)
             case "later", _:
                 for call in [*self.postponed[:50], *self.written[:50]]:
                     call()
@@ -188,7 +194,7 @@ class Keeper:
 
     def end(self) -> None:
         """Nobody waits for ever."""
-        self.table.fail_all()
+        self.ticking.wait((MOST + 2) * PATIENCE)
         assert all(len(reader.answers) == 1 for reader in self.readers)
         for store in self.opened:
             self.table.close(store)
