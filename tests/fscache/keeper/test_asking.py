@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nydus_erofs.fscache.config.backend import Remote
 from nydus_erofs.fscache.keeper.stores.asking import SUSPICIOUS, Asking
 from nydus_erofs.fscache.keeper.stores.clock import Clock
 from nydus_erofs.fscache.keeper.stores.kept_store import KeptStore, Waiter
-from nydus_erofs.fscache.keeper.stores.spec import BlobSpec
 from nydus_erofs.fscache.keeper.stores.waits import Wait
 from nydus_erofs.fscache.kernel.fd import Fd
 from nydus_erofs.fscache.proto import worker as proto
@@ -27,7 +26,7 @@ class Worker:
         self.time = Ticking()
         self.asking = Asking(self.send, self.time.later)
         self.poison, self.slow = poison, slow
-        self.stores = [KeptStore(number, f"{number}", spec(), Clock(60)) for number in range(count)]
+        self.stores = [KeptStore(number, f"{number}", Spec(), Clock(60)) for number in range(count)]
         self.dying = False
         self.deaths = 0
         self.sent: list[proto.ToWorker] = []
@@ -57,8 +56,19 @@ class Worker:
         return {store.number for store in self.stores if store.waits}
 
 
-def spec() -> BlobSpec:
-    return BlobSpec([4096], Fd(os.open(os.devnull, os.O_RDONLY)), Fd(os.open(os.devnull, os.O_RDONLY)))
+class Spec:
+    """Of a store that nobody tells anybody about."""
+
+    sizes = (4096,)
+
+    def message(self, number: int, remotes: list[Remote]) -> proto.OpenObject:
+        raise NotImplementedError
+
+    def descriptors(self) -> list[Fd]:
+        return []
+
+    def close(self) -> None:
+        pass
 
 
 @given(st.integers(1, 12), st.sets(st.integers(0, 11), max_size=2), st.permutations(range(12)), st.floats(0, 2))
