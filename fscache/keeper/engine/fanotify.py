@@ -56,7 +56,8 @@ class FanotifyEngine:
     ) -> None:
         self.config, self._state, self._run, self._table, self._bootstraps = config, state, run, table, bootstraps
         self._watcher = Watcher(table, budget)
-        self._healer = Healer(table, self._is_ours)
+        self._own = partial(_is_ours, state.images)
+        self._healer = Healer(table, self._own)
         self._mounts: list[MountedImage] = []
         self._targets: set[str] = set()  # of mounts under way
         self._restoring = asyncio.Lock()
@@ -67,13 +68,10 @@ class FanotifyEngine:
         self._mounts = take_over(self._state, self._run, self._table, self._watcher, self.config.worker_uid)
         for mounted in self._mounts:
             self._heal(mounted)
-        looking = find_blobs(self._mounts, self.config, self._table, self._bootstraps, self._is_ours)
+        looking = find_blobs(self._mounts, self.config, self._table, self._bootstraps, self._own)
         background(looking, "blobs cannot be found")
         background(note_again(self._table, self._mounts), "nothing is fetched for some images")
         background(self.reconcile(), "the mount table cannot be read")
-
-    def _is_ours(self, entry: kernel.MountEntry) -> bool:
-        return entry.source.startswith(f"{self._state.images}/")
 
     # --- mounting ---
 
@@ -86,7 +84,7 @@ class FanotifyEngine:
                 do = errands.said_by
                 origin, local = await arrive(order.given, self.config, order.auth, order.target, do)
                 bootstrap = await self._bootstraps.bootstrap(origin, local, order.digest)
-                with Places(origin, self._is_ours, do) as places, bootstrap:
+                with Places(origin, self._own, do) as places, bootstrap:
                     await self._mount_image(order, places, bootstrap, errands)
             logger().info("mounted", image=origin.image, target=order.target)
         finally:
@@ -280,3 +278,8 @@ def _mount(
     devices = image.devices(prepared)
     number = kernel.mount_erofs(boot, through, devices, target, flags=flags, read_ahead_kib=ahead)
     say(str(number).encode(), [])
+
+
+def _is_ours(images: str, entry: kernel.MountEntry) -> bool:
+    """Whether something is mounted from this folder of prepared images."""
+    return entry.source.startswith(f"{images}/")
