@@ -25,11 +25,19 @@ class NydusErofsError(Exception):
 
     exit_code: ClassVar[int] = 1
     errno: ClassVar[int] = errno.EIO
+    message: str
+    hint: str | None
 
     def __init__(self, message: str, *, hint: str | None = None) -> None:
         super().__init__(message)
         self.message = message
         self.hint = hint
+
+    def __setattr__(self, name: str, value: object) -> None:
+        """Message and hint are a printable line each, whoever wrote the words in them: they go to terminals."""
+        if isinstance(value, str) and name in ("message", "hint") and not value.isprintable():
+            value = "".join([char if char.isprintable() else ascii(char)[1:-1] for char in value])
+        super().__setattr__(name, value)
 
     def __str__(self) -> str:
         return f"{self.message} ({self.hint})" if self.hint else self.message

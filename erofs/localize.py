@@ -82,15 +82,14 @@ def write_localized(bootstrap: Buffer, head: Head, maps: Sequence[BlobMap], out:
 
     Device k+1 is the k-th segment, counted through all blobs in blob table order.
     """
-    superblock = head.superblock
     devices = sum(len(m.segments) for m in maps)
     if devices > MAX_DEVICES:
         raise UnsupportedError(f"{devices} segments are more than the {MAX_DEVICES} devices of an EROFS mount")
-    meta, end = head.area.start, round_up(head.area.end, BLOCK_SIZE)
+    meta = head.area.start
     # Metadata only ever moves up: an inode that is a tail alone has block address 0, which must not turn negative.
     head_size = max(meta, round_up(rafs.DEVICE_TABLE_OFFSET + devices * ondisk.DEVICE_SLOT_SIZE, BLOCK_SIZE))
     shift = (head_size - meta) >> BLOCK_BITS
-    words = rewrite.rewrite(bootstrap, meta, end, superblock.root_nid, head.ext.chunk_size, shift, _targets(maps))
+    words = _rewritten(bootstrap, head, maps, shift)
     header = bytearray(head_size)
     blocks = (head_size + len(words) * 8) >> BLOCK_BITS
     _localized_superblock(bootstrap, header, head_size >> BLOCK_BITS, blocks, devices)
@@ -100,6 +99,19 @@ def write_localized(bootstrap: Buffer, head: Head, maps: Sequence[BlobMap], out:
         offset += ondisk.DEVICE_SLOT_SIZE
     out.write(header)
     out.write(words)
+
+
+def check_files(bootstrap: Buffer, head: Head, maps: Sequence[BlobMap]) -> None:
+    """FormatError where ``write_localized`` would raise one: for an image that is mounted as it was published. The
+    kernel looks at no more than the block of a chunk index, and would read other bytes where the rest says so."""
+    _rewritten(bootstrap, head, maps, 0)
+
+
+def _rewritten(bootstrap: Buffer, head: Head, maps: Sequence[BlobMap], shift: int) -> array[int]:
+    """The metadata area, with the chunk indexes of ``_targets`` and ``shift`` blocks higher up."""
+    start, end = head.area.start, round_up(head.area.end, BLOCK_SIZE)
+    root, chunk_size = head.superblock.root_nid, head.ext.chunk_size
+    return rewrite.rewrite(bootstrap, start, end, root, chunk_size, shift, _targets(maps))
 
 
 def _localized_superblock(bootstrap: Buffer, header: bytearray, meta_block: int, blocks: int, devices: int) -> None:

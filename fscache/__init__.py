@@ -12,6 +12,7 @@
 ``state``      files that one process writes and another one reads
 ``kernel``     system calls, descriptors that are owned, packets between processes
 ``proto``      messages and kernel records as bytes, no I/O
+``decoding``   JSON of others, with one kind of error
 ``processes``  the table of all processes: who each is, what it is given, what it gives up
 ``config``     what people configure
 ``credentials``  what servers want to see, and where docker keeps it

@@ -35,11 +35,19 @@ def request(path: str, verb: str, **fields: Any) -> dict[str, Any]:
         sock.sendall(json.dumps({"verb": verb, **fields}).encode() + b"\n")
         with sock.makefile("rb") as file:
             line = file.readline()
-    if not line:
+    return understood(line)
+
+
+def understood(line: bytes) -> dict[str, Any]:
+    """What a service's answer says; the error that it is."""
+    if not line.endswith(b"\n"):
         raise ServiceError("the service went away before it answered", hint="see its log")
-    answer: dict[str, Any] = json.loads(line)
-    if not answer.pop("ok"):
-        error = RefusedError(answer["error"], hint=answer.get("hint"))
-        error.exit_code = answer["exit_code"]  # type: ignore[misc]
-        raise error
-    return answer
+    try:
+        answer: dict[str, Any] = json.loads(line.decode())
+        if answer.pop("ok"):
+            return answer
+        error = RefusedError(str(answer["error"]), hint=answer["hint"] and str(answer["hint"]))
+        error.exit_code = int(answer["exit_code"])  # type: ignore[misc]
+    except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError):
+        raise ServiceError("the service's answer is not understood", hint="is it of another version?") from None
+    raise error

@@ -9,13 +9,14 @@ from __future__ import annotations
 import contextlib
 import fnmatch
 import os
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import hypothesis
 import pytest
 
+from tests.kit import failures
 from tests.kit.engines import FANOTIFY, Engine
 from tests.kit.images import unpack_nydus_images
 from tests.kit.mounts import filesystem_of, mounted
@@ -26,6 +27,7 @@ from tests.kit.service import MakeService, Service
 hypothesis.settings.register_profile("patient", deadline=None)
 hypothesis.settings.load_profile("patient")
 
+_PASSED = pytest.StashKey[bool]()
 NO_SKIPS = os.environ.get("NYDUS_EROFS_NO_SKIPS") == "1"
 
 # Pattern of test ids -> the one reason for which they may be skipped even in CI.  Keep it short.
@@ -59,9 +61,10 @@ def _forbid_skip(report: pytest.TestReport | pytest.CollectReport) -> None:
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     report = yield
     _forbid_skip(report)
+    item.stash[_PASSED] = report.when == "call" and report.passed
     return report
 
 
@@ -103,11 +106,23 @@ def cache_disk(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return base
 
 
+def _aftermath(name: str, services: Sequence[Service]) -> None:
+    ours = [service for service in services if service.engine is FANOTIFY]
+    lines = failures.rows().get(name)
+    if lines and any(service.events("ready") for service in ours):  # else it did not start
+        assert any(service.events(event) for service in ours for event in lines), (name, lines)
+    for service in ours:
+        service.end_well()
+
+
 @pytest.fixture
-def make_service(cache_disk: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[MakeService]:
+def make_service(
+    cache_disk: Path, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> Iterator[MakeService]:
     """`make_service(engine, **config)`: a running service in folders of its own; it ends with the test.
 
-    No test may leave a traceback in its log.
+    No test may leave a traceback in its log. After one marked as a failure of the table in docs/serving.md, the log
+    says what that table says, and a service that lives ends well.
     """
     services = []
 
@@ -119,6 +134,9 @@ def make_service(cache_disk: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 
     with contextlib.ExitStack() as closing:
         yield make
+        if request.node.stash.get(_PASSED, False):
+            for row in request.node.iter_markers("failure"):
+                _aftermath(row.args[0], services)
     for made in services:
         assert "Traceback" not in made.log_text(), made.log_text()[-4000:]
         assert not mounted(made.work)

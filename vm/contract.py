@@ -18,6 +18,7 @@ from . import report
 _PATIENCE = 180  # seconds
 _AFAR, _CONTRACT, _CRASH = "backend/test_service.py", "service/test_contract.py", "service/test_crash.py"
 _COMPROMISED = "service/test_compromised.py"
+_PATIENT = "service/test_patience.py"
 _TESTS = Path(__file__).resolve().parent.parent / "tests/fscache"
 
 # test -> what it verifies, as the matrix says it
@@ -39,6 +40,9 @@ BOTH = {
     f"{_CRASH}::test_killed_again_and_again": "verifier killed, and with it the worker: no error, no wrong byte",
     f"{_CRASH}::test_the_keeper_killed_alone": "service killed: EIO or right bytes; served again after",
     f"{_CRASH}::test_a_reader_killed_while_it_waits": "a waiting reader can be killed",
+    f"{_PATIENT}::test_a_server_that_holds_its_readers": "server drips: EIO in time, others do not notice",
+    f"{_PATIENT}::test_workers_that_are_not_what_they_should_be": "each worker dies: EIO in time; a sound one: bytes",
+    f"{_PATIENT}::test_a_worker_that_is_stopped": "worker stopped: replaced, no error",
     f"{_CRASH}::test_disk_full": "disk full: EIO; room again: right bytes",
     f"{_COMPROMISED}::test_other_bytes_are_never_served": "a worker that was taken over: right bytes",
 }  # fmt: skip
@@ -51,6 +55,8 @@ ONLY = {
     "test_what_is_here_mounts_and_reads_without_the_network": "http-proxy",
     "test_readers_wait_while_the_server_is_away": "http-proxy",
     "test_a_server_away_for_good_is_an_error_in_time_and_heals": "http-proxy",
+    "test_a_server_that_holds_its_readers": "drips",
+    "test_workers_that_are_not_what_they_should_be": "dies",
 }
 CACHEFILES = "service/test_cachefiles.py"  # all of it; its docstrings are the lines
 

@@ -13,6 +13,7 @@ from ..config.backend import S3, HttpProxy, Registry, Remote, describe
 from ..proto.worker import Traffic
 from .base import Client
 from .blob import RemoteBlob
+from .http.deadline import base
 from .meter import Meter
 from .mirrored import Mirrored
 from .resilient import Resilient
@@ -60,7 +61,8 @@ class Backends:
         with self._lock:
             if key not in self._known:
                 meter = Meter(describe(config), self._changed)
-                made = Mirrored(client(config, self._connections), config.mirrors, partial(_ping, config))
+                origin = client(config, self._connections)
+                made = Mirrored(origin, config.mirrors, partial(_ping, config), base(config))
                 self._known[key] = Resilient(made, meter, config.retry_limit), meter
             return self._known[key][0]
 

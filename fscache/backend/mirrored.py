@@ -7,6 +7,7 @@ from typing import TypeVar
 
 from ..config.backend import Mirror
 from .base import Client
+from .http.deadline import within
 from .http.routes import Routes, mirror_route
 
 T = TypeVar("T")
@@ -17,12 +18,18 @@ class Mirrored:
 
     Args:
         ping: raises BackendError unless a server answers well at a URL.
+        base: seconds that each server may take for a whole request, beside those for its bytes.
     """
 
-    def __init__(self, origin: Client, mirrors: Sequence[Mirror], ping: Callable[[str], object]) -> None:
-        self.label = origin.label
+    def __init__(self, origin: Client, mirrors: Sequence[Mirror], ping: Callable[[str], object], base: float) -> None:
+        self.label, self._base = origin.label, base
         self._routes = Routes([mirror_route(mirror, origin.at(mirror)) for mirror in mirrors], origin, ping)
 
     def call(self, request: Callable[[Client], T]) -> T:
         """Make any request of the client."""
-        return self._routes.first_good(request)
+
+        def timed(client: Client) -> T:
+            with within(self._base):
+                return request(client)
+
+        return self._routes.first_good(timed)

@@ -17,6 +17,7 @@ from msgspec import Meta
 from ...erofs.errors import ConfigError, UnsupportedError
 
 Seconds = Annotated[float, Meta(gt=0, le=3600)]
+Patience = Annotated[float, Meta(ge=0, le=3600)]
 Retries = Annotated[int, Meta(ge=0, le=100)]
 Count = Annotated[int, Meta(ge=0, le=1_000_000)]
 Filled = Annotated[str, Meta(min_length=1)]
@@ -62,6 +63,7 @@ class _Remote(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, frozen=T
     ca_cert_files: list[str] = []  # TLS: files of certificates that are trusted besides the system's
     timeout: Seconds = 5.0  # seconds to the first byte of an answer, and between two pieces of it
     connect_timeout: Seconds = 5.0  # seconds until a connection is made
+    deadline: Patience = 0.0  # seconds for all of a request and 1 for each 16 KiB; 0: 3 * (connect_timeout + timeout)
     retry_limit: Retries = 3  # times that a failed request is sent again at once
     proxy: Proxy | None = None  # a proxy before the server
     mirrors: list[Mirror] = []  # servers with the same objects, asked in this order before the origin

@@ -10,11 +10,13 @@ import msgspec
 
 from ...erofs.errors import ConfigError, UnsupportedError
 from ...erofs.ids import printable
+from ..decoding import decoded
 from .backend import S3, BackendConfig, HttpProxy, LocalFs, Registry, check
 
 _KINDS: dict[str, type[BackendConfig]] = {
     "localfs": LocalFs, "s3": S3, "oss": S3, "registry": Registry, "http-proxy": HttpProxy,
 }  # fmt: skip
+_OBJECT = msgspec.json.Decoder(dict[str, Any])
 _MAX_FILE = 1 << 20  # bytes, as in nydusd
 _MAX_TEXT = 400  # characters of a decoder's message
 
@@ -68,8 +70,8 @@ def load(path: str, kind: str | None = None, known: Mapping[str, str] = MappingP
     Raises ConfigError naming the file, and what is wrong in it by JSON path.
     """
     try:
-        document = msgspec.json.decode(read_file(path), type=dict[str, Any])
-    except (msgspec.MsgspecError, RecursionError) as error:
+        document = decoded(_OBJECT, read_file(path))
+    except msgspec.DecodeError as error:
         raise ConfigError(f"{path} is no JSON object: {one_line(error)}") from None
     try:
         return _of(kind, known, *_backend_of(document))

@@ -8,9 +8,12 @@ from typing import Any
 import msgspec
 
 from ...erofs.errors import ConfigError
+from ..decoding import decoded
 from .backend_file import convert, one_line, read_file
 from .nydusd import Nydusd, from_nydusd
 from .service import Config, check, with_backend
+
+_NYDUSD = msgspec.json.Decoder(Nydusd)
 
 
 def load(path: str) -> Config:
@@ -18,12 +21,20 @@ def load(path: str) -> Config:
     raw = read_file(path)
     try:
         if raw.lstrip()[:1] == b"{":
-            return from_nydusd(msgspec.json.decode(raw, type=Nydusd))
-        return _from_toml(tomllib.loads(raw.decode()))
+            return from_nydusd(decoded(_NYDUSD, raw))
+        return _from_toml(_toml(raw))
     except msgspec.ValidationError as error:
         raise ConfigError(f"{path}: {one_line(error)}") from None
-    except (msgspec.DecodeError, tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, tomllib.TOMLDecodeError) as error:
         raise ConfigError(f"{path} is neither TOML nor JSON: {one_line(error)}") from None
+
+
+def _toml(raw: bytes) -> dict[str, Any]:
+    """What the bytes say; TOMLDecodeError also for bytes that are no UTF-8, endless nesting and endless numbers."""
+    try:
+        return tomllib.loads(raw.decode())
+    except (ValueError, RecursionError) as error:
+        raise tomllib.TOMLDecodeError(str(error)) from None
 
 
 def _from_toml(document: dict[str, Any]) -> Config:

@@ -85,9 +85,14 @@ def parse_image(text: str) -> ImageReference:
 
 def _bucket(rest: str, text: str) -> BucketImage:
     bucket, _, key = rest.partition("/")
-    if not bucket or not key or {".", ".."} & set(key.split("/")):
+    if not bucket or not key or {".", ".."} & set(key.split("/")) or not _is_utf8(text):
         raise ConfigError(f"{text[:200]}: not s3://BUCKET/NAME")
     return BucketImage(bucket, key)
+
+
+def _is_utf8(text: str) -> bool:
+    """Not so of what a terminal or a file system gave as other bytes: they go into no request and no message."""
+    return not any("\ud800" <= char <= "\udfff" for char in text)
 
 
 def _registry(rest: str, text: str) -> RegistryImage:

@@ -46,7 +46,7 @@ class Config(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     background_threads: Threads = 1  # of these, for read-ahead and prefetch of blobs here at most
     remote_background_threads: Threads = 4  # the same for blobs behind a network, where a thread waits
     backend: backends.Remote | None = None  # where bootstraps are found by name, and blobs that are not here
-    patience: Annotated[int, Meta(ge=0, le=86400)] = 60  # seconds that readers wait for a dead backend, then EIO
+    patience: Annotated[int, Meta(ge=1, le=86400)] = 60  # seconds that readers wait when nothing comes, then EIO
     prefetch_bandwidth: Annotated[int, Meta(ge=0, le=1 << 40)] = 0  # bytes a second at most; 0: no limit
     read_ahead_kib: Annotated[int, Meta(ge=0, le=1 << 20)] = 512  # of the kernel, on each mount
     cache_run: Percent = 7  # cachefiles: percent of free space that culling aims at

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import binascii
 
 from ...erofs.errors import ConfigError
 
@@ -19,7 +18,7 @@ def decode(auth: str) -> tuple[str, str]:
     """User and password of a credential; ConfigError when it is none."""
     try:
         user, colon, password = base64.b64decode(auth.strip(), validate=True).decode().partition(":")
-    except (binascii.Error, UnicodeDecodeError):
+    except ValueError:  # binascii.Error, UnicodeDecodeError; and for other letters than those of base64
         user, colon, password = "", "", ""
     if not colon or not user:
         raise ConfigError("auth: not base64 of user:password")

@@ -14,6 +14,7 @@ from msgspec.structs import replace
 from ...erofs.errors import ConfigError
 from ..config.backend import Registry, Remote
 from ..config.reference import HUB_HOSTS
+from ..decoding import decoded
 from .basic import IDENTITY_USER, decode, encode
 
 _HUB_KEY = "https://index.docker.io/v1/"  # docker's name for Docker Hub, everywhere
@@ -49,6 +50,9 @@ class _Helped(msgspec.Struct):
     secret: str = msgspec.field(name="Secret", default="")
 
 
+_DOCKER, _HELPED = msgspec.json.Decoder(_Docker), msgspec.json.Decoder(_Helped)
+
+
 def docker_config() -> str:
     """Where this user's docker configuration is."""
     folder = os.environ.get("DOCKER_CONFIG") or os.path.join(os.path.expanduser("~"), ".docker")
@@ -76,7 +80,7 @@ def docker_credentials(host: str, config_path: str) -> str:
     except OSError as error:
         raise ConfigError(f"docker configuration {config_path}: {error.strerror}") from None
     try:
-        docker = msgspec.json.decode(text if len(text) <= _CONFIG_LIMIT else b"", type=_Docker)
+        docker = decoded(_DOCKER, text if len(text) <= _CONFIG_LIMIT else b"")
     except msgspec.DecodeError:
         raise ConfigError(f"docker configuration {config_path}: not JSON of the known form") from None
     keys = _keys(host)
@@ -150,8 +154,13 @@ def _ask_helper(name: str, server: str) -> str:
         raise ConfigError(
             f"{what} get: it failed with status {process.returncode}", hint=f"try it by hand for {server}"
         )
+    return understood(output, what)
+
+
+def understood(answer: bytes, what: str) -> str:
+    """The credential in a helper's answer, "" for none; ConfigError when it is not one."""
     try:
-        helped = msgspec.json.decode(output, type=_Helped)
+        helped = decoded(_HELPED, answer)
     except msgspec.DecodeError:
         raise ConfigError(f"{what} get: the answer is not JSON of the known form") from None
     return encode(helped.username, helped.secret) if helped.secret else ""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import os
 import socket
 import struct
@@ -13,13 +12,13 @@ from typing import Any
 
 import msgspec
 
-from ...erofs.errors import NydusErofsError, ServiceError
+from ...erofs.errors import KernelError, NydusErofsError, ServiceError
 from ..proto import control as proto
-from .log import logger
+from .tasks import background
+from .trouble import refusal, report
 
 MAX_CLIENTS = 256  # at a time: the descriptors are needed for other things
 MAX_SOCKET_PATH = 107  # bytes (sockaddr_un, less its final NUL)
-_NO_FDS = "the service has no descriptors left: 'nydus-erofs doctor' names the limits, and how to raise them"
 _PEER_CREDENTIALS = struct.Struct("3i")
 
 Handler = Callable[[proto.Request], Awaitable[msgspec.Struct | dict[str, Any]]]
@@ -61,7 +60,7 @@ class ControlServer:
             writer.close()
             return
         # A task of our own, to be ended with the server: asyncio's would complain in the log.
-        task = asyncio.get_running_loop().create_task(self._serve(reader, writer))
+        task = background(self._serve(reader, writer), "a client cannot be served")
         self._clients.add(task)
         task.add_done_callback(self._clients.discard)
 
@@ -83,21 +82,26 @@ class ControlServer:
         try:
             return proto.reply(await self._handle(proto.decode(line)))
         except NydusErofsError as error:
-            return proto.refusal(error.message, error.hint, error.exit_code)
+            if isinstance(error, KernelError):  # not what was asked for is wrong
+                report("request failed", error)
+            return _refused(error)
         except (msgspec.MsgspecError, ValueError) as error:  # ValueError: a zero byte in a path
             return proto.refusal(f"the service does not understand this: {error}", None, 2)
         except OSError as error:
-            logger().error("request failed", error=str(error))
-            hint = _NO_FDS if error.errno in (errno.EMFILE, errno.ENFILE) else None
-            return proto.refusal(f"{error.strerror}: {error.filename or ''}".rstrip(": "), hint, 1)
+            report("request failed", error)
+            return _refused(refusal(error))
 
     def close(self) -> None:
         if self._server is not None:
             self._server.close()
         for task in self._clients:
             task.cancel()
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(OSError):  # then it is one that nobody answers
             os.unlink(self._path)
+
+
+def _refused(error: NydusErofsError) -> bytes:
+    return proto.refusal(error.message, error.hint, error.exit_code)
 
 
 def _listen(sock: socket.socket, path: str) -> None:

@@ -1,19 +1,40 @@
-"""Files that are whole or not there, also after a crash of the machine. These calls wait for the disk."""
+"""Files that are whole or not there: every record of the keeper's is written here. What cannot be written leaves
+nothing behind."""
 
 from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Iterator
 
 
 def write(path: str, data: bytes) -> None:
-    """Give a file these bytes, all or nothing, on disk when this returns."""
+    """Give a file these bytes, all or nothing, on disk when this returns: also after a crash of the machine. For
+    children: it waits for the disk."""
+    with _new(path, data) as new:
+        replace(new, path)
+
+
+def write_until_reboot(path: str, data: bytes) -> None:
+    """The same for a file that only has to outlive the service."""
+    with _new(path, data) as new:
+        os.replace(new, path)
+
+
+@contextlib.contextmanager
+def _new(path: str, data: bytes) -> Iterator[str]:
+    """A new file with these bytes, which is removed unless it finds its place."""
     new = f"{path}.new"
     with contextlib.suppress(FileNotFoundError):
         os.unlink(new)  # a process that was given up may be writing to it still
-    with open(new, "xb") as file:
-        file.write(data)
-    replace(new, path)
+    try:
+        with open(new, "xb") as file:
+            file.write(data)
+        yield new
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(new)
+        raise
 
 
 def replace(new: str, path: str) -> None:

@@ -34,20 +34,24 @@ class _Stream:
     def __init__(self, fd: int) -> None:
         self._write = _writer(fd)
         self._waiting: deque[bytes] = deque(maxlen=_MOST_WAITING)
+        self._cut = False  # half of a line is written
 
     def msg(self, message: str) -> None:
         self._waiting.append(message.encode(errors="replace")[:_LINE] + b"\n")
         try:
             while self._waiting:
                 done = self._write(self._waiting[0])
-                if done == len(self._waiting[0]):
-                    self._waiting.popleft()
-                else:
+                self._cut = done < len(self._waiting[0])
+                if self._cut:
                     self._waiting[0] = self._waiting[0][done:]
+                else:
+                    self._waiting.popleft()
         except BlockingIOError:
             pass  # with the next line, perhaps
-        except OSError:
-            self._waiting.clear()  # nobody reads it any more
+        except OSError:  # nobody reads it any more; or its disk is full, and some day there is room
+            self._waiting.clear()
+            if self._cut:
+                self._waiting.append(b"\n")
 
     debug = info = warning = error = critical = msg
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import socket
 
+from .trouble import report
+
 
 def notify(state: str) -> None:
     """Send a state such as ``READY=1`` to the service manager."""
@@ -13,6 +15,9 @@ def notify(state: str) -> None:
         return
     if address.startswith("@"):
         address = "\0" + address[1:]
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
-        sock.connect(address)
-        sock.sendall(state.encode())
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
+            sock.connect(address)
+            sock.sendall(state.encode())
+    except OSError as error:
+        report("the service manager cannot be told", error, state=state)

@@ -26,7 +26,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-import secrets
 from collections.abc import Iterator
 
 from ...erofs.errors import ServiceError
@@ -35,8 +34,19 @@ from ..kernel import statx
 from ..kernel.fd import Fd
 from ..kernel.mount import bind_private, unmount
 from ..state.layout import MOUNT_RECORD
+from .trouble import report
 
 NEW, _GONE = ".new-", ".gone-"  # names of folders that are being made, and that are to be removed
+
+
+def new_name(prefix: str) -> str:
+    """A name that nobody has. ``tempfile`` and ``secrets`` would load ``random``, seeded anew in each fork."""
+    return prefix + os.urandom(8).hex()
+
+
+def away(path: str) -> str:
+    """Where to move a folder that is to be removed."""
+    return os.path.join(os.path.dirname(path), new_name(_GONE))
 
 
 class StatePaths:
@@ -65,10 +75,6 @@ class StatePaths:
     def store_of(self, key: str) -> str:
         return os.path.join(self.store, key)
 
-    def away(self, path: str) -> str:
-        """Where to move a folder that is to be removed."""
-        return os.path.join(os.path.dirname(path), f"{_GONE}{secrets.token_hex(8)}")
-
     def gone(self) -> list[str]:
         """Folders that are to be removed."""
         return self._named(_GONE)
@@ -78,7 +84,7 @@ class StatePaths:
         return self._named(_GONE, NEW)
 
     def _named(self, *prefixes: str) -> list[str]:
-        folders = filter(os.path.isdir, (self.images, self.store, self.cachefiles))
+        folders = filter(os.path.isdir, (self.images, self.store, self.bootstraps, self.cachefiles))
         return [os.path.join(f, name) for f in folders for name in os.listdir(f) if name.startswith(prefixes)]
 
 
@@ -140,5 +146,8 @@ class RunPaths:
 
     def close(self) -> None:
         """Undo the private mount when nothing is mounted below it any more."""
-        if not os.listdir(self.mounts):
-            unmount(self.mounts, lazy=True)
+        try:
+            if not os.listdir(self.mounts):
+                unmount(self.mounts, lazy=True)
+        except OSError as error:
+            report("the run folder is left as it is", error, folder=self.mounts)

@@ -43,8 +43,11 @@ from .mount_table import MountTable
 from .paths import RunPaths, StatePaths
 from .reload import Load, reloaded
 from .signals import Signals
+from .stores.news import News
 from .stores.table import StoreTable
-from .tasks import background, fatal
+from .tasks import background, on_error
+from .ticker import Ticker
+from .trouble import is_bug, refusal
 
 _GRACE = 5.0  # seconds that a service which is to stop gives mounts under way
 _LEAST_FDS = 1024
@@ -66,27 +69,28 @@ class Keeper:
             config.threads,
             config.background_threads,
             config.remote_background_threads,
-            config.patience,
             config.prefetch_bandwidth,
         )
         # They hold what the kernel has for them: each of both is replaced without anybody noticing.
         start = Start(config.worker_uid, limits, self.state.store)
-        self.worker = WorkerLink(start, self._on_new_worker, lambda: self.table.fail_all())
-        checking = verifier.Start(config.verifier_uid, self.state.store, limits.all_threads)
-        self.verifier = VerifierLink(
-            checking, self._on_new_verifier, self._on_no_verifier, lambda: self.table.fail_all()
-        )
+        later = asyncio.get_running_loop().call_later
+        ticker = Ticker(later)
+        self.worker = WorkerLink(start, self._on_new_worker, ticker)
+        checking = verifier.Start(config.verifier_uid, self.state.store, limits.most_threads)
+        self.verifier = VerifierLink(checking, self._on_new_verifier, self._on_no_verifier, ticker)
         if config.backend is not None:
             self.worker.require(config.backend)
-        later = asyncio.get_running_loop().call_later
-        self.table = StoreTable(self.worker.send, self.verifier.send, later, _write_out, _discard)
+        self.table = StoreTable(
+            self.worker.send, self.verifier.send, later, _write_out, _discard, ticker, config.patience, self._on_stall
+        )
         self.traffic = TrafficTable()
-        self.worker.listen(dispatch.of_worker(self.table, self.traffic, self.worker.on_answer))
-        self.verifier.listen(dispatch.of_verifier(self.table))
+        news = News(self.table)
+        self.worker.listen(dispatch.of_worker(news, self.traffic, self.worker.on_answer))
+        self.verifier.listen(dispatch.of_verifier(news))
         self.bootstraps = Bootstraps(self.state, self.worker)
         try:
             self.engine = self._choose_engine()
-        except NydusErofsError:
+        except (NydusErofsError, OSError):
             self.run_paths.give_up()
             raise
         self._server = ControlServer(self.run_paths.socket, self._handle)
@@ -141,6 +145,12 @@ class Keeper:
         self.table.on_no_verifier()
         self.worker.kill()  # its connections are dead
 
+    def _on_stall(self, patience: float) -> None:
+        """Readers waited for something in vain. If nobody works, others do better."""
+        if self.worker.pid and min(self.worker.idle(), self.verifier.idle()) >= patience:
+            logger().error("worker replaced: it brings nothing", pid=self.worker.pid)
+            self.verifier.kill()
+
     def _connect(self) -> None:
         """Let verifier and worker talk to each other."""
         to_worker, to_verifier = (Fd(sock.detach()) for sock in channel.pair())
@@ -152,12 +162,18 @@ class Keeper:
 
     async def run(self, on_ready: Callable[[], None]) -> None:
         """Serve until told to stop."""
-        asyncio.get_running_loop().set_exception_handler(fatal)
+        asyncio.get_running_loop().set_exception_handler(on_error)
         await self._server.start()
-        children = [background(self.verifier.run()), background(self.worker.run())]
+        children = [
+            background(self.verifier.run(), "no verifier"),
+            background(self.worker.run(), "no worker"),
+        ]
         self.engine.start()
-        background(remove(self.state.left_over()))
-        signals = Signals(stop=lambda: background(self.stop()), reload=lambda: background(self._reload()))
+        background(self._clean_up(), "what is left over is not removed")
+        signals = Signals(
+            stop=lambda: background(self.stop(), "not stopping"),
+            reload=lambda: background(self._reload(), "configuration not reloaded"),
+        )
         mounts = MountTable(self.engine.reconcile)
         logger().info("ready", engine=self.engine.name, socket=self.run_paths.socket, state=self.state.root)
         on_ready()
@@ -174,6 +190,9 @@ class Keeper:
             self.run_paths.close()
         logger().info("stopped")
 
+    async def _clean_up(self) -> None:
+        await remove(self.state.left_over())
+
     async def stop(self) -> list[str]:
         """Unmount everything and end, after the mounts under way; what is busy stays, and the service too."""
         self._stopping = True
@@ -183,12 +202,14 @@ class Keeper:
                 mount.cancel()
             if late:
                 await asyncio.wait(late)
-        busy = await self.engine.stop()
-        if busy:
-            self._stopping = False
-            logger().error("not stopping: mounts are in use", busy=busy)
-        else:
-            self._stopped.set()
+        try:
+            busy = await self.engine.stop()
+            if busy:
+                logger().error("not stopping: mounts are in use", busy=busy)
+            else:
+                self._stopped.set()
+        finally:
+            self._stopping = self._stopped.is_set()
         return busy
 
     async def _reload(self) -> None:
@@ -276,12 +297,12 @@ def _write_out(folder: str, done: Callable[[], None]) -> None:
         if await write_out([folder]):
             done()
 
-    background(run())
+    background(run(), "a folder is not written out")
 
 
 def _discard(folder: str) -> None:
     if os.path.lexists(folder):
-        background(remove([folder]))
+        background(remove([folder]), "what is left over is not removed")
 
 
 def serve(config: Config, load: Load | None = None, on_ready: Callable[[], None] = lambda: None) -> None:
@@ -294,4 +315,9 @@ def serve(config: Config, load: Load | None = None, on_ready: Callable[[], None]
     os.umask(0o077)
     with contextlib.suppress(OSError):
         os.chdir("/")
-    asyncio.run(main())
+    try:
+        asyncio.run(main())
+    except OSError as error:
+        if is_bug(error):
+            raise
+        raise refusal(error) from None

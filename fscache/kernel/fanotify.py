@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 
 from .libc import checked, ffi, lib
@@ -43,15 +42,12 @@ class Group:
     def read(self, size: int) -> bytes:
         """Event records, whole ones only; empty when none waits. Each carries an open descriptor.
 
-        The kernel has denied an event for which it found no descriptor, and there is nothing to answer.
+        OSError for an event whose file cannot be opened, for want of descriptors or as its disk is gone: the kernel
+        has denied it, and there is nothing to answer.
         """
         try:
             return os.read(self.fd, size)
         except BlockingIOError:
-            return b""
-        except OSError as error:
-            if error.errno not in (errno.EMFILE, errno.ENFILE):
-                raise
             return b""
 
     def answer(self, response: bytes) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from types import TracebackType
-from typing import Self
+from typing import NoReturn, Self
 
 
 class Fd:
@@ -47,6 +47,9 @@ class Fd:
         fd, self._fd = self._fd, -1
         if fd >= 0:
             os.close(fd)
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a descriptor cannot be pickled: it would have two owners")
 
     def __enter__(self) -> Self:
         return self

@@ -35,6 +35,7 @@ class MountEntry(NamedTuple):
     fs_type: str
     source: str
     options: dict[str, str]  # of the filesystem; an option without a value has ""
+    device: int  # number of the filesystem, as st_dev
 
 
 def mount_erofs(
@@ -50,8 +51,8 @@ def mount_erofs(
 
     Args:
         devices: names of the device files, relative to ``directory``, in device table order. The kernel
-            takes at most 255 bytes a value, hence relative names; **this changes the working directory**,
-            so call it in a child process.
+            takes at most 255 bytes a value, hence relative names; **this changes the working directory**
+            (to ``/`` in the end, so that it holds nothing), so call it in a child process.
         flags: MOUNT_ATTR_* besides read-only.
         read_ahead_kib: how far the kernel reads ahead on this filesystem; None for its default (128).
 
@@ -87,6 +88,7 @@ def mount_erofs(
             os.close(mount)
     finally:
         os.close(context)
+        os.chdir("/")
 
 
 def mount_fsid(options: str, target: str, flags: int = 0) -> None:
@@ -143,8 +145,8 @@ def _set_read_ahead(kib: int) -> None:
     with contextlib.suppress(OSError):
         folder, prefix = "/sys/class/bdi", f"{FS_TYPE}-"
         numbers = [int(name.removeprefix(prefix)) for name in os.listdir(folder) if name.startswith(prefix)]
-        with open(f"{folder}/{prefix}{max(numbers, default=0)}/read_ahead_kb", "w", encoding="ascii") as file:
-            file.write(str(kib))
+        with open(f"{folder}/{prefix}{max(numbers, default=0)}/read_ahead_kb", "wb", buffering=0) as file:
+            file.write(b"%d" % kib)
 
 
 def fsid_support() -> bool | None:
@@ -218,13 +220,16 @@ def _pieces(fs_type: str) -> Iterator[list[bytes]]:
 def _entry(line: bytes) -> MountEntry | None:
     left, _, right = line.partition(b" - ")
     try:
-        number, _, _, _, target, flags = left.split(b" ")[:6]
+        number, _, device, _, target, flags = left.split(b" ")[:6]
         kind, source, options = right.split(b" ")[:3]
         pairs = (option.partition("=") for option in os.fsdecode(options).split(","))
         has = sum(MOUNT_FLAGS.get(flag, 0) for flag in os.fsdecode(flags).split(","))
         named = {name: value for name, _, value in pairs}
-        return MountEntry(int(number), _unescape(target), has, os.fsdecode(kind), _unescape(source), named)
-    except ValueError:
+        major, minor = map(int, device.split(b":"))
+        return MountEntry(
+            int(number), _unescape(target), has, os.fsdecode(kind), _unescape(source), named, os.makedev(major, minor)
+        )
+    except (ValueError, OverflowError):
         return None
 
 

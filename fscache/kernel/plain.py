@@ -8,6 +8,18 @@ import stat
 
 from .fd import Fd
 
+_HOST = frozenset({
+    errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EPERM,
+    errno.EACCES, errno.ESHUTDOWN,
+})  # fmt: skip
+
+
+def pass_on_unless_damage(error: Exception) -> None:
+    """Raise an OSError that says nothing of the file: the host is out of something, or its disk takes nothing. A file
+    that is damaged is made anew, for which the host must be well."""
+    if isinstance(error, OSError) and error.errno in _HOST:
+        raise error
+
 
 def open_plain(name: str, folder: Fd | None = None) -> Fd:
     """A regular file, to be read; OSError for anything else. It never waits, as to open a FIFO would, and follows no

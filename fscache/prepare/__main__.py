@@ -59,6 +59,8 @@ def prepare(sock: socket.socket, bootstrap: Fd, request: proto.Prepare) -> None:
         with open(BOOT, "wb") as out:
             localize.write_localized(data, head, maps, out)
             boot_size = out.tell()
+    else:
+        localize.check_files(data, head, maps)
     stores = [_write_store(blob) for blob in maps]
     record = ImageRecord(stores=stores, boot_size=boot_size)
     with open(RECORD, "wb") as out:

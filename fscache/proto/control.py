@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-from .packets import decoded
+from ..decoding import decoded
 
 MAX_LINE = 1 << 20
 

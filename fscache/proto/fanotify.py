@@ -5,6 +5,7 @@ Source: ``include/uapi/linux/fanotify.h`` (Linux 6.14 to 6.18).
 
 from __future__ import annotations
 
+import errno
 import struct
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -20,6 +21,7 @@ METADATA_VERSION = 3
 EVENT_SIZE = 48  # of a pre-content event: metadata and one range record
 
 ALLOW, DENY = 1, 2
+_DENY_ERRNO_SHIFT = 24
 
 
 class PreContentEvent(NamedTuple):
@@ -62,6 +64,12 @@ def parse(buffer: bytes) -> Iterator[PreContentEvent]:
         at += size
 
 
-def response(fd: int, allow: bool) -> bytes:
-    """The answer to the event that came with ``fd``; a denied reader gets EIO (SIGBUS through mmap)."""
-    return _RESPONSE.pack(fd, ALLOW if allow else DENY)
+def response(fd: int, allow: bool, number: int = errno.EIO) -> bytes:
+    """The answer to the event that came with ``fd``.
+
+    Args:
+        number: what a read that is denied fails with (``FAN_DENY_ERRNO``): one of EPERM, EIO, EBUSY, ETXTBSY, EAGAIN,
+            ENOSPC and EDQUOT. What reads through EROFS gets EIO nevertheless, and SIGBUS through mmap: up to Linux
+            6.18 at least, no error of a backing file reaches a reader otherwise.
+    """
+    return _RESPONSE.pack(fd, ALLOW if allow else DENY | number << _DENY_ERRNO_SHIFT)

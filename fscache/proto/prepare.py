@@ -7,8 +7,8 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
+from ..decoding import decoded
 from .fault import Fault
-from .packets import decoded
 
 MAX_MESSAGE = 1 << 16
 

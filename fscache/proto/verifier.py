@@ -16,8 +16,8 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
+from ..decoding import decoded
 from .fault import Text
-from .packets import decoded
 from .worker import Bytes, FillReason, Number
 
 MAX_MESSAGE = 1 << 16
@@ -74,6 +74,10 @@ class Connect(_Message):
     """There is a new worker."""
 
 
+class Ping(_Message):
+    """Say ``Pong``."""
+
+
 # --- what the keeper is told --------------------------------------------------------------------------------
 
 
@@ -98,6 +102,10 @@ class Synced(_Message):
     """The store is on disk."""
 
     store: Number
+
+
+class Pong(_Message):
+    """The verifier hears: the answer to ``Ping``."""
 
 
 # --- between worker and verifier ----------------------------------------------------------------------------
@@ -133,14 +141,15 @@ class Verdict(msgspec.Struct, forbid_unknown_fields=True, array_like=True):
     full: bool = False
 
 
-ToVerifier = OpenFolder | OpenObject | CloseStore | Sync | Connect
-ToKeeper = Present | Progress | Synced
+ToVerifier = OpenFolder | OpenObject | CloseStore | Sync | Connect | Ping
+ToKeeper = Present | Progress | Synced | Pong
 Offer = Piece | Proof
 
 _encode = msgspec.json.Encoder().encode
 _to_verifier: msgspec.json.Decoder[ToVerifier] = msgspec.json.Decoder(ToVerifier)
 _to_keeper: msgspec.json.Decoder[ToKeeper] = msgspec.json.Decoder(ToKeeper)
 _offer: msgspec.json.Decoder[Offer] = msgspec.json.Decoder(Offer)
+_start = msgspec.json.Decoder(Start)
 _verdict: msgspec.json.Decoder[Verdict] = msgspec.json.Decoder(Verdict)
 
 
@@ -175,4 +184,4 @@ def encode_start(start: Start) -> str:
 
 
 def decode_start(argument: str) -> Start:
-    return msgspec.json.decode(argument, type=Start)
+    return decoded(_start, argument.encode())

@@ -18,8 +18,8 @@ import msgspec
 from msgspec import Meta
 
 from ..config.backend import Remote
+from ..decoding import decoded
 from .fault import Fault, Text
-from .packets import decoded
 
 MAX_MESSAGE = 1 << 16
 MAX_FDS = 16  # beside one message
@@ -32,24 +32,33 @@ Identity = Annotated[str, Meta(pattern="^(sha256:[0-9a-f]{64})?$", max_length=71
 Blobs = Annotated[list[tuple[Annotated[str, Meta(pattern="^[0-9a-f]{64}$")], Bytes]], Meta(max_length=256)]
 
 
-LANES = 4  # servers and disks that may all be busy or hang at once
+MOST_SERVERS = 128  # that have a thread of their own at a time; a reader of one more waits
+_LANES = 4  # servers and disks that may all be busy at once with all the threads that one may have
 
 
 class Limits(NamedTuple):
     """What a worker may do at a time: ``threads`` for what comes from one server or disk; of these in the background
-    for local and for remote blobs; seconds that readers wait for a backend that does not answer; bytes a second that
-    are fetched in the background (0: no limit)."""
+    for local and for remote blobs; bytes a second that are fetched in the background (0: no limit)."""
 
     threads: int
     background: int
     remote_background: int
-    patience: int
     bandwidth: int
 
     @property
     def all_threads(self) -> int:
-        """That there may be at most."""
-        return LANES * self.threads
+        """That all servers and disks share. Each has one of its own besides, for the time when others hold these."""
+        return _LANES * self.threads
+
+    @property
+    def most_threads(self) -> int:
+        """That there may be at a time."""
+        return self.all_threads + MOST_SERVERS
+
+    @property
+    def scheduling(self) -> tuple[int, int, int, int]:
+        """The worker's scheduler is made with these."""
+        return self.threads, self.background, self.remote_background, self.all_threads
 
 
 class Start(msgspec.Struct, forbid_unknown_fields=True):
@@ -216,6 +225,16 @@ class Fill(_Message):
     end: int
 
 
+class Unwanted(_Message):
+    """No reader waits for anything of this store any more: all that did have got EIO."""
+
+    store: int
+
+
+class Ping(_Message):
+    """Say anything."""
+
+
 class Touch(_Message):
     """A reader came to a segment that was filled before anybody asked."""
 
@@ -255,7 +274,7 @@ class Failed(_Message):
 
 
 class Postponed(_Message):
-    """This segment cannot be had just now and is tried again; its readers wait."""
+    """This segment cannot be had just now and is tried again, as long as somebody waits for it."""
 
     store: Number
     segment: Number
@@ -277,12 +296,18 @@ class Traffic(_Message):
     down: bool = False
 
 
+class Pong(_Message):
+    """The worker hears: the answer to ``Ping``."""
+
+
 AnyQuestion = Inspect | Peek | FetchRange | FetchBootstrap
-ToWorker = Connect | OpenStore | OpenBootstrap | AddSource | CloseStore | Fill | Touch | Prefetch | AnyQuestion
+_Order = Connect | OpenStore | OpenBootstrap | AddSource | CloseStore | Fill | Unwanted | Touch | Prefetch
+ToWorker = _Order | Ping | AnyQuestion
 StoreNews = Fetched | Failed | Postponed
-ToKeeper = StoreNews | Traffic | Answer
+ToKeeper = StoreNews | Traffic | Pong | Answer
 
 _encode = msgspec.json.Encoder().encode
+_start = msgspec.json.Decoder(Start)
 _to_worker: msgspec.json.Decoder[ToWorker] = msgspec.json.Decoder(ToWorker)
 _to_keeper: msgspec.json.Decoder[ToKeeper] = msgspec.json.Decoder(ToKeeper)
 
@@ -293,7 +318,7 @@ def encode_start(start: Start) -> str:
 
 
 def decode_start(argument: str) -> Start:
-    return msgspec.json.decode(argument, type=Start)
+    return decoded(_start, argument.encode())
 
 
 def encode(message: ToWorker | ToKeeper) -> bytes:

@@ -14,8 +14,8 @@ import msgspec
 
 from ...erofs.errors import FormatError
 from ...erofs.segments import MAX_DEVICES
-from ..kernel.plain import open_plain, read_plain
-from ..proto.packets import decoded
+from ..decoding import decoded
+from ..kernel.plain import open_plain, pass_on_unless_damage, read_plain
 from .layout import segment_name
 
 BOOT, RECORD = "boot", "image.json"
@@ -52,7 +52,8 @@ def image_id(bootstrap_fd: int, segment_size: int) -> str:
 
 
 def load(directory: str) -> ImageRecord:
-    """The record in an image's folder; FormatError when it or the bootstrap is damaged."""
+    """The record in an image's folder; FormatError when it or the bootstrap is damaged, OSError when they cannot be
+    read now."""
     try:
         record = decoded(_RECORD, read_plain(os.path.join(directory, RECORD), _MAX_RECORD))
         size = 0
@@ -60,6 +61,7 @@ def load(directory: str) -> ImageRecord:
             with open_plain(os.path.join(directory, BOOT)) as boot:
                 size = os.fstat(boot.fd).st_size
     except (OSError, msgspec.MsgspecError) as error:
+        pass_on_unless_damage(error)
         raise FormatError(f"prepared image {directory} is damaged: {error}") from None
     if size != record.boot_size:
         raise FormatError(f"prepared image {directory} is damaged: bootstrap of {size} bytes")

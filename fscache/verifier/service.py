@@ -71,6 +71,8 @@ class Verifier:
                     start(self._sync, number, store)
             case proto.Sync(store=number):
                 start(self._sync, number, self._stores[number])
+            case proto.Ping():
+                self._tell(proto.Pong())
             case proto.Connect():
                 start(self._welcome, fds[0])
 

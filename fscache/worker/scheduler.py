@@ -5,7 +5,9 @@ threads are kept for demand alone. Each segment is filled by one thread at a tim
 What cannot be had just now is postponed and takes no thread meanwhile. Times are seconds of any steady clock.
 
 All this holds for each *lane*: the stores whose bytes come from one server, or one disk. One that does not answer
-holds up its own lane, and no other.
+holds up its own lane, and no other: each lane has a thread of its own, and of the shared ones none takes more than
+it leaves (so the next one that comes finds some, and nobody has to be told how many will come). A share of them is
+kept for what is here.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ from collections import Counter, OrderedDict, deque
 from dataclasses import dataclass, field
 from math import inf
 
-from ..proto.worker import FillReason
+from ..proto.worker import MOST_SERVERS, FillReason
 
 AHEAD, REMOTE_AHEAD = 2, 4  # segments fetched before a sequential reader gets to them
 _RECENT = 16  # segments remembered as visited, to tell a sequential reader from a random one
@@ -33,6 +35,7 @@ class Job:
     have: int = 0
     ends: list[int] = field(default_factory=list)
     lane: str = ""  # that it was started in
+    remote: bool = False
 
     def reached(self, have: int) -> None:
         """Note progress, and which readers it satisfies."""
@@ -54,6 +57,7 @@ class _Queue:
 
     done: bytearray
     lane: str
+    remote: bool
     background_limit: int
     reach: int  # segments to fetch ahead
     demand: OrderedDict[int, list[int]] = field(default_factory=OrderedDict)
@@ -61,8 +65,6 @@ class _Queue:
     ahead: deque[int] = field(default_factory=deque)
     busy: dict[int, Job] = field(default_factory=dict)
     postponed: dict[int, _Postponed] = field(default_factory=dict)
-    failing: dict[int, float] = field(default_factory=dict)  # segment -> when it failed first
-    out_since: float | None = None  # when the first one failed after which none succeeded
     recent: deque[int] = field(default_factory=lambda: deque(maxlen=_RECENT))
     prefetching: bool = False
     cursor: int = 0
@@ -96,31 +98,65 @@ class _Queue:
         return None
 
 
+class _Threads:
+    """Who may have one more thread: ``each`` lane so many, all of them ``shared`` besides their own ones.
+
+    What runs in a lane counts as its own thread first, then as shared ones.
+    """
+
+    def __init__(self, each: int, shared: int) -> None:
+        self._each, self._shared = each, shared
+        self._busy: Counter[str] = Counter()  # jobs under way, by lane
+        self._servers: set[str] = set()  # lanes with a job under way that are behind a network
+        self._taken = 0  # of the shared ones
+
+    def free(self, lane: str, *, remote: bool) -> bool:
+        busy = self._busy[lane]
+        if not busy:
+            return not remote or len(self._servers) < MOST_SERVERS
+        left = self._shared - self._taken - (self._each if remote else 0)
+        return busy < self._each and busy - 1 < left
+
+    def take(self, job: Job) -> None:
+        self._taken += self._busy[job.lane] > 0
+        self._busy[job.lane] += 1
+        if job.remote:
+            self._servers.add(job.lane)
+
+    def give(self, job: Job) -> None:
+        self._busy[job.lane] -= 1
+        if self._busy[job.lane]:
+            self._taken -= 1
+        else:
+            del self._busy[job.lane]
+            self._servers.discard(job.lane)
+
+
 class Scheduler:
     """Chooses jobs: in each lane ``threads`` at a time, of which at most ``background`` are ahead and prefetch.
 
     Args:
         remote_background: the same for stores behind a network, where a thread mostly waits.
+        shared: threads that all lanes share, besides one for each; by default, four times ``threads``.
     """
 
-    def __init__(self, threads: int, background: int, remote_background: int = 0) -> None:
-        self._threads = threads
+    def __init__(self, threads: int, background: int, remote_background: int = 0, shared: int = 0) -> None:
+        self._threads = _Threads(threads, shared or 4 * threads)
         self._background_limit = max(1, min(background, threads - 1))
         self._remote_limit = max(self._background_limit, min(remote_background, threads - 1))
         self._background_from = 0.0  # no background job starts before
         self._demand_limit = max(1, threads - 1)  # for one store while another one of its lane wants something
-        self._busy: Counter[str] = Counter()  # jobs under way, by lane
-        self._background: Counter[str] = Counter()  # of these, those that nobody waited for
+        self._background: Counter[str] = Counter()  # jobs under way that nobody waited for, by lane
         self._queues: dict[int, _Queue] = {}
         self._active: OrderedDict[int, _Queue] = OrderedDict()  # those that may not be idle
 
     def open(self, store: int, done: bytearray, lane: str = "", *, remote: bool = False) -> None:
-        self._queues[store] = _Queue(done, lane, *self._limits(remote))
+        self._queues[store] = _Queue(done, lane, remote, *self._limits(remote))
 
     def move(self, store: int, lane: str, *, remote: bool) -> None:
         """From now on its bytes come from elsewhere."""
         queue = self._queues[store]
-        queue.lane = lane
+        queue.lane, queue.remote = lane, remote
         queue.background_limit, queue.reach = self._limits(remote)
 
     def _limits(self, remote: bool) -> tuple[int, int]:
@@ -192,7 +228,7 @@ class Scheduler:
         wanting = [
             (store, queue)
             for store, queue in self._active.items()
-            if queue.demand and self._busy[queue.lane] < self._threads
+            if queue.demand and self._threads.free(queue.lane, remote=queue.remote)
         ]
         lanes = Counter(queue.lane for _, queue in wanting)
         for store, queue in wanting:
@@ -202,7 +238,7 @@ class Scheduler:
             segment, ends = queue.demand.popitem(last=False)
             upto = None if segment in queue.whole else max(ends)
             queue.whole.discard(segment)
-            return self._start(queue, Job(store, segment, FillReason.DEMAND, False, upto, ends=ends, lane=queue.lane))
+            return self._start(queue, Job(store, segment, FillReason.DEMAND, False, upto, ends=ends))
         return None
 
     def _take_background(self, now: float) -> Job | None:
@@ -211,38 +247,46 @@ class Scheduler:
         self._background_from = 0.0
         for why in (FillReason.AHEAD, FillReason.PREFETCH):
             for store, queue in self._active.items():
-                lane = queue.lane
-                if self._background[lane] >= queue.background_limit or self._busy[lane] >= self._threads:
+                if self._background[queue.lane] >= queue.background_limit:
+                    continue
+                if not self._threads.free(queue.lane, remote=queue.remote):
                     continue
                 segment = queue.next_ahead() if why is FillReason.AHEAD else queue.next_prefetch()
                 if segment is not None:
-                    return self._start(queue, Job(store, segment, why, True, lane=lane))
+                    return self._start(queue, Job(store, segment, why, True))
         return None
 
     def _start(self, queue: _Queue, job: Job) -> Job:
+        job.lane, job.remote = queue.lane, queue.remote
         queue.busy[job.segment] = job
-        self._busy[job.lane] += 1
+        self._threads.take(job)
         self._background[job.lane] += job.background
         self._active.move_to_end(job.store)
         return job
 
-    def postpone(self, job: Job, now: float, delay: float, patience: float) -> bool:
-        """A job found its bytes out of reach for now: try again in ``delay`` seconds.
-
-        False when that goes on for ``patience`` seconds already, for this segment or for all of the store: its
-        readers should wait no longer. A segment that nobody waits for is postponed in any case.
-        """
+    def postpone(self, job: Job, when: float) -> None:
+        """A job found its bytes out of reach for now: they are tried again at ``when``, as long as somebody waits for
+        them or all of the store is to be fetched."""
         queue = self._end(job)
+        if queue is not None and (job.ends or queue.prefetching):
+            queue.postponed[job.segment] = _Postponed(when, job.ends)
+
+    def unwanted(self, store: int) -> None:
+        """No reader waits for anything of a store any more. What is under way goes on."""
+        queue = self._queues.get(store)
         if queue is None:
-            return True
-        queue.out_since = now if queue.out_since is None else queue.out_since
-        since = min(queue.failing.setdefault(job.segment, now), queue.out_since)
-        patient = not job.ends or now - since < patience
-        if not patient:
-            del queue.failing[job.segment]
-        if patient or queue.prefetching:
-            queue.postponed[job.segment] = _Postponed(now + delay, job.ends if patient else [])
-        return patient
+            return
+        for job in queue.busy.values():
+            job.ends = []
+        for postponed in queue.postponed.values():
+            postponed.ends = []
+        if queue.prefetching:
+            queue.cursor = min([queue.cursor, *queue.demand])
+        else:
+            queue.postponed.clear()
+        queue.demand.clear()
+        queue.whole.clear()
+        queue.ahead.clear()
 
     def pause_background(self, until: float) -> None:
         """No job that nobody waits for starts before."""
@@ -250,7 +294,7 @@ class Scheduler:
 
     def _end(self, job: Job) -> _Queue | None:
         """The queue of a job that was under way, unless its store was closed meanwhile."""
-        self._busy[job.lane] -= 1
+        self._threads.give(job)
         self._background[job.lane] -= job.background
         queue = self._queues.get(job.store)
         if queue is None or queue.busy.get(job.segment) is not job:
@@ -264,9 +308,6 @@ class Scheduler:
         queue = self._end(job)
         if queue is not None:
             queue.done[job.segment] = complete
-            queue.failing.pop(job.segment, None)
-            if not failed:
-                queue.out_since = None
             if job.ends and not complete and not failed:
                 # Readers of what lies further on came meanwhile.
                 queue.demand.setdefault(job.segment, []).extend(job.ends)

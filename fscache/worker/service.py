@@ -22,7 +22,7 @@ from ...erofs.ids import blob_id
 from ...erofs.source import FileSource
 from ..backend.assemble import Backends
 from ..config.backend import Remote, server
-from ..kernel import channel
+from ..kernel import channel, statx
 from ..kernel.fd import Fd
 from ..proto import worker as proto
 from ..proto.fault import MAX_TEXT
@@ -50,13 +50,13 @@ class Worker:
         self._sock, self._limits = sock, limits
         self._stores: dict[int, Store] = {}
         self._link: Link | None = None
-        self._scheduler = Scheduler(limits.threads, limits.background, limits.remote_background)
+        self._scheduler = Scheduler(*limits.scheduling)
         self._lock = threading.Lock()
         self._work = threading.Condition(self._lock)  # there may be something to do
         self._send_lock = threading.Lock()
         self._news = threading.Event()
         self._backends = Backends(limits.threads + _QUESTIONS, self._news.set)
-        self._threads = self._free = 0  # of the pool; those of them that have nothing to do
+        self._free = 0  # threads of the pool that have nothing to do
         self._grow()
         self._start(self._report)
 
@@ -95,14 +95,21 @@ class Worker:
                 with self._work:
                     self._scheduler.demand(store, segment, end)
                     self._work.notify()
+            case proto.Ping():
+                self._tell(proto.Pong())
+            case proto.Unwanted() | proto.Touch() | proto.Prefetch():
+                with self._work:
+                    self._advise(message)
+                    self._work.notify()
+
+    def _advise(self, message: proto.Unwanted | proto.Touch | proto.Prefetch) -> None:
+        match message:
+            case proto.Unwanted(store=store):
+                self._scheduler.unwanted(store)
             case proto.Touch(store=store, segment=segment):
-                with self._work:
-                    self._scheduler.touch(store, segment)
-                    self._work.notify()
+                self._scheduler.touch(store, segment)
             case proto.Prefetch(store=store, on=on):
-                with self._work:
-                    self._scheduler.prefetch(store, on)
-                    self._work.notify()
+                self._scheduler.prefetch(store, on)
 
     def _open(
         self,
@@ -160,11 +167,10 @@ class Worker:
         threading.Thread(target=_fatal, args=(call, *arguments), daemon=True).start()
 
     def _grow(self) -> None:
-        """One thread more: those of one lane may hang, and somebody has to be there for the others."""
-        if self._threads < self._limits.all_threads:
-            self._threads += 1
-            self._free += 1
-            self._start(self._pool)
+        """One thread more: those of one lane may hang, and somebody has to be there for the others. The scheduler
+        bounds how many can have something to do."""
+        self._free += 1
+        self._start(self._pool)
 
     def _pool(self) -> None:
         connection: Connection | None = None
@@ -211,12 +217,12 @@ class Worker:
             self._tell(proto.Fetched(job.store, fetched))
 
     def _unfilled(self, job: Job, error: NydusErofsError) -> None:
-        """A job failed: it is tried again while its readers wait, or they get EIO."""
-        again, full = False, isinstance(error, CacheFullError)
+        """A job failed: it is tried again as long as the keeper wants it, or its readers get EIO."""
+        again, full = isinstance(error, BackendError) and error.retryable, isinstance(error, CacheFullError)
         with self._work:
             if isinstance(error, BackendError) and error.retryable:
                 pause = (error.retry_after or _PAUSE) * random.uniform(1, 1.25)
-                again = self._scheduler.postpone(job, time.monotonic(), pause, self._limits.patience)
+                self._scheduler.postpone(job, time.monotonic() + pause)
             else:
                 self._scheduler.finish(job, complete=False, failed=True)
             if full:
@@ -233,7 +239,7 @@ def _lane(files: Sequence[Fd], remotes: Sequence[Remote]) -> str:
     """What holds up whoever reads from these, when it hangs: the server, or else the disk."""
     if remotes:
         return server(remotes[0])
-    return f"disk {os.fstat(files[0].fd).st_dev}" if files else ""
+    return f"disk {statx.identity(files[0].fd).device}" if files else ""
 
 
 def _fatal(call: Callable[..., None], *arguments: object) -> None:

@@ -16,6 +16,7 @@ import pytest
 from nydus_erofs.builder.descent import Descent, Files, Root
 from nydus_erofs.builder.walk import DirectorySource
 from nydus_erofs.erofs.errors import SourceError
+from tests.kit.processes import descriptors
 
 SWAP = """
 import ctypes, os, sys, time
@@ -152,14 +153,14 @@ def test_few_descriptors_however_deep(tmp_path: Path, opened: Any) -> None:
     deep(root, 300)
     for depth in range(300):
         (root.joinpath(*(["d"] * depth)) / "e").mkdir()
-    before = len(os.listdir("/proc/self/fd"))
+    before = len(descriptors())
     most = seen = 0
     for _ in source(opened(root)).listings():
-        most = max(most, len(os.listdir("/proc/self/fd")))
+        most = max(most, len(descriptors()))
         seen += 1
     assert seen == 601
     assert most < before + 50
-    assert len(os.listdir("/proc/self/fd")) == before + 1  # the source itself
+    assert len(descriptors()) == before + 1  # the source itself
 
 
 def test_a_folder_moved_away_with_us_in_it(tmp_path: Path, opened: Any) -> None:
@@ -188,12 +189,12 @@ def test_back_and_down_again(tmp_path: Path, opened: Any) -> None:
 
 
 def test_a_build_leaves_no_descriptor(tree: Path, build_image: Any, tmp_path: Path) -> None:
-    before = os.listdir("/proc/self/fd")
+    before = descriptors()
     build_image(tree, tmp_path / "out", workers=1)
     (tree / "zz" / "mine").unlink()
     os.mkfifo(tree / "zz" / "mine")
     build_image(tree, tmp_path / "out", workers=2)
-    assert os.listdir("/proc/self/fd") == before
+    assert descriptors() == before
 
 
 @pytest.mark.root

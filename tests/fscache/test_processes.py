@@ -19,7 +19,7 @@ from nydus_erofs.fscache.kernel import channel
 from nydus_erofs.fscache.kernel.fd import Fd
 from nydus_erofs.fscache.processes import KEEPER, PREPARE, TABLE, VERIFIER, WORKER, Process
 from nydus_erofs.fscache.proto import prepare as proto
-from nydus_erofs.fscache.proto.worker import LANES
+from nydus_erofs.fscache.proto.worker import Limits
 from tests.kit.engines import FANOTIFY
 from tests.kit.images import Built
 from tests.kit.processes import Seen, look_at
@@ -94,7 +94,7 @@ def test_the_worker(service: Service, built: Built) -> None:
     read(service.mount(built.bootstrap) / "small/1")  # it is past its start
     pid, keeper = service.worker, service.keeper.pid
     seen = look_at(pid)
-    compare(seen, WORKER, keeper, LANES * Config().threads)
+    compare(seen, WORKER, keeper, Limits(Config().threads, 1, 1, 0).all_threads)
     assert seen.session == pid
     # Of the two that come from the verifier, one is a socket and one is memory.
     given = (str(service.state / "store"), str(built.bootstrap.parent), "socket:", "/memfd:chunks")
@@ -116,7 +116,7 @@ def test_the_verifier(service: Service, built: Built) -> None:
     read(service.mount(built.bootstrap) / "small/1")  # it is past its start
     pid, keeper = service.verifier, service.keeper.pid
     seen = look_at(pid)
-    compare(seen, VERIFIER, keeper, LANES * Config().threads)
+    compare(seen, VERIFIER, keeper, Limits(Config().threads, 1, 1, 0).most_threads)
     assert seen.session == pid
     assert seen.environment == {}
     given = (str(service.state / "store"), "socket:", "/memfd:chunks")
@@ -169,7 +169,7 @@ service.serve(Config(state_dir=sys.argv[1] + "/state", run_dir=sys.argv[1] + "/r
 
 @pytest.mark.root
 def test_what_the_keeper_loads(cache_disk: Path, tmp_path: Path) -> None:
-    """Nothing that decodes, nothing of another process, nothing that talks to a network."""
+    """Nothing that decodes, nothing of another process, nothing that talks to a network, nothing that slows forks."""
     done = subprocess.run(
         [sys.executable, "-I", "-c", LOADED, str(tmp_path)], capture_output=True, text=True, check=True, timeout=60
     )
@@ -177,7 +177,7 @@ def test_what_the_keeper_loads(cache_disk: Path, tmp_path: Path) -> None:
     rooms = {name.split(".")[2] for name in loaded if name.startswith("nydus_erofs.fscache.")}
     assert not rooms & {"verifier", "worker", "prepare", "push", "backend"}
     assert {name.split(".")[0] for name in loaded}.isdisjoint(
-        {"zstandard", "lz4", "blake3", "urllib3", "boto3", "botocore", "http", "requests"}
+        {"zstandard", "lz4", "blake3", "urllib3", "boto3", "botocore", "http", "requests", "random"}
     )
     known = {"errors", "ids", "merkle", "ondisk", "rafs", "record", "segments", "source", "rules", "blobmeta"}
     assert {name.split(".")[2] for name in loaded if name.startswith("nydus_erofs.erofs.")} <= known

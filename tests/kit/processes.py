@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import os
 import re
 import time
@@ -26,6 +27,12 @@ def children(pid: int) -> list[int]:
     with contextlib.suppress(FileNotFoundError, ProcessLookupError):
         return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
     return []
+
+
+def descriptors() -> list[str]:
+    """Open descriptors, without those that an earlier test left to the garbage collector, whenever that comes."""
+    gc.collect()
+    return os.listdir("/proc/self/fd")
 
 
 def run_to_the_end(work: Coroutine[Any, Any, T]) -> T:

@@ -6,6 +6,7 @@
                                               SHARE of them (default 0.1) through mmap
     reader.py read FILE [OFFSET LENGTH]       read it; print the SHA-256, or the error's name
     reader.py each NAME MNT...                read NAME below each; print what "read" does, in order
+    reader.py touch FILE                      its first byte through mmap; print the signal that this ends with, or ""
     reader.py hold FILE READY                 open it, create READY, and wait to be killed
 
 The last line printed is JSON. Exit status 1: something was not as it should be.
@@ -18,6 +19,7 @@ import json
 import mmap
 import os
 import random
+import signal
 import stat
 import sys
 import time
@@ -171,6 +173,15 @@ def each(name: str, *roots: str) -> dict[str, object]:
     return {"results": [read(os.path.join(root, name)) for root in roots]}
 
 
+def touch(path: str) -> dict[str, object]:
+    pid = os.fork()
+    if not pid:
+        with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as view:
+            os._exit(view[0] * 0)
+    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    return {"signal": signal.Signals(-code).name if code < 0 else ""}
+
+
 def hold(path: str, ready: str) -> dict[str, object]:
     with open(path, "rb"):
         open(ready, "w").close()
@@ -185,6 +196,7 @@ if __name__ == "__main__":
         "loop": loop,
         "read": read,
         "each": each,
+        "touch": touch,
         "hold": hold,
     }
     with contextlib.suppress(KeyboardInterrupt):

@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
+from tests.kit import law
 from tests.kit.command import CLI
 from tests.kit.engines import Engine
 from tests.kit.mounts import mounted, unmount_all
@@ -196,9 +197,27 @@ class Service:
         """SIGTERM; the exit code."""
         self.keeper.terminate()
         try:
-            return self.keeper.wait(PATIENCE)
+            code = self.keeper.wait(PATIENCE)
         except subprocess.TimeoutExpired:
             raise AssertionError(f"the service does not stop: {self.log_text()}") from None
+        law.check(self.state)
+        return code
+
+    def end_well(self) -> None:
+        """If it lives, have it end with nothing mounted."""
+        if self._keeper is None or self._keeper.poll() is not None:
+            return
+        for process in self.readers:
+            process.kill()
+        self._unmount_images()
+        wait_for("it notices", lambda: not self.status()["mounts"])
+        assert self.stop() == 0
+
+    def _unmount_images(self) -> None:
+        """Not through the service: it may be what is broken."""
+        for target, kind, _ in reversed(mounted(self.work)):
+            if kind == "erofs":
+                subprocess.run(["umount", "-l", target], check=False, timeout=20, capture_output=True)
 
     def log_text(self) -> str:
         return self.log.read_text(errors="replace") if self.log.exists() else ""
@@ -224,10 +243,7 @@ class Service:
         helpers: list[int] = []
         if self._keeper is not None and self._keeper.poll() is None:
             helpers = children(self._keeper.pid)
-            # Not through the service: it may be what is broken.
-            for target, kind, _ in reversed(mounted(self.work)):
-                if kind == "erofs":
-                    subprocess.run(["umount", "-l", target], check=False, timeout=20, capture_output=True)
+            self._unmount_images()
             self._keeper.terminate()
             try:
                 self._keeper.wait(10)

@@ -1,15 +1,14 @@
-"""The body of an answer, never longer than what was asked for, and never waited for without end."""
+"""The body of an answer, never longer than what was asked for."""
 
 from __future__ import annotations
 
 import re
-import time
 
 import urllib3
 
 from ....erofs.errors import BackendError
+from .deadline import Deadline
 
-_SLOWEST = 16384  # bytes in a second; a server that drips for longer than that allows holds a thread for nothing
 _PIECE = 1 << 17  # bytes: larger ones are mapped and unmapped each time
 _CONTENT_RANGE = re.compile(r"bytes (\d{1,20})-(\d{1,20})/(\d{1,20}|\*)", re.ASCII)
 
@@ -19,22 +18,22 @@ class Reader:
 
     Args:
         what: the beginning of messages.
-        timeout: seconds that a body may take beside those that its length allows.
+        deadline: told of what came.
     """
 
-    def __init__(self, response: urllib3.BaseHTTPResponse, what: str, timeout: float) -> None:
-        self._response, self._what = response, what
-        self._begin, self._timeout = time.monotonic(), timeout
+    def __init__(self, response: urllib3.BaseHTTPResponse, what: str, deadline: Deadline) -> None:
+        self._response, self._what, self._deadline = response, what, deadline
 
     def span(self, offset: int, length: int) -> bytearray:
         """The bytes of a ranged GET: exactly ``length`` from ``offset``, or BackendError."""
         self._check_span(offset, length)
         body = bytearray()
-        while len(body) < length and (piece := self._piece(len(body), length - len(body))):
+        while len(body) < length and (piece := self._piece(length - len(body))):
             body += piece
+            self._deadline.brought(len(piece))
         if len(body) < length:
             raise BackendError(f"{self._what} sends {len(body)} bytes instead of {length}")
-        if self._piece(len(body), 1):
+        if self._piece(1):
             raise BackendError(f"{self._what} sends more than {length} bytes")
         return body
 
@@ -67,15 +66,18 @@ class Reader:
     def all(self, limit: int) -> bytes:
         """A whole body of at most ``limit`` bytes."""
         self._check_plain()
-        body = self.beginning(limit + 1)
+        body = bytearray()
+        while len(body) <= limit and (piece := self._piece(limit + 1 - len(body))):
+            body += piece
+            self._deadline.brought(len(piece))
         if len(body) > limit:
             raise BackendError(f"{self._what} sends more than {limit} bytes", retryable=False)
-        return body
+        return bytes(body)
 
     def beginning(self, limit: int) -> bytes:
-        """A body up to byte ``limit``."""
+        """A body up to byte ``limit``; it is not what was asked for, and gets no time of its own."""
         body = bytearray()
-        while len(body) < limit and (piece := self._piece(len(body), limit - len(body))):
+        while len(body) < limit and (piece := self._piece(limit - len(body))):
             body += piece
         return bytes(body)
 
@@ -84,7 +86,5 @@ class Reader:
         if encoding.lower() not in ("identity", ""):
             raise BackendError(f"{self._what} sends encoded bytes, which was not asked for", retryable=False)
 
-    def _piece(self, have: int, most: int) -> bytes:
-        if time.monotonic() - self._begin > 2 * self._timeout + have / _SLOWEST:
-            raise BackendError(f"{self._what} sends too slowly: {have} bytes so far")
+    def _piece(self, most: int) -> bytes:
         return self._response.read1(min(most, _PIECE), decode_content=False)

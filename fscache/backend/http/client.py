@@ -20,6 +20,7 @@ from ....erofs.errors import BackendError
 from ....erofs.record import Buffer
 from ...config.backend import Proxy, Remote
 from . import body as http_body
+from .deadline import Deadline, base, within
 from .errors import host_port, retry_after, server_text, status_error, transport_error
 from .pools import Pools
 from .routes import Route, Routes, proxy_route
@@ -117,7 +118,7 @@ class Http:
         if config.proxy:
             ways.append(proxy_route(config.proxy, self._proxy))
         self._ways = Routes(ways, None, self.ping)
-        self._timeout, self._connect_timeout = config.timeout, config.connect_timeout
+        self._connect_timeout, self._base = config.connect_timeout, base(config)
 
     def send(self, request: Request) -> Answer:
         """Send it, through the proxy if there is one. Any status is an answer.
@@ -164,37 +165,47 @@ class Http:
         options: dict[str, Any] = {}
         if request.timeout:
             options["timeout"] = urllib3.Timeout(connect=self._connect_timeout, read=request.timeout)
-        try:
-            response = pool.request(
-                request.method,
-                url,
-                body=request.body,
-                headers=headers,
-                retries=False,
-                redirect=False,
-                preload_content=False,
-                decode_content=False,
-                **options,
-            )
-            body, text = self._body(request, response, where)
-        except BackendError:
-            raise
-        except (HTTPError, HTTPException, OSError, ValueError) as error:
-            raise transport_error(request.what, where, error, begun=response is not None) from None
-        finally:
-            if response is not None:
-                response.close()  # a connection whose answer was read to its end went back before
+        with within(self._base) as deadline:
+            deadline.asks(request.timeout, len(request.body or b""))
+            try:
+                deadline.left()
+                response = pool.request(
+                    request.method,
+                    url,
+                    body=request.body,
+                    headers=headers,
+                    retries=False,
+                    redirect=False,
+                    preload_content=False,
+                    decode_content=False,
+                    **options,
+                )
+                body, text = self._body(request, response, where, deadline)
+            except BackendError:
+                raise
+            except (HTTPError, HTTPException, OSError, ValueError) as error:
+                if deadline.over:
+                    asked = f"the proxy before {where}" if isinstance(pool, urllib3.ProxyManager) else where
+                    raise deadline.error(request.what, asked) from None
+                raise transport_error(request.what, where, error, begun=response is not None) from None
+            finally:
+                if response is not None:
+                    response.close()  # a connection whose answer was read to its end went back before
         return Answer(response.status, response.headers, body, text, where)
 
-    def _body(self, request: Request, response: urllib3.BaseHTTPResponse, where: str) -> tuple[Buffer, str]:
+    def _body(
+        self, request: Request, response: urllib3.BaseHTTPResponse, where: str, deadline: Deadline
+    ) -> tuple[Buffer, str]:
+        if response.status < 200:  # not the final answer; botocore would take it for a good one
+            raise status_error(request.what, where, response.status)
         if request.method == "HEAD":
             response.drain_conn()  # of nothing: the connection is free again
             return b"", ""
+        reader = http_body.Reader(response, f"{request.what}: {where}", deadline)
         if 200 <= response.status < 300:
-            reader = http_body.Reader(response, f"{request.what}: {where}", self._timeout)
             return (reader.span(*request.span) if request.span else reader.all(request.limit)), ""
         sent = request.headers.get("Authorization", "").partition(" ")[2]
         with contextlib.suppress(HTTPError, HTTPException, OSError, ValueError, BackendError):
-            said = http_body.Reader(response, "", self._timeout).beginning(_ERROR_LIMIT)
+            said = reader.beginning(_ERROR_LIMIT)
             return said, server_text(said, [*self._secrets, sent], signed="?" in request.url)
         return b"", ""

@@ -19,6 +19,7 @@ import urllib3
 from urllib3 import exceptions as u3
 
 from ....erofs.errors import BackendError, BlobNotFoundError, DeniedError
+from ...decoding import decoded
 
 _LONGEST_PAUSE = 60.0  # seconds: a server that asks for more is asked again all the same
 _TEXT = 200  # characters of a server's words that are shown
@@ -40,6 +41,9 @@ class _Errors(msgspec.Struct):
     errors: list[_Entry]
 
 
+_ERRORS = msgspec.json.Decoder(_Errors)
+
+
 def host_port(url: str) -> str:
     """``host:port`` of a URL: all that a message shows of it."""
     try:
@@ -58,7 +62,7 @@ def server_text(body: bytes, secrets: Iterable[str], *, signed: bool) -> str:
     """
     text = body.decode("utf-8", "replace")
     try:
-        text = "; ".join(f"{one.code}: {one.message}" for one in msgspec.json.decode(body, type=_Errors).errors[:3])
+        text = "; ".join(f"{one.code}: {one.message}" for one in decoded(_ERRORS, body).errors[:3])
     except msgspec.DecodeError:
         code = re.search(r"<Code>(\w{1,60})</Code>", text)
         if code or signed or "<html" in text.lower():

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import os
-import socket
 import ssl
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import unquote
 
 import urllib3
-from urllib3.connection import HTTPConnection
-from urllib3.exceptions import ConnectTimeoutError, InsecureRequestWarning, NewConnectionError
+from urllib3.exceptions import InsecureRequestWarning
 
 from ....erofs.errors import ConfigError
 from ...config.backend import Remote
+from .sockets import HttpPool, HttpsPool, TlsSocket, unix_pool
+
+M = TypeVar("M", bound=urllib3.PoolManager)
 
 _BUNDLES = (  # of the distributions
     "/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt", "/etc/ssl/ca-bundle.pem",
@@ -38,18 +39,20 @@ class Pools:
         self._tls = _tls(config, bundle)
 
     def direct(self) -> urllib3.PoolManager:
-        return urllib3.PoolManager(ssl_context=self._tls, **self._common)
+        return _bounded(urllib3.PoolManager(ssl_context=self._tls, **self._common))
 
     def proxy(self, url: str) -> urllib3.ProxyManager:
         """Plain requests go to the proxy as they are, those of TLS through a tunnel."""
         parts = urllib3.util.parse_url(url)
         credentials = urllib3.make_headers(proxy_basic_auth=unquote(parts.auth)) if parts.auth else {}
-        return urllib3.ProxyManager(
-            parts._replace(auth=None).url,
-            proxy_headers=credentials,
-            ssl_context=self._tls,
-            proxy_ssl_context=self._tls,
-            **self._common,
+        return _bounded(
+            urllib3.ProxyManager(
+                parts._replace(auth=None).url,
+                proxy_headers=credentials,
+                ssl_context=self._tls,
+                proxy_ssl_context=self._tls,
+                **self._common,
+            )
         )
 
     def unix(self, path: str) -> urllib3.PoolManager:
@@ -57,23 +60,10 @@ class Pools:
         return _UnixManager(path, self._common)
 
 
-class _UnixConnection(HTTPConnection):
-    """A connection that finds its server by path."""
-
-    socket_path = ""
-
-    def _new_conn(self) -> socket.socket:
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        try:
-            sock.settimeout(self.timeout)
-            sock.connect(self.socket_path)
-        except TimeoutError as error:
-            sock.close()
-            raise ConnectTimeoutError(self, "timed out") from error
-        except OSError as error:
-            sock.close()
-            raise NewConnectionError(self, "refused") from error
-        return sock
+def _bounded(manager: M) -> M:
+    """With connections that know their deadline."""
+    manager.pool_classes_by_scheme = {"http": HttpPool, "https": HttpsPool}
+    return manager
 
 
 class _UnixManager(urllib3.PoolManager):
@@ -81,8 +71,7 @@ class _UnixManager(urllib3.PoolManager):
 
     def __init__(self, path: str, common: dict[str, Any]) -> None:
         super().__init__()
-        self._pool = urllib3.HTTPConnectionPool("localhost", **common)
-        self._pool.ConnectionCls = type("UnixConnection", (_UnixConnection,), {"socket_path": path})
+        self._pool = unix_pool(path, common)
 
     def connection_from_host(self, *_: Any, **__: Any) -> urllib3.HTTPConnectionPool:
         return self._pool
@@ -90,6 +79,7 @@ class _UnixManager(urllib3.PoolManager):
 
 def _tls(config: Remote, bundle: str) -> ssl.SSLContext:
     context = ssl.create_default_context(cafile=None if bundle else _system())
+    context.sslsocket_class = TlsSocket
     for path in (*([bundle] if bundle else []), *config.ca_cert_files):
         try:
             context.load_verify_locations(cafile=path)

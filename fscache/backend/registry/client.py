@@ -22,6 +22,7 @@ from ...config.reference import registry_host
 from ...credentials.basic import decode
 from ..base import ObjectInfo
 from ..http.client import Answer, Http, Request, Span
+from ..http.deadline import held
 from ..http.errors import speaks_no_tls
 from ..http.location import location_of, origin
 from .tokens import Tokens
@@ -81,7 +82,7 @@ class RegistryClient:
     @property
     def _base(self) -> str:
         """Scheme and host of the server."""
-        with self._lock:
+        with held(self._lock, self.label):
             if not self._known_base:
                 host = registry_host(self._config.host)
                 scheme = self._found_scheme(host) if self._config.finds_scheme else self._config.scheme or "https"

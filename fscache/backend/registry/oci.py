@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from ....erofs.errors import FormatError, UnsupportedError
+from ...decoding import decoded
 from .foreign import kind_of
 
 MANIFEST = "application/vnd.oci.image.manifest.v1+json"
@@ -87,7 +88,7 @@ class _Document(msgspec.Struct, rename="camel"):
     config: _Config = msgspec.field(default_factory=_Config)
 
 
-_decoder = msgspec.json.Decoder(_Document)
+_DOCUMENT = msgspec.json.Decoder(_Document)
 
 
 def parse_manifest(raw: bytes, image: str) -> NydusImage | Index:
@@ -98,8 +99,8 @@ def parse_manifest(raw: bytes, image: str) -> NydusImage | Index:
         image: its name, for messages.
     """
     try:
-        document = _decoder.decode(raw)
-    except (msgspec.MsgspecError, RecursionError) as error:
+        document = decoded(_DOCUMENT, raw)
+    except msgspec.DecodeError as error:
         raise FormatError(f"not a manifest: {error}") from None
     found = document.manifests if document.layers is None else document.layers
     if document.fs_layers is not None:

@@ -19,7 +19,9 @@ import msgspec
 from ....erofs.errors import BackendError, DeniedError
 from ...config import backend as config
 from ...credentials.basic import IDENTITY_USER, decode
+from ...decoding import decoded
 from ..http.client import Answer, Request
+from ..http.deadline import result
 from .challenges import Challenge, parse_challenges
 
 _DEFAULT_SECONDS = 60.0  # of a token that does not say how long it is valid
@@ -33,6 +35,9 @@ class _Answer(msgspec.Struct):
     token: str = ""
     access_token: str = ""
     expires_in: float | None = None
+
+
+_ANSWER = msgspec.json.Decoder(_Answer)
 
 
 class _Kept(NamedTuple):
@@ -110,7 +115,7 @@ class Tokens:
                 flight = self._flights[actions] = Future()
         if mine:
             self._fetch_for_all(actions, challenge, flight)
-        return flight.result()
+        return result(flight, self._what)
 
     def _fetch_for_all(self, actions: str, challenge: Challenge, flight: Future[str]) -> None:
         try:
@@ -131,7 +136,7 @@ class Tokens:
         if not answer.good:
             raise answer.error(self._what)
         try:
-            said = msgspec.json.decode(answer.body, type=_Answer)
+            said = decoded(_ANSWER, answer.body)
         except msgspec.DecodeError:
             raise BackendError(f"{self._what}: {answer.where} answers no JSON of the known form") from None
         token = said.token or said.access_token

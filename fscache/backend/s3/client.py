@@ -12,6 +12,7 @@ from ....erofs.errors import BackendError, NydusErofsError
 from ....erofs.record import Buffer
 from ...config.backend import S3, Mirror, describe
 from ..base import ObjectInfo
+from ..http.deadline import base, held, within
 
 
 class S3Client:
@@ -62,8 +63,9 @@ class S3Client:
         if "Prefix" not in fields:
             fields["Key"] = name
         try:
-            method = getattr(self._connected(), operation)
-            answer: dict[str, Any] = method(Bucket=self._config.bucket_name, **fields)
+            with within(base(self._config)):
+                method = getattr(self._connected(), operation)
+                answer: dict[str, Any] = method(Bucket=self._config.bucket_name, **fields)
         except BackendError as error:  # of the transport, which does not know names
             error.message = f"object {name} of {error.message}"
             raise
@@ -76,7 +78,7 @@ class S3Client:
         return answer
 
     def _connected(self) -> Any:
-        with self._lock:
+        with held(self._lock, self.label):
             if self._api is None:
                 from .connect import connect
 

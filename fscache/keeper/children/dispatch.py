@@ -13,19 +13,21 @@ import msgspec
 
 from ...kernel.fd import Fd
 from ...proto import verifier, worker
-from ..stores.table import LieError, StoreTable
+from ..stores.lies import LieError
+from ..stores.news import News
 from .traffic import TrafficTable
 
 Handler = Callable[[Any], None]
 
 
-def of_worker(stores: StoreTable, traffic: TrafficTable, on_answer: Handler) -> Mapping[type, Handler]:
+def of_worker(stores: News, traffic: TrafficTable, on_answer: Handler) -> Mapping[type, Handler]:
     """Message type -> its handler."""
     return {
         worker.Fetched: stores.on_fetched,
         worker.Failed: stores.on_failed,
         worker.Postponed: stores.on_postponed,
         worker.Traffic: traffic.on_news,
+        worker.Pong: lambda _: None,  # any word tells that it hears
         worker.Inspected: on_answer,
         worker.Peeked: on_answer,
         worker.RangeFetched: on_answer,
@@ -34,12 +36,13 @@ def of_worker(stores: StoreTable, traffic: TrafficTable, on_answer: Handler) -> 
     }
 
 
-def of_verifier(stores: StoreTable) -> Mapping[type, Handler]:
+def of_verifier(stores: News) -> Mapping[type, Handler]:
     """The same for what the verifier says."""
     return {
         verifier.Present: stores.on_present,
         verifier.Progress: stores.on_progress,
         verifier.Synced: stores.on_synced,
+        verifier.Pong: lambda _: None,
     }
 
 

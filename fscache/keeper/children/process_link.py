@@ -1,4 +1,6 @@
-"""The keeper's hold on a process that serves it: start it, talk to it, and start it again whenever it ends."""
+"""The keeper's hold on a process that serves it: start it, talk to it, and start it again whenever it ends, or does
+not hear while anybody waits.
+"""
 
 from __future__ import annotations
 
@@ -17,14 +19,16 @@ from ...kernel import channel
 from ...kernel.fd import Fd
 from ...processes import Process
 from ..log import logger
-from ..stores.table import LieError
+from ..stores.lies import LieError
+from ..ticker import Ticker
+from ..trouble import report
 from .dispatch import Handler, handle
+from .hearing import Hearing, Verdict
 from .spawn import ended, spawn
 
 _LONG = 5.0  # seconds after which a process that does nothing right is well all the same
 _AT_ONCE = 3  # processes in a row that did nothing right, and are replaced without a pause
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 2.0  # seconds
-_GIVE_UP = 30.0  # seconds without a healthy process until waiting readers get EIO
 _MAX_MESSAGE = 1 << 16  # bytes
 _BATCH = 64  # packets taken before other work gets its turn
 
@@ -34,21 +38,25 @@ class ProcessLink:
 
     Args:
         decode: what a packet of its says; msgspec.DecodeError for nonsense.
+        ping: what it is asked when it has said nothing for a while; any word is an answer.
         on_start: called when a new one is there and knows nothing yet.
         on_end: called when one has ended.
-        on_hopeless: called when none has lived for long: readers should not wait any more.
+        ticker: runs while somebody waits.
     """
 
     def __init__(
         self,
         process: Process,
         decode: Callable[[bytes], Any],
+        ping: msgspec.Struct,
         on_start: Callable[[], None],
         on_end: Callable[[], None],
-        on_hopeless: Callable[[], None],
+        ticker: Ticker,
     ) -> None:
-        self._process, self._decode = process, decode
-        self._on_start, self._on_end, self._on_hopeless = on_start, on_end, on_hopeless
+        self._process, self._decode, self._ping = process, decode, ping
+        self._on_start, self._on_end, self.ticker = on_start, on_end, ticker
+        ticker.add(self._tick)
+        self._hearing = Hearing(0.0)
         self._handlers: Mapping[type, Handler] = {}
         self._outbox: channel.Outbox | None = None
         self._sock_fd = -1
@@ -65,9 +73,17 @@ class ProcessLink:
         """The argument of its command line."""
         raise NotImplementedError
 
-    def does_right(self, said: object) -> bool:
-        """Whether only a process that is well says this."""
+    def works(self, said: object) -> bool:
+        """Whether this is news of its work."""
         raise NotImplementedError
+
+    def waits(self) -> bool:
+        """Whether somebody waits for it, besides readers."""
+        return False
+
+    def idle(self) -> float:
+        """Seconds without news of its work."""
+        return self._hearing.idle(self.ticker.now())
 
     def send(self, message: msgspec.Struct, fds: Sequence[Fd] = ()) -> None:
         """Send a message and give its descriptors away. Without a process it is dropped: the next one is told all."""
@@ -78,7 +94,13 @@ class ProcessLink:
             if not self._outbox.put(msgspec.json.encode(message), fds):
                 asyncio.get_running_loop().add_writer(self._sock_fd, self._flush)
         except OSError:
-            self._outbox.discard()  # it died; run() notices
+            self._lose()
+
+    def _lose(self) -> None:
+        """One that cannot be told something ends, if it has not; the next one is told all."""
+        assert self._outbox is not None
+        self._outbox.discard()
+        self.kill()
 
     def kill(self) -> None:
         """End it; another one takes its place."""
@@ -92,37 +114,50 @@ class ProcessLink:
             if not self._outbox.flush():
                 return
         except OSError:
-            self._outbox.discard()
+            self._lose()
         asyncio.get_running_loop().remove_writer(self._sock_fd)
+
+    def _tick(self, now: float) -> bool:
+        """Somebody waits: does it hear? Whether there is somebody of its own among them."""
+        if self._outbox is not None:
+            match self._hearing.look(now):
+                case Verdict.ASK:
+                    self.send(self._ping)
+                case Verdict.REPLACE:
+                    logger().error(f"{self._process.name} replaced: it does not answer", pid=self.pid)
+                    self.kill()
+        return self.waits()
 
     async def run(self) -> None:
         """Keep one running until ``stop``."""
-        healthy = time.monotonic()
-        failures = 0
+        failures, name = 0, self._process.name
         while not self._stopping:
             started = time.monotonic()
-            code = await self._live()
+            try:
+                code = await self._live()
+                lived = time.monotonic() - started
+                if not self._stopping:
+                    logger().warning(f"{name} ended", code=code, lived=round(lived, 3), restarts=self.restarts + 1)
+            except OSError as error:
+                report(f"no {name} can be started", error)
+                lived = 0.0
             if self._stopping:
                 return
-            lived = time.monotonic() - started
-            name = self._process.name
-            logger().warning(f"{name} ended", code=code, lived=round(lived, 3), restarts=self.restarts + 1)
             self._on_end()
             if self._well or lived >= _LONG:
-                healthy, failures = time.monotonic(), 0
+                failures = 0
                 continue
             failures += 1
-            if time.monotonic() - healthy > _GIVE_UP:
-                self._on_hopeless()
             if failures > _AT_ONCE:
                 await asyncio.sleep(min(_LONGEST_PAUSE, _FIRST_PAUSE * 2 ** min(failures - _AT_ONCE - 1, 10)))
 
     async def _live(self) -> int:
         """One process's life; its exit code."""
         loop = asyncio.get_running_loop()
+        self._well = False
         self.pid, sock = spawn(self._process, self.started_with())
         self.restarts += 1
-        self._well = False
+        self._hearing = Hearing(self.ticker.now())
         sock.setblocking(False)
         self._sock_fd = sock.fileno()
         self._outbox = channel.Outbox(sock)
@@ -145,25 +180,34 @@ class ProcessLink:
         for _ in range(_BATCH):
             try:
                 packet, fds = channel.receive(sock, _MAX_MESSAGE)
-                if not packet and not fds:
-                    break
-                try:
-                    self._well |= self.does_right(handle(self._decode, self._handlers, packet, fds))
-                finally:
-                    channel.close(fds)
             except BlockingIOError:
                 return False
-            except (LieError, channel.CutOffError) as error:
-                name = self._process.name
-                logger().error(f"{name} ended for what it said", pid=self.pid, said=str(error)[:200])
+            except channel.CutOffError as error:
+                self._liar(error)
                 break
             except OSError:
                 break
+            if not packet and not fds:
+                break
+            self._hearing.heard(self.ticker.now())
+            try:
+                said = handle(self._decode, self._handlers, packet, fds)
+            except LieError as error:
+                self._liar(error)
+                break
+            finally:
+                channel.close(fds)
+            if self.works(said):
+                self._well = True
+                self._hearing.worked(self.ticker.now())
         else:
             return True
         asyncio.get_running_loop().remove_reader(sock.fileno())
         self.kill()  # it is not heard any more: nobody may wait for it
         return False
+
+    def _liar(self, error: Exception) -> None:
+        logger().error(f"{self._process.name} ended for what it said", pid=self.pid, said=str(error)[:200])
 
     def stop(self) -> None:
         """End it for good."""

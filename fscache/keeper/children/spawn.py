@@ -48,7 +48,7 @@ def spawn(process: Process, *arguments: object) -> tuple[int, socket.socket]:
             setsigmask=(),
             setsigdef=CHANGED,
         )
-    background(read_log(process.name, pid, log))
+    background(read_log(process.name, pid, log), "the log of a process is lost")
     return pid, ours
 
 

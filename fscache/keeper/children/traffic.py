@@ -6,7 +6,7 @@ from ...proto.control import BackendStatus
 from ...proto.worker import Traffic
 from ..log import logger
 
-_MAX_BACKENDS = 256  # remembered; a worker gone wrong must not fill the keeper's memory
+_MAX_BACKENDS = 256  # remembered, of all workers: one gone wrong must not fill the keeper's memory
 
 
 class TrafficTable:
@@ -23,7 +23,7 @@ class TrafficTable:
 
     def on_news(self, news: Traffic) -> None:
         before = self._now.get(news.backend)
-        if before is None and len(self._now) >= _MAX_BACKENDS:
+        if before is None and news.backend not in self._before and len(self._known()) >= _MAX_BACKENDS:
             return
         self._now[news.backend] = news
         if news.down and not (before is not None and before.down):
@@ -31,10 +31,13 @@ class TrafficTable:
         elif before is not None and before.down and not news.down:
             logger().info("backend answers again", backend=news.backend)
 
+    def _known(self) -> set[str]:
+        return self._before.keys() | self._now.keys()
+
     def describe(self) -> list[BackendStatus]:
         """Each backend, for ``status``."""
         out = []
-        for backend in sorted(self._before.keys() | self._now.keys()):
+        for backend in sorted(self._known()):
             none = Traffic(backend)
             all_of_it = _sum(self._before.get(backend, none), self._now.get(backend, none))
             out.append(

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from ...processes import VERIFIER
 from ...proto import verifier as proto
+from ..ticker import Ticker
 from .process_link import ProcessLink
 
 
@@ -13,17 +14,13 @@ class VerifierLink(ProcessLink):
     """One verifier at a time. ``start``: what each is started with; the others as of ``ProcessLink``."""
 
     def __init__(
-        self,
-        start: proto.Start,
-        on_start: Callable[[], None],
-        on_end: Callable[[], None],
-        on_hopeless: Callable[[], None],
+        self, start: proto.Start, on_start: Callable[[], None], on_end: Callable[[], None], ticker: Ticker
     ) -> None:
-        super().__init__(VERIFIER, proto.decode_for_keeper, on_start, on_end, on_hopeless)
+        super().__init__(VERIFIER, proto.decode_for_keeper, proto.Ping(), on_start, on_end, ticker)
         self._start = start
 
     def started_with(self) -> str:
         return proto.encode_start(self._start)
 
-    def does_right(self, said: object) -> bool:
+    def works(self, said: object) -> bool:
         return isinstance(said, proto.Present | proto.Progress)

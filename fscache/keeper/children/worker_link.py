@@ -15,7 +15,9 @@ from ...kernel.fd import Fd
 from ...processes import WORKER
 from ...proto import worker as proto
 from ..log import logger
-from ..stores.table import LieError
+from ..stores.lies import LieError
+from ..ticker import Ticker
+from ..trouble import refusal
 from .process_link import ProcessLink
 
 _PATIENCE = 30.0  # seconds for the worker to look at a bootstrap
@@ -37,11 +39,11 @@ class WorkerLink(ProcessLink):
 
     Args:
         start: what each is started with; what more it must be able to reach is added to it.
-        on_start, on_hopeless: as of ``ProcessLink``.
+        on_start, ticker: as of ``ProcessLink``.
     """
 
-    def __init__(self, start: proto.Start, on_start: Callable[[], None], on_hopeless: Callable[[], None]) -> None:
-        super().__init__(WORKER, proto.decode_for_keeper, self._ask_again, lambda: None, on_hopeless)
+    def __init__(self, start: proto.Start, on_start: Callable[[], None], ticker: Ticker) -> None:
+        super().__init__(WORKER, proto.decode_for_keeper, proto.Ping(), self._tell_all, lambda: None, ticker)
         self._start, self._introduce = start, on_start
         self._asked: dict[int, _Asked] = {}
         self._ticket = 0
@@ -49,17 +51,26 @@ class WorkerLink(ProcessLink):
     def started_with(self) -> str:
         return proto.encode_start(self._start)
 
-    def does_right(self, said: object) -> bool:
-        return isinstance(said, proto.Fetched | proto.Answer)
+    def works(self, said: object) -> bool:
+        return isinstance(said, proto.Fetched | proto.Failed | proto.Postponed | proto.Answer)
 
-    def _ask_again(self) -> None:
+    def waits(self) -> bool:
+        return bool(self._asked)
+
+    def _tell_all(self) -> None:
+        """A new worker knows nothing. One that cannot be asked what others were is not for it."""
         self._introduce()
         for asked in self._asked.values():
             asked.workers += 1
-            if asked.workers > _MOST_WORKERS and not asked.answer.done():
+            if asked.answer.done():
+                continue
+            if asked.workers > _MOST_WORKERS:
                 asked.answer.set_exception(BackendError("every worker died over this", hint="see the log"))
-            else:
+                continue
+            try:
                 self._put(asked.question, asked.fd)
+            except OSError as error:
+                asked.answer.set_exception(refusal(error, "asking the worker"))
 
     async def inspect(self, bootstrap: Fd) -> list[tuple[str, int]]:
         """The blobs of a bootstrap: (id, bytes of its uncompressed address space); FormatError when it is none."""
@@ -79,6 +90,7 @@ class WorkerLink(ProcessLink):
         asked = msgspec.structs.replace(question, ticket=self._ticket)
         answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self._asked[self._ticket] = _Asked(asked, fd, answer)  # type: ignore[arg-type]
+        self.ticker.wake()
         try:
             self._put(asked, fd)  # type: ignore[arg-type]
             said = await asyncio.wait_for(answer, patience)

@@ -31,14 +31,14 @@ from ..images.bootstraps import Bootstraps
 from ..images.places import Places, arrive, arrive_by_name
 from ..images.prepared import Images
 from ..log import logger
-from ..paths import RunPaths, StatePaths
+from ..paths import RunPaths, StatePaths, away
 from ..stores.table import StoreTable
 from ..tasks import background
 from . import culling
 from .base import MountOrder, mount_status
 from .cachefiles_images import ServedImage, ServedImages
 from .counters import EventCounters
-from .fsid_mounts import FsidMount, bind_again, live, mount, mounts_of
+from .fsid_mounts import FsidMount, bind_again, is_ours, live, mount, mounts_of
 from .names import Names, Registered
 from .objects import ObjectTable
 from .requests import Arrival, Requests
@@ -71,9 +71,7 @@ class CachefilesEngine:
             os.path.join(state.root, "objects.json"),
             lambda key: os.path.join(state.store_of(key), PLAN),
         )
-        self._images = ServedImages(
-            state, table, self._objects, self._names, bootstraps, self._prepared, config.patience
-        )
+        self._images = ServedImages(state, table, self._objects, self._names, bootstraps, self._prepared)
         self._requests = Requests(device, self._objects, self._images, self._arrive)
         self._targets: set[str] = set()  # of mounts under way
         self._locks: WeakValueDictionary[tuple[str, str], asyncio.Lock] = WeakValueDictionary()
@@ -90,13 +88,13 @@ class CachefilesEngine:
         for one in live():
             dead.setdefault((one.volume, one.fsid), []).append(one)
         for mounts in dead.values():
-            background(self._revive(mounts))
+            background(self._revive(mounts), "a dead mount of a service that ended")
 
     def _empty_cache(self) -> None:
         """Have the kernel find nothing: it would take whatever has the right name and size for the right bytes."""
         cache = os.path.join(self._state.cachefiles, "cache")
         try:
-            os.rename(cache, self._state.away(cache))  # removed with everything else that is left over
+            os.rename(cache, away(cache))  # removed with everything else that is left over
         except FileNotFoundError:
             return
         except OSError as error:
@@ -125,8 +123,8 @@ class CachefilesEngine:
             origin, local = await arrive(order.given, self.config, order.auth, order.target)
             opened = await self._bootstraps.opened(origin, local, order.digest)
             fsid, domain = self._images.identity(opened), self.config.domain
-            if not self._prepared.known(fsid):
-                with Places(origin) as places:  # says now what would be missing later
+            if self._prepared.find(fsid) is None:
+                with Places(origin, is_ours) as places:  # says now what would be missing later
                     await places.look_for(map(blob_id, opened.blobs))
                     for blob in opened.blobs:
                         if isinstance(place := places.take(blob_id(blob)), Fd):
@@ -179,7 +177,7 @@ class CachefilesEngine:
         """If mounting fails, or is given up, nothing is left of it: a child that was ended may have mounted."""
         try:
             yield
-        except NydusErofsError:
+        except (NydusErofsError, OSError):
             await self._take_back(new, tries=1)
             raise
         except asyncio.CancelledError:
@@ -207,7 +205,7 @@ class CachefilesEngine:
                 await self._mount_new(first, arrival)
                 for one in mounts[1:]:
                     await self._bind(mounts_of(first.volume, first.fsid), one.target, one.flags)
-            except NydusErofsError as error:
+            except (NydusErofsError, OSError) as error:
                 logger().error(
                     "dead mount of a service that ended", target=first.target, error=str(error),
                     hint="end what uses it, unmount it and mount it again",
@@ -228,15 +226,13 @@ class CachefilesEngine:
     async def reconcile(self) -> None:
         """The kernel tells by itself what it does not use any more; here it may be short of room."""
         if self._culling is None and culling.short(self._state.cachefiles, self.config.cache_cull):
-            self._culling = background(self._make_room())
+            self._culling = background(self._make_room(), "no room can be made in the cache")
 
     async def _make_room(self) -> None:
         try:
             gone = await culling.make_room(self._device, self._state.cachefiles, self.config.cache_run)
             if gone:
                 logger().info("made room", files=gone)
-        except NydusErofsError as error:
-            logger().error("no room can be made in the cache", error=str(error))
         finally:
             self._culling = None
 
@@ -270,7 +266,7 @@ class CachefilesEngine:
         status.fsid, status.domain = one.fsid, one.domain
         for o in objects:
             status.readers_waiting += len(o.early)
-            if o.hopeless:
+            if o.hopeless or o.stalled:
                 status.failures, status.last_error = status.failures + 1, o.trouble
             elif o.trouble:
                 status.waiting_for = o.trouble

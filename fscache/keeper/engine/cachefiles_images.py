@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import time
 from dataclasses import dataclass
 
 from ....erofs.errors import BackendError, FormatError, NydusErofsError
@@ -31,6 +30,8 @@ from ..stores.kept_store import KeptStore
 from ..stores.spec import BlobSpec, BootstrapSpec, load_plan
 from ..stores.table import StoreTable
 from ..tasks import background
+from ..trouble import report
+from .fsid_mounts import is_ours
 from .names import Cached, Names
 from .objects import CacheObject, ObjectTable
 
@@ -59,11 +60,7 @@ class ServedImage:
 
 
 class ServedImages:
-    """All of them by volume and fsid.
-
-    Args:
-        patience: seconds that readers wait for plans that need a server, until they get EIO.
-    """
+    """All of them by volume and fsid."""
 
     def __init__(
         self,
@@ -73,11 +70,10 @@ class ServedImages:
         names: Names,
         bootstraps: Bootstraps,
         images: Images,
-        patience: int,
     ) -> None:
         self._state, self._table, self._objects, self._names = state, table, objects, names
-        self._bootstraps, self._images, self._patience = bootstraps, images, patience
-        self._healer = Healer(table)
+        self._bootstraps, self._images = bootstraps, images
+        self._healer = Healer(table, is_ours)
         self._served: dict[tuple[str, str], ServedImage] = {}
 
     def find(self, volume: str, fsid: str) -> ServedImage | None:
@@ -128,9 +124,14 @@ class ServedImages:
     def serve(self, cache_object: CacheObject, image: ServedImage | None) -> None:
         """The kernel has an object now: of an image's bootstrap, or of a blob."""
         if image is None:
-            background(self._serve_blob(cache_object))
-        else:
+            background(self._serve_blob(cache_object), "blob cannot be served")
+            return
+        try:
             self._serve_bootstrap(image, cache_object)
+        except OSError as error:
+            report("an image is not served", error, image=image.origin.image)
+            cache_object.trouble = str(error)
+            self._objects.give_up(cache_object)
 
     def closed(self, cache_object: CacheObject) -> None:
         """The kernel has closed an object. An image goes with its bootstrap's."""
@@ -190,7 +191,7 @@ class ServedImages:
         return plans[blob]
 
     async def _prepare(self, image: ServedImage) -> dict[str, str]:
-        with await self._whole(image) as bootstrap, Places(image.origin) as places:
+        with await self._whole(image) as bootstrap, Places(image.origin, is_ours) as places:
             name, provide = self._images.id_of(bootstrap), self._bootstraps.provider(places)
             record = await self._images.get(name, bootstrap, provide)
             plans = {ref.blob_id: ref.key for ref in record.stores}
@@ -235,10 +236,9 @@ class ServedImages:
     async def _serve_blob(self, cache_object: CacheObject) -> None:
         """Once the plans of all images that use a blob are there, fill its object; until then its readers wait.
 
-        What a server has of them may be out of reach for a while: readers get EIO when that lasts too long, and are
-        served once it is back.
+        What a server has of them may be out of reach for a while: readers get EIO when that lasts too long
+        (``objects.py``), and are served once it is back.
         """
-        since = time.monotonic()
         while not cache_object.closed:
             try:
                 for image in self._with_blob(cache_object.volume, cache_object.cookie):
@@ -250,9 +250,8 @@ class ServedImages:
                         "blob cannot be served", blob=cache_object.cookie, error=str(error), passing=passing
                     )
                 cache_object.trouble = str(error)
-                if not passing or time.monotonic() - since >= self._patience:
-                    self._objects.give_up(cache_object)
                 if not passing:
+                    self._objects.give_up(cache_object)
                     return
                 await asyncio.sleep(_AGAIN)
             else:
@@ -265,7 +264,7 @@ class ServedImages:
         blob = cache_object.cookie
         key = await self._key(image, blob)
         await self._names.agree(cache_object.cached, cache_object.volume, blob, key)
-        with Places(image.origin) as places:
+        with Places(image.origin, is_ours) as places:
             if key not in cache_object.stores:
                 await places.look_for([blob_id(blob)])
             if cache_object.closed:

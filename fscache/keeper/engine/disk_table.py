@@ -12,8 +12,8 @@ from typing import Generic, TypeVar
 
 import msgspec
 
+from ...decoding import decoded
 from ...kernel.plain import read_plain
-from ...proto.packets import decoded
 from .. import durable
 from ..children.errands import in_child
 from ..log import logger

@@ -17,7 +17,7 @@ from ...kernel import mount as kernel
 from ...kernel.fd import Fd
 from ...proto import control
 from ...state import image
-from ..children.errands import Say, errand, in_child, said_by
+from ..children.errands import Errands, Say, errand, in_child
 from ..images.bootstraps import Bootstraps
 from ..images.healing import Healer
 from ..images.places import Places, arrive
@@ -32,7 +32,7 @@ from ..stores.table import StoreTable
 from ..tasks import background
 from .base import MountOrder, mount_status
 from .mounted import MountedImage, MountRecord, boot_of
-from .taking_over import find_blobs, find_live, take_over
+from .taking_over import find_blobs, find_live, note_again, take_over
 from .unmounting import unmount_ours
 from .watch import EventBudget, Watcher
 
@@ -56,7 +56,8 @@ class FanotifyEngine:
     ) -> None:
         self.config, self._state, self._run, self._table, self._bootstraps = config, state, run, table, bootstraps
         self._watcher = Watcher(table, budget)
-        self._healer = Healer(table)
+        self._own = partial(_is_ours, state.images)
+        self._healer = Healer(table, self._own)
         self._mounts: list[MountedImage] = []
         self._targets: set[str] = set()  # of mounts under way
         self._restoring = asyncio.Lock()
@@ -67,8 +68,10 @@ class FanotifyEngine:
         self._mounts = take_over(self._state, self._run, self._table, self._watcher, self.config.verifier_uid)
         for mounted in self._mounts:
             self._heal(mounted)
-        background(find_blobs(self._mounts, self.config, self._table, self._bootstraps))
-        background(self.reconcile())
+        looking = find_blobs(self._mounts, self.config, self._table, self._bootstraps, self._own)
+        background(looking, "blobs cannot be found")
+        background(note_again(self._table, self._mounts), "nothing is fetched for some images")
+        background(self.reconcile(), "the mount table cannot be read")
 
     # --- mounting ---
 
@@ -77,17 +80,24 @@ class FanotifyEngine:
             raise BusyError(f"another image is being mounted on {order.target}", hint="choose another mountpoint")
         self._targets.add(order.target)
         try:
-            origin, local = await arrive(order.given, self.config, order.auth, order.target)
-            with Places(origin) as places, await self._bootstraps.bootstrap(origin, local, order.digest) as bootstrap:
-                await self._mount_image(order, places, bootstrap)
+            with Errands() as errands:
+                do = errands.said_by
+                origin, local = await arrive(order.given, self.config, order.auth, order.target, do)
+                bootstrap = await self._bootstraps.bootstrap(origin, local, order.digest)
+                with Places(origin, self._own, do) as places, bootstrap:
+                    await self._mount_image(order, places, bootstrap, errands)
             logger().info("mounted", image=origin.image, target=order.target)
         finally:
             self._targets.discard(order.target)
 
-    async def _mount_image(self, order: MountOrder, places: Places, bootstrap: Fd) -> None:
+    async def _mount_image(self, order: MountOrder, places: Places, bootstrap: Fd, errands: Errands) -> None:
         name = self._images.id_of(bootstrap)
         provide = self._bootstraps.provider(places)
-        prepared = await self._images.get(name, bootstrap, provide)
+        prepared = self._images.find(name)
+        if prepared is None:
+            if self._images.busy:
+                errands.close()  # many may wait for their turn
+            prepared = await self._images.get(name, bootstrap, provide, do=errands.said_by)
         try:
             stores = await self._open_stores(prepared, places)
         except FormatError as error:
@@ -109,12 +119,12 @@ class FanotifyEngine:
             with self._run.writing():
                 mounted.save()
             try:
-                mounted.mount_id = await self._mount(mounted, image.devices(prepared), order.flags)
+                mounted.mount_id = await self._mount(mounted, prepared, order.flags, errands)
             except BaseException:
                 # A child that was ended may have mounted it before.
-                mounted.mount_id = find_live().get((boot_of(self._state, record), record.target), 0)
-                if mounted.mount_id:
-                    with contextlib.suppress(NydusErofsError):
+                with contextlib.suppress(NydusErofsError, OSError):
+                    mounted.mount_id = find_live().get((boot_of(self._state, record), record.target), 0)
+                    if mounted.mount_id:
                         await in_child(partial(kernel.unmount, record.target), f"unmounting {record.target}")
                 if not watched.try_unbind():
                     # The kernel lets go of a filesystem a moment later: reconcile() will see.
@@ -169,15 +179,11 @@ class FanotifyEngine:
         for store, blob in zip(mounted.stores, mounted.blobs, strict=True):
             self._healer.watch(store, blob, lambda: mounted.origin)
 
-    async def _mount(self, mounted: MountedImage, devices: list[str], flags: int) -> int:
+    async def _mount(self, mounted: MountedImage, prepared: image.ImageRecord, flags: int, errands: Errands) -> int:
         boot, target = boot_of(self._state, mounted.record), mounted.record.target
         ahead = self.config.read_ahead_kib or None
-
-        def call(say: Say) -> None:
-            number = kernel.mount_erofs(boot, mounted.through, devices, target, flags=flags, read_ahead_kib=ahead)
-            say(str(number).encode(), [])
-
-        (packet,) = await said_by(call, f"mounting on {target}")
+        call = partial(_mount, boot, mounted.through, prepared, target, flags, ahead)
+        (packet,) = await errands.said_by(call, f"mounting on {target}")
         return int(packet.data)
 
     # --- unmounting ---
@@ -264,3 +270,17 @@ class FanotifyEngine:
             )
             for mounted in self._mounts
         ]
+
+
+def _mount(
+    boot: str, through: str, prepared: image.ImageRecord, target: str, flags: int, ahead: int | None, say: Say
+) -> None:
+    """In a child."""
+    devices = image.devices(prepared)
+    number = kernel.mount_erofs(boot, through, devices, target, flags=flags, read_ahead_kib=ahead)
+    say(str(number).encode(), [])
+
+
+def _is_ours(images: str, entry: kernel.MountEntry) -> bool:
+    """Whether something is mounted from this folder of prepared images."""
+    return entry.source.startswith(f"{images}/")

@@ -22,8 +22,13 @@ class FsidMount(NamedTuple):
     flags: int  # of MOUNT_FLAGS
 
 
+def is_ours(entry: kernel.MountEntry) -> bool:
+    """/dev/cachefiles has one owner, so they are this service's, or dead."""
+    return "fsid" in entry.options
+
+
 def live() -> list[FsidMount]:
-    """All of this host, oldest first: /dev/cachefiles has one owner, so they are this service's, or dead."""
+    """All of this host, oldest first."""
     return [
         FsidMount(domain or fsid, fsid, domain, entry.target, entry.mount_id, entry.flags)
         for entry in kernel.mounts(kernel.FS_TYPE)

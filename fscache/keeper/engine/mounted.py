@@ -9,9 +9,10 @@ import msgspec
 
 from ....erofs.errors import FormatError
 from ....erofs.ids import BlobId
-from ...kernel.plain import read_plain
-from ...proto.packets import decoded
+from ...decoding import decoded
+from ...kernel.plain import pass_on_unless_damage, read_plain
 from ...state.layout import BOOT, MOUNT_RECORD
+from .. import durable
 from ..images.origin import ImageRequest, Origin
 from ..paths import StatePaths
 from ..stores.kept_store import KeptStore
@@ -39,10 +40,11 @@ def boot_of(state: StatePaths, record: MountRecord) -> str:
 
 
 def load_record(folder: str) -> MountRecord:
-    """The record in a mount's folder; FormatError when it is damaged."""
+    """The record in a mount's folder; FormatError when it is damaged, OSError when it cannot be read now."""
     try:
         record = decoded(_RECORD, read_plain(os.path.join(folder, MOUNT_RECORD), _MAX_RECORD))
     except (OSError, msgspec.MsgspecError) as error:
+        pass_on_unless_damage(error)
         raise FormatError(f"{MOUNT_RECORD}: {error}") from None
     given = record.given
     names = (record.image, record.target, given.image, given.backend_file, *given.folders)
@@ -81,10 +83,7 @@ class MountedImage:
                 self._table.prefetch(store, on)
 
     def save(self) -> None:
-        path = os.path.join(self.folder, MOUNT_RECORD)
-        with open(f"{path}.new", "wb") as file:
-            file.write(msgspec.json.encode(self.record))
-        os.replace(f"{path}.new", path)
+        durable.write_until_reboot(os.path.join(self.folder, MOUNT_RECORD), msgspec.json.encode(self.record))
 
     def finished(self) -> bool:
         """Let go of everything if nothing uses the filesystem any more. The bind mount tells: EROFS holds it."""

@@ -8,19 +8,30 @@ bytes in place or without (the reader then gets EIO).
 from __future__ import annotations
 
 import bisect
+import errno
 import itertools
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from ....erofs.errors import FormatError
 from ...config.backend import Remote
 from ...kernel.cachefiles import complete
 from ...kernel.fd import Fd
 from ...proto import cachefiles as proto
+from ..log import logger
+from ..stores.clock import Clock
 from ..stores.kept_store import KeptStore, Waiter
 from ..stores.spec import StoreSpec
 from ..stores.table import StoreTable
 from .counters import EventCounters
 from .names import Cached
+
+
+class Early(NamedTuple):
+    """A read that waits until it can be served at all; ``since`` is the ticker's seconds."""
+
+    since: float
+    read: proto.Read
 
 
 @dataclass(eq=False, slots=True)
@@ -41,16 +52,24 @@ class CacheObject:
     ready: bool = False  # reads are served
     closed: bool = False
     starts: list[int] = field(default_factory=list)  # of each segment, bytes from the object's start
-    early: list[proto.Read] = field(default_factory=list)  # reads that came before it was ready
+    early: list[Early] = field(default_factory=list)  # reads that came before it was ready
+    clock: Clock | None = None  # of these
     hopeless: bool = False  # its bytes cannot be had: no plan
     trouble: str = ""  # why it is not ready yet, when that is not only a matter of time
+
+    @property
+    def stalled(self) -> bool:
+        """Whether early reads have waited in vain."""
+        return self.clock is not None and self.clock.stalled
 
 
 class ObjectTable:
     """All open objects by the kernel's number."""
 
     def __init__(self, table: StoreTable) -> None:
-        self._table = table
+        self._table, self._ticker = table, table.ticker
+        self._ticker.add(self._tick)
+        self._waiting: set[CacheObject] = set()  # objects that may have early reads
         self._objects: dict[int, CacheObject] = {}
         self._by_name: dict[tuple[str, str], CacheObject] = {}  # the one opened last
         self._served = 0  # stores that objects were given, ever
@@ -84,16 +103,17 @@ class ObjectTable:
     def serve(self, cache_object: CacheObject) -> None:
         """All its stores are there: answer those who wait, and from now on everybody."""
         cache_object.ready, cache_object.hopeless, cache_object.trouble = True, False, ""
+        cache_object.clock = None
         early, cache_object.early = cache_object.early, []
-        for read in early:
-            self._serve_read(cache_object, read)
+        for one in early:
+            self._serve_read(cache_object, one.read)
 
     def give_up(self, cache_object: CacheObject) -> None:
         """The object's bytes cannot be had: its readers get EIO, until it is served all the same."""
         cache_object.hopeless = True
         early, cache_object.early = cache_object.early, []
-        for read in early:
-            _fail(cache_object, read)
+        for one in early:
+            _fail(cache_object, one.read)
 
     def on_read(self, read: proto.Read) -> None:
         cache_object = self._objects.get(read.object_id)
@@ -103,9 +123,37 @@ class ObjectTable:
         if cache_object.hopeless:
             _fail(cache_object, read)
         elif not cache_object.ready:
-            cache_object.early.append(read)
+            self._wait(cache_object, read)
         else:
             self._serve_read(cache_object, read)
+
+    def _wait(self, cache_object: CacheObject, read: proto.Read) -> None:
+        """A read that came before it can be served, which may take for ever."""
+        now = self._ticker.now()
+        clock = cache_object.clock = cache_object.clock or self._table.clock()
+        if not clock.arrive(now, others=bool(cache_object.early)):
+            _fail(cache_object, read)
+            return
+        cache_object.early.append(Early(now, read))
+        self._waiting.add(cache_object)
+        self._ticker.wake()
+
+    def _tick(self, now: float) -> bool:
+        """Let no early read wait for too long; whether any waits still."""
+        for cache_object in list(self._waiting):
+            if cache_object.early and cache_object.clock is not None:
+                stalled, until = cache_object.stalled, cache_object.clock.look(now)
+                if cache_object.stalled and not stalled:
+                    why = cache_object.trouble or f"no plan of it for {cache_object.clock.patience:g} s"
+                    cache_object.trouble = why
+                    logger().error("blob cannot be served", blob=cache_object.cookie, error=why, passing=True)
+                for one in cache_object.early:
+                    if one.since <= until:
+                        _fail(cache_object, one.read)
+                cache_object.early = [one for one in cache_object.early if one.since > until]
+            if not cache_object.early:
+                self._waiting.discard(cache_object)
+        return bool(self._waiting)
 
     def _serve_read(self, cache_object: CacheObject, read: proto.Read) -> None:
         stores = list(cache_object.stores.values())
@@ -138,6 +186,7 @@ class ObjectTable:
             self._table.close(store)
         cache_object.fd.close()
         cache_object.closed = True
+        self._waiting.discard(cache_object)
         return cache_object
 
 
@@ -155,7 +204,7 @@ class _Reader(Waiter):
         self._object, self._msg_id, self._left = cache_object, msg_id, parts
         self._ok, self._waited = True, 0.0
 
-    def answer(self, allow: bool, waited: float) -> None:
+    def answer(self, allow: bool, waited: float, number: int = errno.EIO) -> None:
         self._left -= 1
         self._ok &= allow
         self._waited = max(self._waited, waited)

@@ -8,7 +8,7 @@ import errno
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 
-from ....erofs.errors import NydusErofsError
+from ....erofs.errors import KernelError, NydusErofsError
 from ...config.reference import check_name
 from ...kernel.cachefiles import Device
 from ...kernel.fd import Fd
@@ -17,11 +17,13 @@ from ..images.bootstraps import Opened
 from ..images.origin import Origin
 from ..log import logger
 from ..tasks import background
+from ..trouble import report
 from .cachefiles_images import ServedImage, ServedImages
 from .names import Cached
 from .objects import CacheObject, ObjectTable
 
 _BATCH = 64  # messages handled before other work gets its turn
+_PASSING = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
 
 @dataclass(eq=False, slots=True)
@@ -72,7 +74,14 @@ class Requests:
 
     def _read(self) -> None:
         for _ in range(_BATCH):
-            match self._device.read():
+            try:
+                message = self._device.read()
+            except OSError as error:
+                if error.errno not in _PASSING:
+                    raise KernelError(f"the kernel asks for nothing any more: {error.strerror}") from None
+                report("an object is not served", error)  # the kernel has failed the open
+                return
+            match message:
                 case None:
                     return
                 case proto.Read() as read:
@@ -80,7 +89,7 @@ class Requests:
                 case proto.Close() as close:
                     self._close(close.object_id)
                 case proto.Open() as message:
-                    background(self._open(message, Fd(message.fd)))
+                    background(self._open(message, Fd(message.fd)), "an object is not served")
 
     def _close(self, object_id: int) -> None:
         if (cache_object := self._objects.on_close(object_id)) is not None:

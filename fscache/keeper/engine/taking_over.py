@@ -6,6 +6,7 @@ afterwards, by children: a file server that is away holds up nobody but its own 
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 from collections.abc import AsyncIterator, Sequence
@@ -22,17 +23,19 @@ from ...proto.fault import Fault
 from ...state import image
 from ..children.errands import Say, errand
 from ..images.bootstraps import Bootstraps
-from ..images.files import open_blob
+from ..images.files import Own, open_blob
 from ..images.origin import Origin, resolve
 from ..log import logger
 from ..paths import RunPaths, StatePaths
 from ..stores import epoch
-from ..stores.spec import load_folder
+from ..stores.spec import FolderSpec, load_folder
 from ..stores.table import StoreTable
 from ..tasks import background
+from ..trouble import refusal, report
 from .mounted import MountedImage, boot_of, load_record
 from .watch import Watcher
 
+_AGAIN = 5.0  # seconds until it is tried again to write to the state folder
 _IMPATIENCE, _PATIENCE = 3.0, 60.0  # seconds for one lookup: of many one after the other, and of one alone
 _FAULT, _ORIGIN = msgspec.json.Decoder(Fault), msgspec.json.Decoder(Origin)
 
@@ -54,6 +57,9 @@ def take_over(state: StatePaths, run: RunPaths, table: StoreTable, watcher: Watc
             if through not in bound:
                 raise FormatError("it was not mounted")
             mounted = _watch(folder, state, table, watcher, uid)
+        except (KernelError, OSError) as error:  # it stays as it is: the next service may be able to
+            report("a mount of the service before is not served", error, folder=folder)
+            continue
         except NydusErofsError as error:
             logger().warning("a mount of the service before cannot be served", folder=folder, error=str(error))
             with contextlib.suppress(OSError):
@@ -75,10 +81,7 @@ def _watch(folder: str, state: StatePaths, table: StoreTable, watcher: Watcher, 
         stores = []
         for ref in prepared.stores:
             spec = load_folder(state.store_of(ref.key), uid)
-            if not spec.begun and sum(spec.have) < sum(spec.sizes):
-                with contextlib.suppress(OSError):  # then nothing can be written there either
-                    epoch.begin(spec.directory)
-            stores.append(table.open(ref.key, spec, pending=True))
+            stores.append(table.open(ref.key, spec, pending=True, barred=_begin(spec)))
             undo.callback(table.close, stores[-1])
         watched = watcher.attach(state.store, os.path.join(folder, "through"), stores, bound=True)
         undo.pop_all()
@@ -88,11 +91,45 @@ def _watch(folder: str, state: StatePaths, table: StoreTable, watcher: Watcher, 
     return mounted
 
 
+def _begin(spec: FolderSpec) -> KernelError | None:
+    """Note on disk that this boot writes to a store; why nothing may be written to it, when that cannot be noted:
+    after a power cut nobody would know that it has to be verified."""
+    if not spec.begun and sum(spec.have) < sum(spec.sizes):
+        try:
+            epoch.begin(spec.directory)
+        except OSError as error:
+            why = refusal(error, f"writing {spec.directory}")
+            report("nothing can be fetched", why)
+            return why
+    return None
+
+
+async def note_again(table: StoreTable, taken: Sequence[MountedImage]) -> None:
+    """Try again now and then what ``_begin`` could not do."""
+    left = [store for mounted in taken for store in mounted.stores if store.barred is not None]
+    while left := [store for store in left if store.barred is not None and table.is_open(store)]:
+        await asyncio.sleep(_AGAIN)
+        folders = [store.folder.directory for store in left if store.folder is not None]
+
+        def call(say: Say, folders: Sequence[str] = folders) -> None:
+            for folder in folders:
+                epoch.begin(folder)
+                say(b"", [])
+
+        noted = iter(left)
+        try:
+            async with contextlib.aclosing(errand(call, "noting what is written to")) as said:
+                async for _ in said:
+                    table.admit(next(noted))
+        except NydusErofsError as error:
+            report("nothing can be fetched", error)
+
+
 async def find_blobs(
-    taken: Sequence[MountedImage], config: Config, table: StoreTable, bootstraps: Bootstraps
+    taken: Sequence[MountedImage], config: Config, table: StoreTable, bootstraps: Bootstraps, own: Own
 ) -> None:
     """Look up where the blobs of all these images are."""
-    lookup = _Lookup(config, table, bootstraps)
+    lookup = _Lookup(config, table, bootstraps, own)
     left = list(taken)
     while left:
         done = 0
@@ -101,7 +138,7 @@ async def find_blobs(
                 done += one
         except KernelError as error:
             logger().warning("looking for blobs takes long", image=left[done].origin.image, error=error.message)
-            background(lookup.alone(left[done]))
+            background(lookup.alone(left[done]), "blobs cannot be found")
             done += 1
         left = left[done:]
 
@@ -109,8 +146,8 @@ async def find_blobs(
 class _Lookup:
     """One child that looks for the blobs of several images, one after the other."""
 
-    def __init__(self, config: Config, table: StoreTable, bootstraps: Bootstraps) -> None:
-        self._config, self._table, self._bootstraps = config, table, bootstraps
+    def __init__(self, config: Config, table: StoreTable, bootstraps: Bootstraps, own: Own) -> None:
+        self._config, self._table, self._bootstraps, self._own = config, table, bootstraps, own
 
     async def alone(self, mounted: MountedImage) -> None:
         """For one image that takes long: its readers wait, but not for ever."""
@@ -124,7 +161,7 @@ class _Lookup:
 
     async def run(self, images: Sequence[MountedImage], patience: float) -> AsyncIterator[int]:
         """Gives 1 for each image that is done with, in order; KernelError when one takes too long."""
-        config = self._config
+        config, own = self._config, self._own
         wanted = [(mounted.record.given, mounted.blobs) for mounted in images]
 
         def call(say: Say) -> None:
@@ -137,7 +174,7 @@ class _Lookup:
                 say(b"=" + msgspec.json.encode(origin), [])
                 for blob in blobs:
                     try:
-                        with open_blob(origin.folders, blob) as fd:
+                        with open_blob(origin.folders, blob, own) as fd:
                             say(b"", [fd])
                     except BackendError as error:
                         say(msgspec.json.encode(Fault.of(error)), [])

@@ -25,9 +25,11 @@ from ...state.layout import segment_name
 from ..log import logger
 from ..stores.kept_store import KeptStore, Waiter
 from ..stores.table import StoreTable
+from ..trouble import report
 from .counters import EventCounters
 
 _BATCH = 64  # events read at once
+_BROKEN = (errno.EBADF, errno.EFAULT, errno.EINVAL)  # not for want of something, and not for one event
 
 
 class EventBudget:
@@ -98,9 +100,21 @@ class Watcher:
         if self._budget.wait(self._listen):
             asyncio.get_running_loop().remove_reader(self._group.fd)
             return
-        for event in proto.parse(self._group.read(_BATCH * proto.EVENT_SIZE)):
+        try:
+            events = self._group.read(_BATCH * proto.EVENT_SIZE)
+        except OSError as error:
+            if error.errno in _BROKEN:
+                raise KernelError(f"the kernel gives no events any more: {error.strerror}") from None
+            report("a reader is not served", error)  # the kernel has denied it
+            return
+        for event in proto.parse(events):
             self._budget.take()
-            status = statx.of_fd(event.fd)
+            try:
+                status = statx.of_fd(event.fd)
+            except OSError as error:  # its disk is gone
+                report("a reader is not served", error)
+                self.answer(event.fd, False)
+                continue
             image = self._images.get(status.mount_id)
             if image is None:
                 self.answer(event.fd, True)  # nothing of ours: nothing to wait for
@@ -114,9 +128,9 @@ class Watcher:
         except OSError as error:
             logger().debug("ignore mark failed", error=str(error))
 
-    def answer(self, fd: int, allow: bool) -> None:
-        """Answer the event that came with ``fd``, which is closed."""
-        self._group.answer(proto.response(fd, allow))
+    def answer(self, fd: int, allow: bool, number: int = errno.EIO) -> None:
+        """Answer the event that came with ``fd``, which is closed; ``number``: what a denied reader is told."""
+        self._group.answer(proto.response(fd, allow, number))
         os.close(fd)
         self._budget.give()
 
@@ -169,10 +183,10 @@ class WatchedImage:
         """A segment is complete for good."""
         self._watcher.ignore(os.path.join(self.through, store.key, segment_name(segment)))
 
-    def answer(self, fd: int, allow: bool) -> None:
+    def answer(self, fd: int, allow: bool, number: int = errno.EIO) -> None:
         """Answer a reader that waited."""
         self._readers.pop(fd, None)
-        self._watcher.answer(fd, allow)
+        self._watcher.answer(fd, allow, number)
 
     def try_unbind(self) -> bool:
         """Take the bind mount away; False while somebody uses the image: EROFS then holds its segments open."""
@@ -200,12 +214,12 @@ class _Reader(Waiter):
     def __init__(self, image: WatchedImage, fd: int, pid: int) -> None:
         self._image, self.fd, self._pid = image, fd, pid
 
-    def answer(self, allow: bool, waited: float) -> None:
+    def answer(self, allow: bool, waited: float, number: int = errno.EIO) -> None:
         counters = self._image.counters
         counters.stall_total += waited
         counters.stall_max = max(counters.stall_max, waited)
         counters.denied += not allow
-        self._image.answer(self.fd, allow)
+        self._image.answer(self.fd, allow, number)
 
     def completed(self, store: KeptStore, segment: int) -> None:
         self._image.ignore(store, segment)

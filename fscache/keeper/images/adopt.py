@@ -13,16 +13,19 @@ from ...kernel.plain import open_plain
 from ...state import image
 from ...state.layout import BOOT, PLAN, RECORD, STORES, segment_name
 from .. import durable
-from ..paths import StatePaths
+from ..children.errands import Say
+from ..paths import away
 from ..stores import epoch
 
 _FAILED = "preparing the image failed: "
 
 
-def adopt(work: str, paths: StatePaths, image_id: str, uid: int, *, localized: bool) -> None:
-    """Move the stores in ``work`` to ``store/<key>``, and the image itself to ``images/<id>``.
+def adopt(work: str, final: str, store: str, uid: int, localized: bool, _: Say) -> None:
+    """Move the stores in ``work`` to ``store/<key>``, and the image itself to its place.
 
     Args:
+        final: that of the image.
+        store: the folder of all stores.
         uid: the verifier's, to whom segment files belong.
         localized: the image has a localized bootstrap, and its stores have segment files.
     """
@@ -31,12 +34,11 @@ def adopt(work: str, paths: StatePaths, image_id: str, uid: int, *, localized: b
     record = image.load(work)
     _claim(stores, folders=sorted({ref.key for ref in record.stores}))
     for key, segments in {ref.key: ref.segments for ref in record.stores}.items():
-        _adopt_store(os.path.join(stores, key), paths, key, segments if localized else 0, uid)
+        _adopt_store(os.path.join(stores, key), os.path.join(store, key), segments if localized else 0, uid)
     os.rmdir(stores)
     epoch.begin(work)
-    final = paths.image(image_id)
     with contextlib.suppress(FileNotFoundError):
-        os.rename(final, paths.away(final))
+        os.rename(final, away(final))
     os.rename(work, final)
 
 
@@ -68,14 +70,15 @@ def _claim(folder: str, *, files: Sequence[str] = (), folders: Sequence[str] = (
         os.chown(os.path.join(folder, name), 0, 0, follow_symlinks=False)
 
 
-def _adopt_store(new: str, paths: StatePaths, key: str, segments: int, uid: int) -> None:
+def _adopt_store(new: str, final: str, segments: int, uid: int) -> None:
     """Move a fresh store to its place, or keep the one that is there with what it has fetched.
 
     The folder and its plan become root's, so that a verifier gone wrong can only spoil segments; and the key is
     looked at, so that a ``prepare`` gone wrong cannot give another image's store another plan. Segment files are made
-    here, empty: nobody else can have put anything into them.
+    here, empty: nobody else can have put anything into them. Its epoch is for whoever opens it: nothing is written
+    before.
     """
-    final = paths.store_of(key)
+    key = os.path.basename(final)
     _claim(new, files=[PLAN])
     if _digest(os.path.join(new, PLAN)) != key:
         raise FormatError(f"{_FAILED}the plan of store {key[:12]} is another")
@@ -85,14 +88,13 @@ def _adopt_store(new: str, paths: StatePaths, key: str, segments: int, uid: int)
                 os.unlink(os.path.join(new, PLAN))
             os.rmdir(new)
             return
-        os.rename(final, paths.away(final))
+        os.rename(final, away(final))
     for number in range(segments):
         fd = os.open(
             os.path.join(new, segment_name(number)), os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600
         )
         os.fchown(fd, uid, uid)
         os.close(fd)
-    epoch.begin(new)
     os.rename(new, final)
 
 

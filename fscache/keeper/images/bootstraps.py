@@ -10,8 +10,8 @@ import asyncio
 import contextlib
 import hashlib
 import os
-import tempfile
 from dataclasses import dataclass
+from functools import partial
 from weakref import WeakValueDictionary
 
 import msgspec
@@ -19,10 +19,12 @@ import msgspec
 from ....erofs.errors import BackendError, CorruptError
 from ....erofs.ids import BlobId
 from ...config.backend import Registry, Remote, describe
+from ...decoding import decoded
 from ...kernel.fd import Fd
 from ...kernel.plain import open_plain, read_plain
 from ...proto import worker as proto
-from ...proto.packets import decoded
+from .. import durable
+from ..children.errands import in_child
 from ..children.worker_link import WorkerLink
 from ..log import logger
 from ..paths import StatePaths
@@ -112,9 +114,8 @@ class Bootstraps:
         fixed = isinstance(origin.remote, Registry) and origin.name.startswith("sha256:")
         if known is not None and (known.measured.identity == digest or (fixed and not digest)):
             return known
-        fd, path = tempfile.mkstemp(dir=self._folder, prefix=".new-")
-        os.unlink(path)  # what the worker writes to is nothing yet
-        with Fd(fd) as file:
+        # What the worker writes to is nothing yet.
+        with Fd(os.open(self._folder, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)) as file:
             question = proto.FetchBootstrap(0, origin.remote, origin.name, known.version if known else "", digest)
             try:
                 said = await self._link.ask(question, file, _PATIENCE)
@@ -131,7 +132,7 @@ class Bootstraps:
                 return known
             known = _Known(said.version, await kept(file, self._folder))
         _demand(origin.image, known.measured.identity, digest)
-        self._save(key, known)
+        await self._save(key, known)
         return known
 
     def _file(self, sha256: str) -> str:
@@ -144,11 +145,9 @@ class Bootstraps:
                 return known
         return None
 
-    def _save(self, key: str, known: _Known) -> None:
+    async def _save(self, key: str, known: _Known) -> None:
         path = os.path.join(self._folder, f"{key}.json")
-        with open(f"{path}.new", "wb") as file:
-            file.write(msgspec.json.encode(known))
-        os.replace(f"{path}.new", path)
+        await in_child(partial(durable.write, path, msgspec.json.encode(known)), f"writing {path}")
 
     def provider(self, places: Places) -> Provide:
         """Gives ``prepare`` the bytes of an image's blobs."""

@@ -11,15 +11,20 @@ from ..log import logger
 from ..stores.kept_store import KeptStore
 from ..stores.table import StoreTable
 from ..tasks import background
+from .files import Own
 from .origin import Origin
 from .places import Places
 
 
 class Healer:
-    """Looks for the blobs of stores in a table, once at a time for each store."""
+    """Looks for the blobs of stores in a table, once at a time for each store.
 
-    def __init__(self, table: StoreTable) -> None:
-        self._table = table
+    Args:
+        own: tells mounts of this service.
+    """
+
+    def __init__(self, table: StoreTable, own: Own) -> None:
+        self._table, self._own = table, own
         self._looking: set[str] = set()  # keys of stores whose blob is being looked for
 
     def watch(self, store: KeptStore, blob: BlobId, origin: Callable[[], Origin]) -> None:
@@ -29,11 +34,11 @@ class Healer:
     def _look_again(self, store: KeptStore, blob: BlobId, origin: Callable[[], Origin]) -> None:
         if store.key not in self._looking:
             self._looking.add(store.key)
-            background(self._reopen(store, blob, origin()))
+            background(self._reopen(store, blob, origin()), "a blob cannot be looked for")
 
     async def _reopen(self, store: KeptStore, blob: BlobId, origin: Origin) -> None:
         try:
-            with Places(origin) as places:
+            with Places(origin, self._own) as places:
                 self._table.add_source(store, await places.find(blob))
         except NydusErofsError as error:
             logger().debug("its blob is not there", store=store.label, error=error.message)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import mmap
 import os
-import tempfile
 from functools import partial
 from typing import Annotated
 
@@ -15,6 +15,7 @@ from ....erofs import merkle
 from ....erofs.errors import FormatError
 from ...kernel.fd import Fd
 from ..children.errands import Say, said_by
+from ..paths import NEW, new_name
 
 _PATIENCE = 120.0  # seconds: 2 GiB are copied and hashed
 _PIECE = 1 << 30  # bytes
@@ -32,7 +33,8 @@ _MEASURED = msgspec.json.Decoder(Measured)
 
 async def kept(source: Fd, folder: str) -> Measured:
     """Copy a bootstrap to ``<folder>/<SHA-256>.meta``, unless it is there; what it is. FormatError if it is empty."""
-    fd, path = tempfile.mkstemp(prefix=".new-", dir=folder)
+    path = os.path.join(folder, new_name(NEW))
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     with Fd(fd) as copy:
         try:
             call = partial(_copy, source, copy)
@@ -45,7 +47,8 @@ async def kept(source: Fd, folder: str) -> Measured:
             else:
                 os.rename(path, final)
         except BaseException:
-            os.unlink(path)
+            with contextlib.suppress(OSError):  # else the next start removes it
+                os.unlink(path)
             raise
     return measured
 

@@ -11,14 +11,13 @@ import contextlib
 import os
 import signal
 import socket
-import tempfile
 from collections.abc import Awaitable, Callable
 from functools import partial
 from weakref import WeakValueDictionary
 
 import msgspec
 
-from ....erofs.errors import FormatError, KernelError, NydusErofsError
+from ....erofs.errors import FormatError, NydusErofsError
 from ....erofs.ids import BlobId, blob_id
 from ...config.service import Uids
 from ...kernel import channel
@@ -28,10 +27,9 @@ from ...proto import prepare as proto
 from ...proto.fault import Fault
 from ...state import image
 from ...state.layout import PLAN, STORES
-from ..children.errands import in_child, remove
+from ..children.errands import Do, in_child, remove, said_by
 from ..children.spawn import ended, spawn
-from ..log import logger
-from ..paths import NEW, StatePaths
+from ..paths import NEW, StatePaths, new_name
 from ..stores import epoch
 from ..tasks import background
 from . import adopt
@@ -55,20 +53,25 @@ class Images:
         self._request = proto.Prepare(segment_size, localize)
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._one, self._few = asyncio.Lock(), asyncio.Semaphore(_MOST)
+        self._failed: list[str] = []  # folders to be removed
         self._fresh: list[str] = []  # folders of images that may not be on disk
 
     def id_of(self, bootstrap: Fd) -> str:
         return image.image_id(bootstrap.fd, self._request.segment_size)
 
-    def known(self, image_id: str) -> bool:
-        """Whether an image is prepared already."""
-        return self._find(image_id) is not None
+    @property
+    def busy(self) -> bool:
+        """Whether another image is being prepared, so that one must wait."""
+        return self._one.locked()
 
-    async def get(self, image_id: str, bootstrap: Fd, provide: Provide, *, anew: bool = False) -> image.ImageRecord:
+    async def get(
+        self, image_id: str, bootstrap: Fd, provide: Provide, *, anew: bool = False, do: Do = said_by
+    ) -> image.ImageRecord:
         """The prepared image of an open bootstrap whose blobs ``provide`` gives the bytes of.
 
         Args:
             anew: what is there turned out to be damaged.
+            do: how an errand is done.
         """
 
         async def provide_meanwhile(blob: BlobId, offset: int, length: int) -> tuple[Fd, int]:
@@ -79,14 +82,15 @@ class Images:
                 await self._one.acquire()
 
         async with self._locks.setdefault(image_id, asyncio.Lock()):
-            if not anew and (found := self._find(image_id)) is not None:
+            if not anew and (found := self.find(image_id)) is not None:
                 return found
             async with self._few, self._one:
-                record = await self._make(image_id, bootstrap, provide_meanwhile)
+                record = await self._make(image_id, bootstrap, provide_meanwhile, do)
             self._settle_later(image_id)
             return record
 
-    def _find(self, image_id: str) -> image.ImageRecord | None:
+    def find(self, image_id: str) -> image.ImageRecord | None:
+        """An image that is prepared already."""
         directory = self._paths.image(image_id)
         if not os.path.isdir(directory) or not epoch.trusted(directory):
             return None
@@ -100,25 +104,34 @@ class Images:
             return None
         return record
 
-    async def _make(self, image_id: str, bootstrap: Fd, provide: Provide) -> image.ImageRecord:
+    async def _make(self, image_id: str, bootstrap: Fd, provide: Provide, do: Do) -> image.ImageRecord:
         """``images/<id>``, and its stores in ``store/<key>``. ``provide``'s errors pass through."""
-        work = tempfile.mkdtemp(prefix=f"{NEW}{image_id}-", dir=self._paths.images)
+        work = os.path.join(self._paths.images, new_name(f"{NEW}{image_id}-"))
+        os.mkdir(work, 0o700)
         try:
             os.mkdir(os.path.join(work, STORES))
             for folder in (os.path.join(work, STORES), work):
                 os.chown(folder, self._uids.prepare, self._uids.prepare)
             await self._run(work, bootstrap, provide)
-            localize = self._request.localize
-            await in_child(
-                lambda: adopt.adopt(work, self._paths, image_id, self._uids.verifier, localized=localize),
-                "taking the image over",
-                _PATIENCE,
-            )
-            background(remove(self._paths.gone()))
-            return image.load(self._paths.image(image_id))
+            final, uid = self._paths.image(image_id), self._uids.verifier
+            take_over = partial(adopt.adopt, work, final, self._paths.store, uid, self._request.localize)
+            await do(take_over, "taking the image over", _PATIENCE)
+            background(self._clean_up(), "what is left over is not removed")
+            return image.load(final)
         except BaseException:
-            await remove([work])
+            self._failed.append(work)
+            await self._remove_failed()
             raise
+
+    async def _clean_up(self) -> None:
+        await remove(self._paths.gone())
+        await self._remove_failed()
+
+    async def _remove_failed(self) -> None:
+        """Folders of images that could not be made; what is left of them goes with the next one."""
+        failed, self._failed = self._failed, []
+        await remove(failed)
+        self._failed += filter(os.path.lexists, failed)
 
     async def _run(self, work: str, bootstrap: Fd, provide: Provide) -> None:
         """One prepare process, from request to result."""
@@ -144,19 +157,14 @@ class Images:
     def _settle_later(self, image_id: str) -> None:
         self._fresh.append(self._paths.image(image_id))
         if len(self._fresh) == 1:
-            background(self._settle())
+            background(self._settle(), "prepared images are not settled")
 
     async def _settle(self) -> None:
         """Have fresh images outlive a crash of the machine, once their mounts have what they need of the disk; all
         at once, as each would wait for it again."""
         await asyncio.sleep(_SETTLE_AFTER)
         fresh, self._fresh = self._fresh, []
-        try:
-            await in_child(
-                partial(epoch.settle_all, self._paths.root, fresh), "writing images to the disk", _PATIENCE
-            )
-        except KernelError as error:
-            logger().warning("prepared images are not settled", images=len(fresh), error=error.message)
+        await in_child(partial(epoch.settle_all, self._paths.root, fresh), "writing images to the disk", _PATIENCE)
 
 
 async def _converse(sock: socket.socket, provide: Provide) -> proto.Prepared | proto.NotPrepared:

@@ -14,24 +14,26 @@ from functools import cache
 
 from ...kernel.fd import Fd
 from ...kernel.mount import sync_filesystem
-from ...kernel.plain import read_plain
+from ...kernel.plain import pass_on_unless_damage, read_plain
 from ...state.layout import EPOCH
-from ..log import logger
+from ..trouble import report
 
 
 @cache
 def boot_id() -> str:
     """This boot's random name (Linux: /proc/sys/kernel/random/boot_id)."""
-    with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
-        return file.read().strip()
+    return read_plain("/proc/sys/kernel/random/boot_id", 64).decode().strip()
 
 
 def begin(directory: str) -> None:
     """Note, on disk, that this boot writes to the folder. Call it before the first write."""
     path = os.path.join(directory, EPOCH)
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
-        os.write(fd, boot_id().encode())
+        now = boot_id().encode()
+        if os.pread(fd, 64, 0) != now:  # else there is nothing new for the disk, as a rule
+            os.ftruncate(fd, 0)
+            os.pwrite(fd, now, 0)
         # The name of a new file is on disk with the file on ext4, xfs and btrfs; syncing the folder as well would
         # only make a mount wait for the disk a second time.
         os.fsync(fd)
@@ -46,7 +48,7 @@ def settle(directory: str) -> None:
     except FileNotFoundError:
         pass
     except OSError as error:
-        logger().warning("a folder cannot be settled", folder=directory, error=error.strerror)
+        report("a folder cannot be settled", error)
 
 
 def settle_all(root: str, directories: Sequence[str]) -> None:
@@ -72,10 +74,11 @@ def begun(directory: str) -> bool:
 
 
 def trusted(directory: str) -> bool:
-    """Whether what the folder holds counts without being verified."""
+    """Whether what the folder holds counts without being verified; OSError when that cannot be found out now."""
     try:
         return read_plain(os.path.join(directory, EPOCH), 64) == boot_id().encode()
     except FileNotFoundError:
         return True
-    except OSError:
+    except OSError as error:
+        pass_on_unless_damage(error)
         return False

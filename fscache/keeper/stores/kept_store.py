@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-import os
+import errno
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from operator import gt
 
+from ....erofs.errors import KernelError
 from ...config.backend import Remote
+from ...kernel import statx
 from ...kernel.fd import Fd
+from .clock import Clock
 from .spec import FolderSpec, StoreSpec
 from .waits import Waits
 
@@ -34,8 +37,8 @@ class Waiter:
 
     __slots__ = ()
 
-    def answer(self, allow: bool, waited: float) -> None:
-        """Let the reader go on, or give it EIO."""
+    def answer(self, allow: bool, waited: float, number: int = errno.EIO) -> None:
+        """Let the reader go on, or give it an errno (EIO where the kernel knows no other)."""
         raise NotImplementedError
 
     def completed(self, store: KeptStore, segment: int) -> None:
@@ -57,8 +60,8 @@ class Sources:
             if new:
                 self.remotes.append(source)
             return new
-        known = [_file(fd) for fd in self.files]
-        if _file(source) in known or len(known) >= _MAX_SOURCES:
+        known = [statx.identity(fd.fd) for fd in self.files]
+        if statx.identity(source.fd) in known or len(known) >= _MAX_SOURCES:
             source.close()
             return False
         self.files.append(source)
@@ -72,11 +75,6 @@ class Sources:
             fd.close()
 
 
-def _file(fd: Fd) -> tuple[int, int]:
-    status = os.fstat(fd.fd)
-    return status.st_dev, status.st_ino
-
-
 @dataclass(eq=False, slots=True)
 class KeptStore:
     """One open store. The keeper never opens a segment for its bytes: a segment's fill state is its file size, which
@@ -85,13 +83,16 @@ class KeptStore:
     number: int
     key: str
     spec: StoreSpec
+    clock: Clock
     sources: Sources = field(default_factory=Sources)
     have: list[int] = field(default_factory=list)  # bytes from each segment's start that are known to be there
     left: int = 0  # segments that are not complete
     users: int = 0
     prefetching: int = 0  # mounts that want it prefetched
+    barred: KernelError | None = None  # why no worker knows of it: nothing is written to it until that is over
     pending: bool = False  # where its blob is, is being looked up: the worker cannot fill anything yet
-    looked: bool = False  # the verifier has looked at it: only then the worker is told of it
+    shown: bool = False  # the verifier was told to look at it
+    looked: bool = False  # it has: only then the worker is told of it
     synced: bool = False  # complete, and known to be on disk
     reopen: Callable[[], None] | None = None  # look for its blob anew, which may be another file by now
     counters: Counters = field(default_factory=Counters)
@@ -117,10 +118,21 @@ class KeptStore:
         return self.left == 0
 
     @property
+    def known(self) -> bool:
+        """Whether a worker may know of it."""
+        return self.looked and self.barred is None
+
+    @property
     def filled(self) -> str:
         """Its complete segments, a bit each, lowest first, as hex."""
         bits = sum(1 << number for number, have in enumerate(self.have) if have == self.spec.sizes[number])
         return f"{bits:x}"
+
+    @property
+    def denial(self) -> int:
+        """Errno for readers of what is not there, while it is barred."""
+        full = self.barred is not None and self.barred.number in (errno.ENOSPC, errno.EDQUOT)
+        return errno.ENOSPC if full else errno.EIO
 
     @property
     def folder(self) -> FolderSpec | None:

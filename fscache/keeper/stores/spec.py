@@ -10,7 +10,7 @@ from typing import Protocol
 from ....erofs.errors import FormatError
 from ...config.backend import Remote
 from ...kernel.fd import Fd
-from ...kernel.plain import open_plain
+from ...kernel.plain import open_plain, pass_on_unless_damage
 from ...proto import verifier, worker
 from ...state.layout import PLAN, segment_name
 from ...state.plan import Plan
@@ -102,16 +102,19 @@ class BootstrapSpec:
 
 
 def load_plan(path: str) -> tuple[list[int], Fd]:
-    """Bytes of each segment of a plan, and its open file; FormatError when it is damaged."""
+    """Bytes of each segment of a plan, and its open file; FormatError when it is damaged, OSError when it
+    cannot be read now."""
     try:
         file = open_plain(path)
     except OSError as error:
+        pass_on_unless_damage(error)
         raise FormatError(f"plan {path} is damaged: {error.strerror}") from None
     return [segment.size for segment in Plan(file.dup()).segments], file
 
 
 def load_folder(directory: str, uid: int) -> FolderSpec:
-    """Read a store's folder, which keeps the law (``restore.py``); FormatError when it is damaged.
+    """Read a store's folder, which keeps the law (``restore.py``); FormatError when it is damaged, OSError when it
+    cannot be read now.
 
     Args:
         uid: the verifier's, to whom segment files belong.
@@ -119,6 +122,7 @@ def load_folder(directory: str, uid: int) -> FolderSpec:
     try:
         return _load_folder(directory, uid)
     except OSError as error:
+        pass_on_unless_damage(error)
         raise FormatError(f"store {directory} is damaged: {error.strerror}") from None
 
 

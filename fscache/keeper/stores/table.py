@@ -1,33 +1,37 @@
-"""All open stores: who has them open, what verifier and worker are told of them, and what these may say about them.
+"""All open stores: who has them open, what verifier and worker are told of them, and who waits for them.
 
 A new store is shown to the verifier. When that has said what of it is there, the worker is told to fill the rest.
+What the two may say is in ``news.py``.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from math import inf
 
+from ....erofs.errors import KernelError
 from ...config.backend import Remote
 from ...kernel.fd import Fd
 from ...proto import verifier
 from ...proto import worker as proto
-from ...proto.worker import FillReason
 from ...state.layout import SET_ASIDE
 from ..log import logger
+from ..ticker import Ticker
+from ..trouble import refusal, report
 from . import epoch
+from .asking import Asking
+from .clock import MOST, Clock
 from .kept_store import KeptStore, Waiter
+from .lies import LieError
 from .spec import StoreSpec
 from .waits import Wait
 
+_AGAIN = 5.0  # seconds until a worker is told of a store for which there were no descriptors
 _RETRY_PREFETCH = 10.0  # seconds until prefetch is tried again when the disk was full
-
-
-class LieError(Exception):
-    """A process said what cannot be true."""
 
 
 class StoreTable:
@@ -39,6 +43,8 @@ class StoreTable:
         later: calls something in so many seconds.
         write_out: has a folder written to the disk, and then calls back.
         discard: has a folder removed, if there is one.
+        patience: seconds that readers wait for a store that brings nothing (``clock.py``).
+        on_stall: told ``patience`` whenever readers waited in vain.
     """
 
     def __init__(
@@ -48,14 +54,25 @@ class StoreTable:
         later: Callable[[float, Callable[[], None]], object],
         write_out: Callable[[str, Callable[[], None]], None],
         discard: Callable[[str], None],
+        ticker: Ticker,
+        patience: float,
+        on_stall: Callable[[float], None] = lambda _: None,
     ) -> None:
         self._send, self._show = send, show
         self._later, self._write_out, self._discard = later, write_out, discard
+        self.ticker, self._patience, self._on_stall = ticker, patience, on_stall
+        ticker.add(self._tick)
+        self._waiting: dict[KeptStore, None] = {}  # stores that may have readers waiting
+        self.asking = Asking(send, later)
         self._by_key: dict[str, KeptStore] = {}
         self._by_number: dict[int, KeptStore] = {}
         self._closing: dict[int, KeptStore] = {}  # closed, being written to disk
         self._opening: Counter[str] = Counter()  # keys of stores about to be opened
         self._next = 0
+
+    def clock(self) -> Clock:
+        """For readers of something new."""
+        return Clock(self._patience)
 
     def opened(self, key: str) -> KeptStore | None:
         """The store if somebody has it open."""
@@ -73,19 +90,21 @@ class StoreTable:
                 del self._opening[key]
 
     def open(
-        self, key: str, spec: StoreSpec, source: Fd | Remote | None = None, *, pending: bool = False
-    ) -> KeptStore:
+        self, key: str, spec: StoreSpec, source: Fd | Remote | None = None, *,
+        pending: bool = False, barred: KernelError | None = None,
+    ) -> KeptStore:  # fmt: skip
         """Open a store, or join those who have it open. Takes the spec, and the descriptor of its blob.
 
         A folder that is not complete must have its epoch noted on disk before (``epoch.begin``).
 
         Args:
             pending: where its blob is, is said later (``add_source``, ``sourced``); readers wait until then.
+            barred: why nothing may be written to it, until ``admit``; readers get what is there.
         """
         store = self._by_key.get(key)
         if store is None:
             self._next += 1
-            store = KeptStore(self._next, key, spec, pending=pending)
+            store = KeptStore(self._next, key, spec, self.clock(), pending=pending, barred=barred)
             if source is not None:
                 store.sources.add(source)
             self._by_key[key] = self._by_number[store.number] = store
@@ -104,35 +123,73 @@ class StoreTable:
             if isinstance(source, Fd):
                 source.close()
             return
-        if not store.sources.add(source) or not store.looked:
+        if store.sources.add(source):
+            self._tell_source(store, source)
+
+    def _tell_source(self, store: KeptStore, source: Fd | Remote) -> None:
+        if not self.is_open(store):
             return
-        if isinstance(source, Fd):
-            self._send(proto.AddSource(store.number), [source.dup()])
+        try:
+            fds, remotes = ([source.dup()], []) if isinstance(source, Fd) else ([], [source])
+        except OSError as error:
+            report("a worker cannot be told where a blob is", error, store=store.label)
+            self._later(_AGAIN, lambda: self._tell_source(store, source))
         else:
-            self._send(proto.AddSource(store.number, [source]), [])
+            self._tell(store, proto.AddSource(store.number, remotes), fds)
 
     def sourced(self, store: KeptStore) -> None:
         """All that can be said about where its blob is has been said."""
         if store.pending and self.is_open(store):
             store.pending = False
-            self._ask(store)
+            self.asking.all_of(store)
 
-    def _ask(self, store: KeptStore) -> None:
-        """Have the worker fill what is waited for, and what is to be prefetched."""
-        if store.pending or not store.looked:
-            return
-        for segment, end in store.waits.ask_again():
-            self._send(proto.Fill(store.number, segment, end), [])
-        if store.prefetching and not store.complete:
-            self._send(proto.Prefetch(store.number, True), [])
+    def _tell(self, store: KeptStore, message: proto.ToWorker, fds: Sequence[Fd] = ()) -> None:
+        """Tell the worker something of a store, if it knows of it."""
+        if store.known:
+            self._send(message, fds)
 
     def _show_store(self, store: KeptStore) -> None:
-        self._show(*store.spec.for_verifier(store.number, store.sources.files))
+        """Let the verifier look at it, and nobody write to it before."""
+        if store.barred is not None:
+            return
+        try:
+            message, descriptors = store.spec.for_verifier(store.number, store.sources.files)
+        except OSError as error:
+            self._bar(store, error)
+        else:
+            store.shown = True
+            self._show(message, descriptors)
 
-    def _introduce(self, store: KeptStore) -> None:
-        message, descriptors = store.spec.for_worker(store.number, store.filled, store.sources.remotes)
-        self._send(message, [*descriptors, *(fd.dup() for fd in store.sources.files)])
-        self._ask(store)
+    def introduce(self, store: KeptStore) -> None:
+        """Tell the worker of a store that the verifier has looked at."""
+        if not store.known:
+            return
+        try:
+            message, descriptors = store.spec.for_worker(store.number, store.filled, store.sources.remotes)
+            descriptors += [fd.dup() for fd in store.sources.files]
+        except OSError as error:
+            self._bar(store, error)
+        else:
+            self._send(message, descriptors)
+
+    def _bar(self, store: KeptStore, error: OSError) -> None:
+        """There are no descriptors for it: try again later."""
+        report("nothing can be fetched", error, store=store.label)
+        store.barred = refusal(error)
+        for segment, waits in store.waits.take_older(inf):
+            self.answer(segment, waits, store, allow=False, number=store.denial)
+        self._later(_AGAIN, lambda: self.admit(store))
+
+    def admit(self, store: KeptStore) -> None:
+        """What barred a store is over: tell all of it."""
+        if store.barred is None or not self.is_open(store):
+            return
+        store.barred = None
+        if store.looked:
+            self.introduce(store)
+            self.asking.all_of(store)
+        elif not store.shown:
+            self._show_store(store)
 
     def close(self, store: KeptStore) -> None:
         """One user less; the last one closes it, and what it holds is written to disk in the background."""
@@ -140,14 +197,16 @@ class StoreTable:
         if store.users:
             return
         folder = store.folder
-        sync = folder is not None and not store.synced
-        if store.looked:
-            self._send(proto.CloseStore(store.number), [])
-        self._show(verifier.CloseStore(store.number, sync), [])
+        sync = folder is not None and not store.synced and store.barred is None
+        self._tell(store, proto.CloseStore(store.number))
+        if store.shown:
+            self._show(verifier.CloseStore(store.number, sync), [])
         if sync:
             self._closing[store.number] = store
         store.spec.close()
         store.sources.close()
+        self._waiting.pop(store, None)
+        self.asking.forget(store)
         del self._by_key[store.key]
         del self._by_number[store.number]
 
@@ -158,14 +217,21 @@ class StoreTable:
     def prefetch(self, store: KeptStore, on: bool) -> None:
         """One mount more, or one less, wants everything fetched."""
         store.prefetching += 1 if on else -1
-        if store.looked and not (store.complete or store.pending):
-            self._send(proto.Prefetch(store.number, store.prefetching > 0), [])
+        self.asking.prefetch(store)
 
     def wait(self, store: KeptStore, segment: int, end: int, waiter: Waiter) -> None:
-        """A reader waits for the first ``end`` bytes of a segment."""
-        new = store.waits.add(segment, Wait(end, time.monotonic(), waiter))
-        if new and store.looked and not store.pending:
-            self._send(proto.Fill(store.number, segment, end), [])
+        """A reader waits for the first ``end`` bytes of a segment; he gets an error at once, if the store stalls."""
+        now = self.ticker.now()
+        if store.barred is not None:
+            waiter.answer(False, 0.0, store.denial)
+            return
+        if not store.clock.arrive(now, others=bool(store.waits)):
+            waiter.answer(False, 0.0)
+            return
+        self._waiting[store] = None
+        self.ticker.wake()
+        if store.waits.add(segment, Wait(end, now, waiter)):
+            self.asking.fill(store, segment, end)
 
     def forget(self, waiter: Waiter) -> None:
         """A waiter is gone."""
@@ -174,27 +240,50 @@ class StoreTable:
 
     def touch(self, store: KeptStore, segment: int) -> None:
         """A reader came to a segment that was there."""
-        if store.looked and not store.complete:
-            self._send(proto.Touch(store.number, segment), [])
+        self.asking.touch(store, segment)
 
-    def fail_all(self) -> None:
-        """Nobody fills anything: no reader should wait any longer."""
-        for store in self._by_key.values():
-            for segment, _ in store.waits.unanswered():
-                _answer(store, segment, store.waits.take_all(segment), allow=False)
+    def _tick(self, now: float) -> bool:
+        """Let nobody wait for too long; whether anybody waits still."""
+        for store in list(self._waiting):
+            stalled = store.clock.stalled
+            for segment, waits in (given_up := store.waits.take_older(store.clock.look(now))):
+                store.counters.failures += 1
+                self.answer(segment, waits, store, allow=False)
+            if given_up:
+                self._on_stall(self._patience)
+                if store.reopen is not None:
+                    store.reopen()  # somebody may have put a copy of the blob where it can be read
+            if given_up and not stalled:
+                self._tell_stalled(store, given_up)
+            if not store.waits:
+                self._waiting.pop(store, None)
+                if given_up and self.is_open(store):
+                    self.asking.unwanted(store)
+                    store.counters.waiting_for = ""
+        return bool(self._waiting)
+
+    def _tell_stalled(self, store: KeptStore, given_up: Sequence[tuple[int, Sequence[Wait[Waiter]]]]) -> None:
+        error = f"nothing came for {self._patience if store.clock.stalled else MOST * self._patience:g} s"
+        if store.counters.waiting_for:
+            error = f"{error}: {store.counters.waiting_for}"
+        store.counters.last_error = error
+        logger().error(
+            "segment not filled", store=store.label, segment=given_up[0][0], error=error,
+            readers=sum(len(waits) for _, waits in given_up),
+        )  # fmt: skip
 
     # --- processes come and go ---
 
     def introduce_all(self) -> None:
         """Tell a new worker everything: stores, readers that wait, prefetch."""
         for store in self._by_key.values():
-            if store.looked:
-                self._introduce(store)
+            self.introduce(store)
+        self.asking.new_worker(self._by_key.values())
 
     def on_no_verifier(self) -> None:
         """Nobody writes any more, and no worker can do anything."""
         for store in self._by_key.values():
-            store.looked = False
+            store.shown = store.looked = False
 
     def show_all(self) -> None:
         """Show a new verifier everything, also what is not on disk yet."""
@@ -212,27 +301,22 @@ class StoreTable:
         self._write_out(folder.directory, lambda: self._settle_closed(number))
 
     def _sync(self, store: KeptStore) -> None:
-        if store.folder is not None and not store.synced:
+        if store.folder is not None and store.shown and not store.synced:
             self._show(verifier.Sync(store.number), [])
 
-    # --- what they say (see children/dispatch.py) ---
+    # --- for those who hear of stores (news.py) ---
 
-    def _known(self, number: int) -> KeptStore | None:
+    def known(self, number: int) -> KeptStore | None:
         """The store that a message is about; None when it was closed meanwhile."""
         if not 0 < number <= self._next:
             raise LieError(f"there was never a store {number}")
         return self._by_number.get(number)
 
-    def _segment(self, number: int, segment: int) -> KeptStore | None:
-        store = self._known(number)
-        if store is not None and segment >= len(store.have):
-            raise LieError(f"store {store.label} has no segment {segment}")
-        return store
-
-    def on_synced(self, message: verifier.Synced) -> None:
-        store = self._known(message.store)
-        if message.store in self._closing:
-            self._settle_closed(message.store)
+    def synced(self, number: int) -> None:
+        """A store is on disk, also one that is closed."""
+        store = self._by_number.get(number)
+        if number in self._closing:
+            self._settle_closed(number)
         elif store is not None and store.complete and store.folder is not None:
             store.synced = True
             self._settle(store, store.folder.directory)
@@ -251,90 +335,25 @@ class StoreTable:
         if store.complete:
             self._discard(os.path.join(directory, SET_ASIDE))
 
-    def on_present(self, message: verifier.Present) -> None:
-        """What was there of a store when a verifier opened it."""
-        store = self._known(message.store)
-        if store is None:
-            return
-        bits = int(message.segments, 16)
-        if bits >> len(store.have) or store.looked:
-            raise LieError(f"store {store.label} has other segments, or was opened before")
-        complete = store.complete
-        for segment, size in enumerate(store.spec.sizes):
-            if bits >> segment & 1:
-                store.counters.cached += store.grow(segment, size)
-                _answer(store, segment, store.waits.take_all(segment), allow=True, done=True)
-        self._completed(store, before=complete)
-        store.looked = True
-        self._introduce(store)
+    def completed(self, store: KeptStore) -> None:
+        """Nothing of it is missing any more."""
+        logger().info("blob complete", store=store.label, bytes=store.total)
+        self._sync(store)
 
-    def on_fetched(self, message: proto.Fetched) -> None:
-        if (store := self._known(message.store)) is not None:
-            store.counters.fetched += message.bytes
-
-    def on_postponed(self, message: proto.Postponed) -> None:
-        if (store := self._segment(message.store, message.segment)) is not None:
-            store.counters.waiting_for = message.message
-
-    def on_progress(self, message: verifier.Progress) -> None:
-        segment, have = message.segment, message.have
-        store = self._segment(message.store, segment)
-        if store is None:
-            return
-        if have > store.size(segment) or message.done != (have == store.size(segment)):
-            raise LieError(f"segment {segment} of store {store.label} has no {have} bytes, done: {message.done}")
-        complete = store.complete
-        new = store.grow(segment, have)
-        counters = store.counters
-        counters.waiting_for = ""
-        match message.why:
-            case FillReason.DEMAND:
-                counters.demand += new
-            case FillReason.AHEAD:
-                counters.ahead += new
-            case FillReason.PREFETCH:
-                counters.prefetch += new
-        if message.done:
-            _answer(store, segment, store.waits.take_all(segment), allow=True, done=True)
-        else:
-            _answer(store, segment, store.waits.take_ready(segment, have), allow=True)
-        self._completed(store, before=complete)
-
-    def _completed(self, store: KeptStore, *, before: bool) -> None:
-        if store.complete and not before:
-            logger().info("blob complete", store=store.label, bytes=store.total)
-            self._sync(store)
-
-    def on_failed(self, message: proto.Failed) -> None:
-        store = self._segment(message.store, message.segment)
-        if store is None:
-            return
-        waits = store.waits.take_all(message.segment)
-        counters = store.counters
-        if message.message != counters.last_error or waits:
-            logger().error(
-                "segment not filled", store=store.label, segment=message.segment, error=message.message,
-                hint=message.hint, readers=len(waits),
-            )  # fmt: skip
-        counters.failures += 1
-        counters.waiting_for = ""
-        counters.last_error = message.message
-        _answer(store, message.segment, waits, allow=False)
-        if store.reopen is not None and not message.full:
-            store.reopen()  # somebody may have put an intact copy in the blob's place
-        if message.full and store.prefetching:
-            self._later(_RETRY_PREFETCH, lambda: self._resume_prefetch(store))
+    def prefetch_later(self, store: KeptStore) -> None:
+        """There was no room to go on."""
+        self._later(_RETRY_PREFETCH, lambda: self._resume_prefetch(store))
 
     def _resume_prefetch(self, store: KeptStore) -> None:
-        if store.prefetching and not store.complete and self.is_open(store):
-            self._send(proto.Prefetch(store.number, True), [])
+        if store.prefetching and self.is_open(store):
+            self.asking.prefetch(store)
 
-
-def _answer(
-    store: KeptStore, segment: int, waits: Sequence[Wait[Waiter]], *, allow: bool, done: bool = False
-) -> None:
-    now = time.monotonic()
-    for wait in waits:
-        if done:
-            wait.token.completed(store, segment)
-        wait.token.answer(allow, now - wait.since)
+    def answer(
+        self, segment: int, waits: Sequence[Wait[Waiter]], store: KeptStore, *,
+        allow: bool, done: bool = False, number: int = errno.EIO,
+    ) -> None:  # fmt: skip
+        now = self.ticker.now()
+        for wait in waits:
+            if done:
+                wait.token.completed(store, segment)
+            wait.token.answer(allow, now - wait.since, number)

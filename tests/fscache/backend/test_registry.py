@@ -251,14 +251,6 @@ def stalls(request: Request) -> None:
     time.sleep(1.5)
 
 
-def drips(request: Request) -> None:
-    request.send(206, b"", Content_Range=f"bytes 0-9/{len(DATA)}", Content_Length=10)
-    with contextlib.suppress(OSError):
-        for byte in DATA[:10]:
-            request.wfile.write(bytes([byte]))
-            time.sleep(0.4)
-
-
 def ranged(data: bytes, span: str = "bytes 0-9/300000", status: int = 206, **headers: Any) -> Callable[..., Any]:
     return lambda request: request.send(status, data, **{"Content_Range": span, **headers})
 
@@ -277,7 +269,6 @@ def chunked(data: bytes) -> Callable[..., Any]:
         (announces_more, "", True),
         (resets, "", True),
         (stalls, "nothing more", True),
-        (drips, "too slowly", True),
         (ranged(DATA[:9]), "announces", True),
         (ranged(DATA[:11]), "announces", True),
         (ranged(DATA[:9], "bytes 0-8/9"), "shorter than the image says", False),

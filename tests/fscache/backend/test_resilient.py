@@ -41,7 +41,7 @@ def changes() -> list[Any]:
 
 def resilient(server: Server, changes: list[Any], retry_limit: int = 3) -> tuple[Resilient, Meter]:
     meter = Meter(server.label, lambda: changes.append(1))
-    return Resilient(Mirrored(cast("Client", server), [], print), meter, retry_limit), meter
+    return Resilient(Mirrored(cast("Client", server), [], print, 30.0), meter, retry_limit), meter
 
 
 def reset() -> BackendError:

@@ -125,19 +125,6 @@ def test_a_server_without_ranges(s3_make: Make, s3_failure: Any) -> None:
             assert not error.retryable
 
 
-def test_a_body_that_drips(s3_make: Make, s3_failure: Any) -> None:
-    def reply(request: Any) -> None:
-        request.send(206, Content_Length=1000, Content_Range="bytes 0-999/65536")
-        for byte in DATA[:1000]:
-            request.wfile.write(bytes([byte]))
-            time.sleep(0.2)
-
-    with Stub(reply) as server:
-        error = s3_failure(BackendError, s3_make(server, timeout=0.5).read, "x", 0, 1000)
-        assert "too slowly" in str(error)
-        assert error.retryable
-
-
 def test_the_body_of_a_wrong_answer_is_not_read(s3_make: Make, s3_failure: Any) -> None:
     hung_up = threading.Event()
 

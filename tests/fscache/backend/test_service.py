@@ -126,6 +126,17 @@ def test_a_connection_that_breaks_or_lies_is_not_noticed(
     assert service.status(target)["last_error"] is None
 
 
+def test_a_connection_that_drips_is_left_in_time(place: Place, serve: Callable[..., Service], built: Built) -> None:
+    service = serve()
+    slow = rewritten(place, deadline=3.0, timeout=60.0)
+    target = slow.mount(service)
+    place.relay.fault = Fault("drip", after=20_000)
+    assert read(target / "large/1")["sha256"] == right(built, "large/1")
+    place.relay.heal()
+    assert service.status(target)["last_error"] is None
+    wait_for("the failure", lambda: "no more than" in str(backend_of(service)["last_error"]), patience=20)
+
+
 def test_readers_wait_while_the_server_is_away(place: Place, serve: Callable[..., Service], built: Built) -> None:
     service = serve(patience=60)
     target = place.mount(service)

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Coroutine
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,11 +24,11 @@ from nydus_erofs.erofs.errors import (
     KernelError,
     NydusErofsError,
 )
-from nydus_erofs.fscache.keeper.children.errands import Say, errand, in_child, said_by
+from nydus_erofs.fscache.keeper.children.errands import Errands, Say, errand, in_child, said_by
 from nydus_erofs.fscache.kernel import channel
 from nydus_erofs.fscache.kernel.fd import Fd
 from tests.kit.command import PYTHON
-from tests.kit.processes import alive, look_at, run_to_the_end
+from tests.kit.processes import alive, descriptors, look_at, run_to_the_end
 from tests.kit.processes import children as children_of
 from tests.kit.waiting import wait_for
 
@@ -37,11 +38,11 @@ T = TypeVar("T")
 
 def run(work: Coroutine[Any, Any, T]) -> T:
     """To its end, and no descriptor is left."""
-    before = len(os.listdir("/proc/self/fd"))
+    before = len(descriptors())
     try:
         return run_to_the_end(work)
     finally:
-        assert len(os.listdir("/proc/self/fd")) == before
+        assert len(descriptors()) == before
 
 
 def hang() -> None:
@@ -275,13 +276,111 @@ def test_it_dies_with_the_keeper() -> None:
     wait_for("its child dies", lambda: not alive(pid))
 
 
-def test_one_that_takes_long_to_end_costs_nothing() -> None:
-    """It has said all, and its memory is still being taken down: the loop rests until it is gone."""
+def test_one_that_is_done_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its memory may take long to be taken down."""
+    monkeypatch.setattr(os, "_exit", lambda status: hang())
+    run(in_child(lambda: None, "ending"))
 
-    def call() -> None:
-        os.closerange(3, 1 << 10)
-        time.sleep(1)
 
-    before = time.process_time()
-    asyncio.run(in_child(call, "ending"))
-    assert time.process_time() - before < 0.1
+# --- several, one after the other -----------------------------------------------------------------------
+
+
+def tell(say: Say) -> None:
+    say(b"%d" % os.getpid(), [])
+
+
+def give(path: str, say: Say) -> None:
+    with Fd(os.open(path, os.O_RDONLY)) as fd:
+        say(b"", [fd])
+
+
+def refuse(error: Exception, _: Say) -> None:
+    raise error
+
+
+def wait(_: Say) -> None:
+    hang()
+
+
+async def pid_of(errands: Errands) -> int:
+    (packet,) = await errands.said_by(partial(tell), "telling")
+    return int(packet.data)
+
+
+def test_one_child_does_them_all(tmp_path: Path) -> None:
+    async def work() -> int:
+        with Errands() as errands:
+            pid = await pid_of(errands)
+            for number in range(3):
+                path = tmp_path / f"{number}"
+                path.write_text(f"content {number}")
+                (packet,) = await errands.said_by(partial(give, str(path)), "opening")
+                with packet.fds[0] as fd:
+                    assert os.read(fd.fd, 100) == b"content %d" % number
+            assert await pid_of(errands) == pid
+            assert [place[:7] for number, place in look_at(pid).descriptors.items() if number > 2] == ["socket:"]
+            assert alive(pid)
+        return pid
+
+    assert not alive(run(work()))
+
+
+def test_what_is_to_be_done_may_be_long() -> None:
+    """Longer than a packet."""
+    error = FormatError("x", hint="y" * (1 << 20))
+
+    async def work() -> None:
+        with Errands() as errands, pytest.raises(FormatError, match="x"):
+            await errands.said_by(partial(refuse, error), "failing")
+
+    run(work())
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [(partial(refuse, FormatError("bytes")), "bytes"), (partial(refuse, ValueError()), "the process for it died"),
+     (partial(wait), "not done within")],
+)  # fmt: skip
+def test_another_child_does_what_follows_a_failure(call: partial[None], message: str) -> None:
+    async def work() -> None:
+        with Errands() as errands:
+            pid = await pid_of(errands)
+            with pytest.raises(NydusErofsError, match=message):
+                await errands.said_by(call, "failing", 0.2)
+            assert await pid_of(errands) not in (pid, os.getpid())
+
+    run(work())
+
+
+def test_a_child_that_was_killed_meanwhile() -> None:
+    async def work() -> None:
+        with Errands() as errands:
+            pid = await pid_of(errands)
+            os.kill(pid, signal.SIGKILL)
+            while alive(pid):
+                await asyncio.sleep(0.01)
+            with pytest.raises(KernelError, match="telling: no process for it"):
+                await pid_of(errands)
+            assert await pid_of(errands) != pid
+
+    run(work())
+
+
+def test_a_child_is_let_go_between() -> None:
+    async def work() -> None:
+        with Errands() as errands:
+            pid = await pid_of(errands)
+            errands.close()
+            assert await pid_of(errands) != pid
+
+    run(work())
+
+
+def test_no_descriptor_goes_with_what_is_to_be_done() -> None:
+    """It would have two owners there."""
+
+    async def work() -> None:
+        with Errands() as errands, Fd(os.open("/dev/null", os.O_RDONLY)) as fd, pytest.raises(TypeError):
+            await errands.said_by(partial(refuse, fd), "failing")  # type: ignore[arg-type]
+
+    run(work())

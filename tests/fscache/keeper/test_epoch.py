@@ -33,6 +33,19 @@ def test_life(tmp_path: Path) -> None:
     assert os.listdir(folder) == []
 
 
+def test_begun_again(tmp_path: Path) -> None:
+    """What is there already stays, so that the disk has nothing to do; anything else is replaced, however long."""
+    note = tmp_path / "epoch"
+    epoch.begin(str(tmp_path))
+    os.utime(note, (1, 1))
+    epoch.begin(str(tmp_path))
+    assert note.stat().st_mtime == 1
+    for other in (FOREIGN, epoch.boot_id() + FOREIGN, "x" * 100):
+        note.write_text(other)
+        epoch.begin(str(tmp_path))
+        assert note.read_text() == epoch.boot_id()
+
+
 def test_only_root_may_read_it(tmp_path: Path) -> None:
     epoch.begin(str(tmp_path))
     assert (tmp_path / "epoch").stat().st_mode & 0o777 == 0o600

@@ -13,16 +13,20 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from nydus_erofs.erofs.errors import FormatError
 from nydus_erofs.fscache.keeper.engine import objects
 from nydus_erofs.fscache.keeper.engine.names import Cached
+from nydus_erofs.fscache.keeper.stores.clock import REST, TRIAL
 from nydus_erofs.fscache.keeper.stores.kept_store import KeptStore
+from nydus_erofs.fscache.keeper.stores.news import News
 from nydus_erofs.fscache.keeper.stores.spec import BlobSpec
 from nydus_erofs.fscache.keeper.stores.table import StoreTable
 from nydus_erofs.fscache.kernel import channel
 from nydus_erofs.fscache.kernel.fd import Fd
 from nydus_erofs.fscache.proto import cachefiles as proto
 from nydus_erofs.fscache.proto import verifier, worker
+from tests.kit.ticking import TICK, Ticking
 
 SIZES = [1 << 16, 1 << 16, 4096 * 3]
 TOTAL = sum(SIZES)
+PATIENCE = 5  # seconds
 
 
 class Kernel(RuleBasedStateMachine):
@@ -33,7 +37,11 @@ class Kernel(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.table = StoreTable(self.send, self.show, lambda *_: None, lambda *_: None, lambda _: None)
+        self.ticking = Ticking()
+        self.table = StoreTable(
+            self.send, self.show, self.ticking.later, lambda *_: None, lambda _: None, self.ticking, PATIENCE
+        )
+        self.news = News(self.table)
         self.objects = objects.ObjectTable(self.table)
         self.completed: list[int] = []
         self.patch = pytest.MonkeyPatch()
@@ -63,7 +71,7 @@ class Kernel(RuleBasedStateMachine):
     def look(self) -> None:
         """The verifier does, and finds nothing."""
         while self.shown:
-            self.table.on_present(verifier.Present(self.shown.pop(), "0"))
+            self.news.on_present(verifier.Present(self.shown.pop(), "0"))
 
     def number(self) -> int:
         self.next += 1
@@ -129,14 +137,23 @@ class Kernel(RuleBasedStateMachine):
         done = have == SIZES[segment]
         if have >= self.asked.get((store.number, segment), 0):
             self.asked.pop((store.number, segment), None)
-        self.table.on_progress(verifier.Progress(store.number, segment, have, done, worker.FillReason.DEMAND))
+        self.news.on_progress(verifier.Progress(store.number, segment, have, done, worker.FillReason.DEMAND))
 
     @rule(data=st.data(), segment=st.integers(0, 2), full=st.booleans())
     @precondition(lambda self: self.stores())
     def fails(self, data: st.DataObject, segment: int, full: bool) -> None:
         store = data.draw(st.sampled_from(self.stores()))
         self.asked.pop((store.number, segment), None)
-        self.table.on_failed(worker.Failed(store.number, segment, "why", "", full))
+        self.news.on_failed(worker.Failed(store.number, segment, "why", "", full))
+
+    @rule(seconds=st.sampled_from([TICK, 2.0, PATIENCE + 1.0]))
+    def wait(self, seconds: float) -> None:
+        """Nothing comes: whoever had waited for that long before has an error now."""
+        waited = set(self.open_reads) - set(self.completed)
+        self.ticking.wait(seconds)
+        if seconds > PATIENCE:
+            assert not waited & set(self.open_reads) - set(self.completed)
+            assert not self.ticking.timers, "nobody waits"
 
     @rule()
     def new_verifier(self) -> None:
@@ -169,15 +186,19 @@ class Kernel(RuleBasedStateMachine):
         assert len(self.completed) == len(set(self.completed))
         for number, cache_object in self.open.items():
             waiting = {m for m, of in self.open_reads.items() if of == number} - set(self.completed)
-            early = {read.msg_id for read in cache_object.early}
+            early = {one.read.msg_id for one in cache_object.early}
             held = {
                 wait.token._msg_id  # type: ignore[attr-defined]
                 for store in cache_object.stores.values()
                 for segment, waits in store.waits._segments.items()
                 for wait in waits
-                if wait.end <= self.asked.get((store.number, segment), 0)
+                if wait.end <= self.asked.get((store.number, segment), 0) or self.asked_soon(store)
             }
             assert waiting <= early | held, "a reader waits for nothing"
+
+    def asked_soon(self, store: KeptStore) -> bool:
+        """So many workers have died over it that the others go first."""
+        return store in self.table.asking._held and self.ticking.timers > 0
 
 
 Kernel.TestCase.settings = settings(max_examples=250, stateful_step_count=40, deadline=None)
@@ -195,8 +216,41 @@ def test_a_read_that_crosses_the_news_of_its_bytes() -> None:
         kernel.look()
         kernel.objects.serve(kernel.open[number])
         kernel.objects.on_read(proto.Read(7, number, 0, 8192))
-        kernel.table.on_progress(verifier.Progress(store.number, 0, 8192, False, worker.FillReason.DEMAND))
+        kernel.news.on_progress(verifier.Progress(store.number, 0, 8192, False, worker.FillReason.DEMAND))
         kernel.objects.on_read(proto.Read(8, number, 4096, 4096))
         assert kernel.completed == [7, 8]
+    finally:
+        kernel.teardown()
+
+
+def test_a_read_that_comes_before_the_object_can_be_served() -> None:
+    """Its plan may be behind a server that is away: EIO in time, then at once but for trials, at last its bytes."""
+    kernel = Kernel()
+    try:
+        kernel.open_object("a")
+        (number,) = kernel.open
+        kernel.objects.on_read(proto.Read(1, number, 0, 4096))
+        kernel.ticking.wait(PATIENCE - TICK)
+        assert kernel.completed == []
+        assert not kernel.open[number].stalled
+        kernel.ticking.wait(TICK)
+        assert kernel.open[number].stalled
+        assert kernel.open[number].trouble == f"no plan of it for {PATIENCE} s"
+        kernel.objects.on_read(proto.Read(2, number, 0, 4096))
+        assert kernel.completed == [1, 2]
+        kernel.ticking.wait(REST)
+        kernel.objects.on_read(proto.Read(3, number, 0, 4096))
+        kernel.ticking.wait(TRIAL - TICK)
+        assert kernel.completed == [1, 2]
+        spec = BlobSpec(SIZES, kernel.open[number].fd.dup(), Fd(os.open(os.devnull, os.O_RDONLY)))
+        store = kernel.objects.add_store(kernel.open[number], "p", spec, None)
+        kernel.look()
+        kernel.objects.serve(kernel.open[number])
+        assert kernel.asked == {(store.number, 0): 4096}
+        kernel.news.on_progress(verifier.Progress(store.number, 0, 8192, False, worker.FillReason.DEMAND))
+        assert kernel.completed == [1, 2, 3]
+        assert kernel.open[number].counters.denied == 2
+        assert not kernel.open[number].trouble
+        assert not kernel.open[number].stalled
     finally:
         kernel.teardown()

@@ -15,7 +15,7 @@ from typing import Any, cast
 
 import pytest
 
-from nydus_erofs.erofs.errors import BackendError, BlobNotFoundError, FormatError
+from nydus_erofs.erofs.errors import BackendError, BlobNotFoundError, FormatError, KernelError
 from nydus_erofs.erofs.rafs import Compression, DigestAlgo
 from nydus_erofs.fscache.keeper.engine import objects
 from nydus_erofs.fscache.keeper.engine.cachefiles_images import ServedImages
@@ -23,12 +23,14 @@ from nydus_erofs.fscache.keeper.engine.names import Names
 from nydus_erofs.fscache.keeper.engine.requests import Arrival, Requests
 from nydus_erofs.fscache.keeper.images.bootstraps import Opened
 from nydus_erofs.fscache.keeper.images.origin import Origin
+from nydus_erofs.fscache.keeper.stores.news import News
 from nydus_erofs.fscache.keeper.stores.table import StoreTable
 from nydus_erofs.fscache.kernel import channel
 from nydus_erofs.fscache.kernel.fd import Fd
 from nydus_erofs.fscache.proto import cachefiles as proto
 from nydus_erofs.fscache.proto import verifier, worker
 from nydus_erofs.fscache.state.plan import CHUNK, MAGIC, SEGMENT, PlanHeader
+from tests.kit.ticking import Ticking
 
 BLOCK = 4096
 BLOB, ANOTHER = "ab" * 32, "cd" * 32
@@ -42,7 +44,7 @@ class Kernel:
 
     def __init__(self, names: Callable[[], Names]) -> None:
         self.fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        self._queue: deque[proto.Message] = deque()
+        self._queue: deque[proto.Message | OSError] = deque()
         self._numbers, self._names = count(1), names
         self.answers: dict[int, int] = {}
         self.completed: list[int] = []
@@ -50,7 +52,10 @@ class Kernel:
 
     def read(self) -> proto.Message | None:
         if self._queue:
-            return self._queue.popleft()
+            message = self._queue.popleft()
+            if isinstance(message, OSError):
+                raise message
+            return message
         os.eventfd_read(self.fd)
         return None
 
@@ -60,7 +65,11 @@ class Kernel:
         if int(size) not in {cached.size for cached in self._names()._cached.entries.values()}:
             self.forgotten.append(int(size))  # if the machine crashed now
 
-    def _ask(self, message: proto.Message) -> None:
+    def fails(self, number: int) -> None:
+        """The next read of the device does."""
+        self._ask(OSError(number, os.strerror(number)))
+
+    def _ask(self, message: proto.Message | OSError) -> None:
         self._queue.append(message)
         os.eventfd_write(self.fd, 1)
 
@@ -119,13 +128,16 @@ class World:
             return Names(f"{folder}/names", f"{folder}/objects", lambda key: f"{folder}/{key}/plan")
 
         self.kernel = Kernel(names)
-        self.table = StoreTable(self._send, self._show, lambda *_: None, lambda *_: None, lambda _: None)
+        self.table = StoreTable(
+            self._send, self._show, lambda *_: None, lambda *_: None, lambda _: None, Ticking(), 60
+        )
+        self.news = News(self.table)
         self.objects = objects.ObjectTable(self.table)
         state: Any = SimpleNamespace(store_of=lambda key: f"{folder}/{key}")
         bootstraps: Any = SimpleNamespace(provider=lambda places: None)
         self.known = names()
         images: Any = self.images
-        self.served = ServedImages(state, self.table, self.objects, self.known, bootstraps, images, patience=60)
+        self.served = ServedImages(state, self.table, self.objects, self.known, bootstraps, images)
         self.requests = Requests(cast("Any", self.kernel), self.objects, self.served, self.arrive)
         self.requests.start()
 
@@ -134,7 +146,7 @@ class World:
         channel.close(fds)
         if isinstance(message, verifier.OpenObject):
             present = verifier.Present(message.store, "0")
-            asyncio.get_running_loop().call_soon(self.table.on_present, present)
+            asyncio.get_running_loop().call_soon(self.news.on_present, present)
 
     def _send(self, message: worker.ToWorker, fds: Sequence[Fd] = ()) -> None:
         self.sent.append(message)
@@ -226,7 +238,7 @@ def test_an_image_from_its_mount_to_its_end(play: Play) -> None:
             worker.OpenBootstrap, worker.Prefetch, worker.OpenStore, worker.Fill
         ]  # fmt: skip
         store = world.an_object(BLOB).stores[world.images.says["one"][BLOB]]
-        world.table.on_progress(verifier.Progress(store.number, 0, 2 * BLOCK, True, worker.FillReason.DEMAND))
+        world.news.on_progress(verifier.Progress(store.number, 0, 2 * BLOCK, True, worker.FillReason.DEMAND))
         assert world.kernel.completed == [read]
         image = world.served.find("d", "one")
         assert image is not None
@@ -424,5 +436,55 @@ def test_closed_while_it_is_being_prepared(play: Play) -> None:
         gate.set()
         await asyncio.sleep(0.2)
         assert not gone.stores
+
+    play(story)
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE, errno.ENOMEM])
+def test_no_descriptor_for_what_the_kernel_asks(play: Play, number: int) -> None:
+    """The kernel has failed that open; the next one may find one."""
+
+    async def story(world: World) -> None:
+        world.image("one", [b"A", b"B"])
+        world.kernel.fails(number)
+        assert await world.kernel.open("d", "one") > 0
+
+    play(story)
+
+
+def test_a_cache_that_the_kernel_has_given_up(play: Play) -> None:
+    """The end of the service: the loop's handler is told, which ends it."""
+    told: list[object] = []
+
+    async def story(world: World) -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(context["exception"]))
+        world.kernel.fails(errno.EIO)
+        await world.until(lambda: told)
+
+    play(story)
+    (error,) = told
+    assert isinstance(error, KernelError)
+    assert "Input/output error" in error.message
+
+
+def test_no_descriptors_to_serve_an_image(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its readers get EIO instead of waiting; others are served."""
+
+    async def story(world: World) -> None:
+        world.image("one", [b"A", b"B"])
+        world.image("two", [b"A", b"B"])
+
+        def dup(_: Fd) -> Fd:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Fd, "dup", dup)
+            number = await world.kernel.answered(one := world.kernel.asked("d", "one"))
+            assert number > 0
+            await world.until(lambda: world.an_object("one").hopeless)
+        read = world.kernel.wants(one)
+        await world.until(lambda: read in world.kernel.completed)
+        assert await world.kernel.open("d", "two") > 0
+        await world.until(lambda: world.an_object("two").ready)
 
     play(story)

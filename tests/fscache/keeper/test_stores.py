@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_args
@@ -13,22 +14,28 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from nydus_erofs.erofs.errors import FormatError
+from nydus_erofs.erofs.errors import FormatError, KernelError
 from nydus_erofs.fscache.keeper.children import dispatch
 from nydus_erofs.fscache.keeper.children.traffic import TrafficTable
 from nydus_erofs.fscache.keeper.stores import epoch
+from nydus_erofs.fscache.keeper.stores.clock import MOST, REST, TRIAL
 from nydus_erofs.fscache.keeper.stores.kept_store import KeptStore, Waiter
+from nydus_erofs.fscache.keeper.stores.lies import LieError
+from nydus_erofs.fscache.keeper.stores.news import News
 from nydus_erofs.fscache.keeper.stores.restore import restore
 from nydus_erofs.fscache.keeper.stores.spec import load_folder
-from nydus_erofs.fscache.keeper.stores.table import LieError, StoreTable
+from nydus_erofs.fscache.keeper.stores.table import StoreTable
 from nydus_erofs.fscache.kernel import channel
 from nydus_erofs.fscache.kernel.fd import Fd
 from nydus_erofs.fscache.proto import verifier
 from nydus_erofs.fscache.proto import worker as proto
 from nydus_erofs.fscache.proto.worker import FillReason
+from tests.kit.processes import descriptors
 from tests.kit.stores import MakeStore, OpenImages
+from tests.kit.ticking import TICK, Ticking
 
 KEY = "ab" * 32
+PATIENCE = 10  # seconds
 
 
 T = TypeVar("T")
@@ -37,10 +44,13 @@ T = TypeVar("T")
 class Reader(Waiter):
     def __init__(self) -> None:
         self.answers: list[bool] = []
+        self.numbers: list[int] = []  # what it was told when it was denied
         self.completions = 0
 
-    def answer(self, allow: bool, waited: float) -> None:
+    def answer(self, allow: bool, waited: float, number: int = errno.EIO) -> None:
         self.answers.append(allow)
+        if not allow:
+            self.numbers.append(number)
 
     def completed(self, store: KeptStore, segment: int) -> None:
         self.completions += 1
@@ -54,15 +64,19 @@ class Table(StoreTable):
         self.postponed: list[Callable[[], None]] = []
         self.written: list[tuple[str, Callable[[], None]]] = []
         self.discarded: list[str] = []
+        self.ticking, self.stalls = Ticking(), list[float]()
         super().__init__(
             self.keep,
             self.keep,
             lambda seconds, call: self.postponed.append(call),
             lambda folder, done: self.written.append((folder, done)),
             self.discarded.append,
+            self.ticking,
+            PATIENCE,
+            lambda patience: self.stalls.append(self.ticking.time),
         )
-        self.of_worker = dispatch.of_worker(self, TrafficTable(), lambda answer: None)
-        self.of_verifier = dispatch.of_verifier(self)
+        self.of_worker = dispatch.of_worker(News(self), TrafficTable(), lambda answer: None)
+        self.of_verifier = dispatch.of_verifier(News(self))
 
     def keep(self, message: proto.ToWorker | verifier.ToVerifier, fds: Sequence[Fd] = ()) -> None:
         self.sent.append(message)
@@ -194,7 +208,7 @@ def test_copies_of_a_blob_are_sources_up_to_what_one_message_takes(
 
 
 def test_no_descriptor_is_lost(table: Table, folder: Path, source: Callable[..., Fd]) -> None:
-    before = len(os.listdir("/proc/self/fd"))
+    before = len(descriptors())
     for number in range(20):
         table.open_folder(KEY, folder, source(f"copy{number % 4}"))
     table.introduce_all()
@@ -202,7 +216,7 @@ def test_no_descriptor_is_lost(table: Table, folder: Path, source: Callable[...,
         opened = table.opened(KEY)
         assert opened is not None
         table.close(opened)
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert len(descriptors()) == before
 
 
 def test_a_failure_makes_it_look_for_another_copy(table: Table, folder: Path, source: Callable[..., Fd]) -> None:
@@ -340,17 +354,124 @@ def test_a_new_worker_is_told_everything(table: Table, folder: Path, source: Cal
     assert [reader.completions for reader in readers] == [0, 1, 1]
 
 
-def test_when_there_is_no_hope_nobody_waits(table: Table, folder: Path, source: Callable[..., Fd]) -> None:
-    store = table.open_folder(KEY, folder, source())
-    readers = [Reader() for _ in range(5)]
-    for number, reader in enumerate(readers):
-        table.wait(store, number % 2, 4096, reader)
-    table.fail_all()
+def waiting(table: Table, store: KeptStore, *segments: int) -> list[Reader]:
+    readers = [Reader() for _ in segments]
+    for segment, reader in zip(segments, readers, strict=True):
+        table.wait(store, segment, 4096, reader)
+    return readers
+
+
+def test_nobody_waits_for_longer_than_a_store_may_bring_nothing(
+    table: Table, folder: Path, source: Callable[..., Fd]
+) -> None:
+    store, looks = table.open_folder(KEY, folder, source()), []
+    store.reopen = lambda: looks.append(1)
+    readers = waiting(table, store, 0, 1, 0, 1, 2)
+    table.on_message(proto.Postponed(store.number, 0, "the server is away"))
+    table.ticking.wait(PATIENCE - TICK)
+    assert not any(reader.answers for reader in readers)
+    table.introduce_all()  # another worker does not make them wait longer
+    table.ticking.wait(2 * TICK)
     assert all(reader.answers == [False] for reader in readers)
-    table.fail_all()
-    late = Reader()
-    table.wait(store, 0, 100, late)
-    assert table.said(proto.Fill)[-1] == proto.Fill(store.number, 0, 100), "and the next one is asked for again"
+    assert table.said(proto.Unwanted) == [proto.Unwanted(store.number)]
+    assert store.counters.last_error == f"nothing came for {PATIENCE} s: the server is away"
+    assert store.counters.failures == 3
+    table.on_message(proto.Postponed(store.number, 0, "the server is away"))
+    assert not store.counters.waiting_for, "nobody waits"
+    assert not table.ticking.timers, "nobody waits: nothing runs"
+    assert len(table.stalls) == 1
+    assert looks == [1], "there may be a copy elsewhere"
+
+
+def test_a_stalled_store_is_asked_now_and_then_and_comes_back(
+    table: Table, folder: Path, source: Callable[..., Fd]
+) -> None:
+    store = table.open_folder(KEY, folder, source())
+    waiting(table, store, 0)
+    table.ticking.wait(PATIENCE)
+    table.sent.clear()
+    assert [reader.answers for reader in waiting(table, store, 0, 1)] == [[False], [False]]
+    assert not table.sent, "it is not asked for those who do not wait"
+    table.ticking.wait(REST)
+    trial, other = waiting(table, store, 0, 1)
+    assert table.said(proto.Fill) == [proto.Fill(store.number, 0, 4096), proto.Fill(store.number, 1, 4096)]
+    table.ticking.wait(TRIAL + TICK)
+    assert trial.answers == other.answers == [False]
+    table.ticking.wait(REST)
+    (trial,) = waiting(table, store, 0)
+    finish(table, store, 0, have=5000)
+    assert trial.answers == [True]
+    (reader,) = waiting(table, store, 1)
+    table.ticking.wait(PATIENCE - TICK)
+    assert not reader.answers, "it has all its time again"
+
+
+def test_bytes_that_come_after_all_bring_it_back(table: Table, folder: Path, source: Callable[..., Fd]) -> None:
+    """What was asked for before is under way still."""
+    store = table.open_folder(KEY, folder, source())
+    waiting(table, store, 0)
+    table.ticking.wait(PATIENCE)
+    finish(table, store, 5, why=FillReason.PREFETCH)
+    assert waiting(table, store, 1)[0].answers == [False], "nobody knows whether that helps readers"
+    finish(table, store, 0)
+    (reader,) = waiting(table, store, 1)
+    table.ticking.wait(PATIENCE - TICK)
+    assert not reader.answers, "it has all its time again"
+    finish(table, store, 1)
+    assert reader.answers == [True]
+
+
+def test_what_nobody_waits_for_is_no_progress(table: Table, folder: Path, source: Callable[..., Fd]) -> None:
+    """Prefetch goes on; the one segment that somebody waits for does not come."""
+    store = table.open_folder(KEY, folder, source())
+    (reader,) = waiting(table, store, 0)
+    for segment in range(1, 5):
+        table.ticking.wait(PATIENCE / 4)
+        finish(table, store, segment, why=FillReason.PREFETCH)
+    table.ticking.wait(TICK)
+    assert reader.answers == [False]
+
+
+def test_what_somebody_waits_for_is_progress_for_all(table: Table, folder: Path, source: Callable[..., Fd]) -> None:
+    """There are many, and they have to wait for their turns; but not for ever."""
+    store = table.open_folder(KEY, folder, source())
+    (reader,) = waiting(table, store, 0)
+    began = table.ticking.time
+    while not reader.answers:
+        (other,) = waiting(table, store, 1)
+        table.ticking.wait(PATIENCE - TICK)
+        finish(table, store, 1)
+        assert other.answers[-1] is True
+        store.have[1], store.left = 0, store.left + 1  # so that it can be brought once more
+    assert table.ticking.time - began > 2 * PATIENCE
+    assert table.ticking.time - began <= (MOST + 1) * PATIENCE
+    assert reader.answers == [False]
+    assert not store.clock.stalled
+    assert store.counters.last_error == f"nothing came for {MOST * PATIENCE} s"
+
+
+def test_stores_have_their_own_time(table: Table, folder: Path, source: Callable[..., Fd], tmp_path: Path) -> None:
+    other_folder = tmp_path / "other"
+    shutil.copytree(folder, other_folder)
+    one, two = table.open_folder(KEY, folder, source()), table.open_folder("cd" * 32, other_folder, source("two"))
+    (first,) = waiting(table, one, 0)
+    table.ticking.wait(PATIENCE / 2)
+    (second,) = waiting(table, two, 0)
+    assert table.ticking.timers == 1
+    table.ticking.wait(PATIENCE / 2)
+    assert (first.answers, second.answers) == ([False], [])
+    table.ticking.wait(PATIENCE / 2)
+    assert second.answers == [False]
+
+
+def test_readers_of_a_store_that_is_closed_are_nobodys(table: Table, folder: Path, source: Callable[..., Fd]) -> None:
+    """The kernel has failed their reads when it closed the object."""
+    store = table.open_folder(KEY, folder, source())
+    (reader,) = waiting(table, store, 0)
+    table.close(store)
+    table.ticking.wait(2 * PATIENCE)
+    assert not reader.answers
+    assert not table.ticking.timers
 
 
 def test_a_store_that_may_have_lost_data_is_not_opened(table: Table, folder: Path, source: Callable[..., Fd]) -> None:
@@ -479,6 +600,7 @@ messages = st.one_of(
     st.builds(proto.Fetched, st.integers(0, 3), st.integers(-1, 1 << 40)),
     st.builds(proto.Failed, st.integers(0, 3), st.integers(-5, 30), st.text(max_size=9), st.text(max_size=9)),
     st.builds(verifier.Synced, st.integers(0, 3)),
+    st.builds(proto.Postponed, st.integers(0, 3), st.integers(-5, 30), st.text(max_size=9)),
     st.builds(verifier.Present, st.integers(0, 3), st.from_regex("^[0-9a-f]{1,9}$")),
 )  # fmt: skip
 
@@ -495,12 +617,97 @@ def test_a_worker_gone_mad(sent: list[proto.ToKeeper], closing: int, folder: Pat
         table.wait(store, number % len(store.have), 4096, reader)
     for number, message in enumerate(sent):
         if number == closing:
-            table.fail_all()
+            table.ticking.wait(2 * PATIENCE)
             table.close(store)
         with contextlib.suppress(LieError):
             table.on_message(message)
-    table.fail_all()
+    table.ticking.wait(2 * PATIENCE)
     if table.opened(KEY):
         table.close(store)
     assert [len(reader.answers) for reader in readers] == [1] * 9
     assert all(0 <= have <= size for have, size in zip(store.have, store.spec.sizes, strict=True))
+
+
+# --- stores that no worker may know of ------------------------------------------------------------------
+
+NOT_NOTED = KernelError("No space left on device: /state/store/x", number=errno.ENOSPC)
+
+
+def test_a_barred_store_is_not_written_to(table: Table, folder: Path, source: Callable[..., Fd]) -> None:
+    """Nothing is said of it to any worker, whatever is asked; readers of what is missing are told why."""
+    store = table.open(KEY, load_folder(str(folder), os.geteuid()), pending=True, barred=NOT_NOTED)
+    reader = Reader()
+    table.prefetch(store, True)
+    table.wait(store, 0, 100, reader)
+    table.touch(store, 1)
+    table.add_source(store, source())
+    table.sourced(store)
+    table.introduce_all()
+    assert (reader.answers, reader.numbers) == ([False], [errno.ENOSPC])
+    assert not table.sent
+    table.admit(store)
+    assert [type(message) for message in table.sent] == [proto.OpenStore, proto.Prefetch]
+    assert table.lent == 0
+    table.wait(store, 0, 100, Reader())
+    assert table.said(proto.Fill) == [proto.Fill(store.number, 0, 100)]
+    table.admit(store)  # once is enough
+    assert len(table.said(proto.OpenStore)) == 1
+
+
+def test_a_barred_store_that_is_closed(table: Table, folder: Path) -> None:
+    store = table.open(KEY, load_folder(str(folder), os.geteuid()), barred=NOT_NOTED)
+    table.close(store)
+    table.admit(store)
+    assert not table.sent
+    assert not table._closing
+
+
+@pytest.mark.parametrize("kind", [errno.EMFILE, errno.EIO])
+def test_no_descriptors_for_a_new_worker(
+    kind: int, table: Table, folder: Path, source: Callable[..., Fd], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its readers get EIO, and a while later the worker is told of the store after all."""
+    store = table.open_folder(KEY, folder, source())
+    waiting, late = Reader(), Reader()
+    table.wait(store, 0, 100, waiting)
+    table.sent.clear()
+
+    def reopen(_: Fd) -> Fd:
+        raise OSError(kind, os.strerror(kind))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Fd, "reopen", reopen)
+        table.introduce_all()
+        table.wait(store, 0, 100, late)
+        table.postponed.pop()()
+    assert (waiting.numbers, late.numbers) == ([errno.EIO], [errno.EIO])
+    assert not table.sent
+    table.postponed.pop()()
+    table.wait(store, 0, 100, Reader())
+    assert [type(message) for message in table.sent] == [proto.OpenStore, proto.Fill]
+
+
+def test_no_descriptor_for_a_source(
+    table: Table, folder: Path, source: Callable[..., Fd], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = table.open_folder(KEY, folder)
+
+    def dup(_: Fd) -> Fd:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Fd, "dup", dup)
+        table.add_source(store, source())
+    assert not table.said(proto.AddSource)
+    table.postponed.pop()()
+    assert table.said(proto.AddSource) == [proto.AddSource(store.number)]
+
+
+@pytest.mark.parametrize(("full", "number"), [(True, errno.ENOSPC), (False, errno.EIO)])
+def test_what_readers_are_told(
+    full: bool, number: int, table: Table, folder: Path, source: Callable[..., Fd]
+) -> None:
+    store, reader = table.open_folder(KEY, folder), Reader()
+    table.wait(store, 0, 100, reader)
+    table.on_message(proto.Failed(store.number, 0, "no", full=full))
+    assert (reader.answers, reader.numbers) == ([False], [number])

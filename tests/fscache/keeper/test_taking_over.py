@@ -16,6 +16,7 @@ from nydus_erofs.erofs.ids import BlobId, blob_id
 from nydus_erofs.fscache.config.service import Config
 from nydus_erofs.fscache.keeper.engine import taking_over
 from nydus_erofs.fscache.keeper.engine.mounted import MountedImage, MountRecord
+from nydus_erofs.fscache.keeper.images.files import Own
 from nydus_erofs.fscache.keeper.images.origin import ImageRequest, Origin
 from nydus_erofs.fscache.kernel.fd import Fd
 from tests.kit.processes import run_to_the_end
@@ -42,7 +43,7 @@ class Bootstraps:
         assert remote is None
 
 
-def open_blob(_folders: Sequence[str], blob: BlobId) -> Fd:
+def open_blob(_folders: Sequence[str], blob: BlobId, _own: Own) -> Fd:
     """In a child."""
     if blob == HANGS:
         time.sleep(600)
@@ -69,7 +70,8 @@ def look(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[tuple[str, str]]
         table = Table()
 
         async def work() -> None:
-            await taking_over.find_blobs(images, Config(), cast("Any", table), cast("Any", Bootstraps()))
+            bootstraps = cast("Any", Bootstraps())
+            await taking_over.find_blobs(images, Config(), cast("Any", table), bootstraps, lambda _: False)
             deadline = time.monotonic() + 20
             while sum(what == "sourced" for _, what in table.said) < sum(len(one.stores) for one in images):
                 assert time.monotonic() < deadline

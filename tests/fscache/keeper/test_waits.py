@@ -20,6 +20,7 @@ ends = st.integers(1, SIZE)
 class Reader:
     segment: int
     end: int
+    since: float = 0.0
     answers: int = 0
     gone: bool = False
 
@@ -33,13 +34,15 @@ class Readers(RuleBasedStateMachine):
         super().__init__()
         self.waits: Waits[Reader] = Waits()
         self.everybody: list[Reader] = []
+        self.now = 0.0
         self.asked: dict[int, int] = {}  # what the living worker was asked: segment -> bytes from its start
 
     @rule(target=readers, segment=segments, end=ends)
     def arrive(self, segment: int, end: int) -> Reader:
-        reader = Reader(segment, end)
+        self.now += 1
+        reader = Reader(segment, end, self.now)
         self.everybody.append(reader)
-        if self.waits.add(segment, Wait(end, 0.0, reader)):
+        if self.waits.add(segment, Wait(end, self.now, reader)):
             self.asked[segment] = max(end, self.asked.get(segment, 0))
         return reader
 
@@ -67,6 +70,15 @@ class Readers(RuleBasedStateMachine):
         self.answer(self.waits.take_all(segment), segment)
         self.ended(segment)
 
+    @rule(ago=st.integers(-1, 10))
+    def give_up(self, ago: int) -> None:
+        """Those who have waited for longest; the worker knows nothing of it, and goes on."""
+        for segment, waits in self.waits.take_older(self.now - ago):
+            assert waits
+            self.answer(waits, segment)
+        for reader in self.everybody:
+            assert reader.gone or reader.answers == 1 or reader.since > self.now - ago
+
     def ended(self, segment: int) -> None:
         self.asked.pop(segment, None)
         assert all(r.answers == 1 or r.gone for r in self.everybody if r.segment == segment)
@@ -89,7 +101,8 @@ class Readers(RuleBasedStateMachine):
         # The worker that lives now was asked for all they need: it will bring it, or say that it cannot.
         for reader in waiting:
             assert self.asked.get(reader.segment, 0) >= reader.end
-        assert {segment for segment, _ in self.waits.unanswered()} == {r.segment for r in waiting}
+        assert {segment for segment in range(SEGMENTS) if segment in self.waits} == {r.segment for r in waiting}
+        assert bool(self.waits) == bool(waiting)
 
 
 Readers.TestCase.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)

@@ -5,20 +5,25 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
+from nydus_erofs.erofs.errors import FormatError
 from nydus_erofs.fscache.config.backend import HttpProxy
-from nydus_erofs.fscache.keeper.children import dispatch, process_link
+from nydus_erofs.fscache.keeper.children import dispatch, hearing, process_link
 from nydus_erofs.fscache.keeper.children import spawn as spawning
 from nydus_erofs.fscache.keeper.children.traffic import TrafficTable
 from nydus_erofs.fscache.keeper.children.worker_link import WorkerLink
+from nydus_erofs.fscache.keeper.stores.news import News
 from nydus_erofs.fscache.keeper.stores.table import StoreTable
+from nydus_erofs.fscache.keeper.ticker import Ticker
 from nydus_erofs.fscache.kernel.fd import Fd
 from nydus_erofs.fscache.proto import worker as proto
+from tests.kit.processes import descriptors
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(120)]
 UID = 60987
@@ -27,19 +32,16 @@ UID = 60987
 class Watched(WorkerLink):
     def __init__(self, uid: int = UID) -> None:
         self.started: asyncio.Queue[int] = asyncio.Queue()
-        self.hopeless = asyncio.Event()
+        self.ticker = Ticker(asyncio.get_running_loop().call_later)
         super().__init__(
-            proto.Start(uid, proto.Limits(2, 1, 1, 60, 0), "/nonexistent"),
+            proto.Start(uid, proto.Limits(2, 1, 1, 0), "/nonexistent"),
             lambda: self.started.put_nowait(self.pid),
-            self.hopeless.set,
+            self.ticker,
         )
-        self.listen(
-            dispatch.of_worker(
-                StoreTable(self.send, lambda *_: None, lambda *_: None, lambda *_: None, lambda _: None),
-                TrafficTable(),
-                self.on_answer,
-            )
+        stores = StoreTable(
+            self.send, lambda *_: None, lambda *_: None, lambda *_: None, lambda _: None, self.ticker, 60
         )
+        self.listen(dispatch.of_worker(News(stores), TrafficTable(), self.on_answer))
 
 
 def run(work: Callable[[Watched], Awaitable[None]]) -> Callable[[Watched], Awaitable[None]]:
@@ -65,7 +67,6 @@ def test_killed_workers_are_replaced_at_once() -> None:
         assert len(set(pids)) == 5
         await link.started.get()
         assert link.restarts == 5
-        assert not link.hopeless.is_set()
 
     async def main() -> None:
         await run(work)(Watched())
@@ -113,13 +114,16 @@ def test_a_call_outside_its_list_is_told(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_a_worker_that_cannot_live(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
-    """It is started again and again, more and more slowly; and nobody is left waiting for it."""
-    monkeypatch.setattr(process_link, "_GIVE_UP", 0.5)
-    monkeypatch.setattr(process_link, "_LONGEST_PAUSE", 0.2)
+    """It is started again and again, more and more slowly."""
+    monkeypatch.setattr(process_link, "_FIRST_PAUSE", 0.5)
 
     async def work(link: Watched) -> None:
-        await link.hopeless.wait()
-        assert link.restarts >= 1
+        for _ in range(4):
+            await link.started.get()
+        began = time.monotonic()
+        for _ in range(2):
+            await link.started.get()
+        assert time.monotonic() - began >= 0.5 + 1.0
         link.send(proto.Fill(1, 1, 1))  # to nobody, or to one about to die
 
     async def main() -> None:
@@ -127,6 +131,41 @@ def test_a_worker_that_cannot_live(monkeypatch: pytest.MonkeyPatch, capfd: pytes
 
     asyncio.run(main())
     assert "worker ended" in "".join(capfd.readouterr())
+
+
+@pytest.mark.parametrize("after", [True, False], ids=["later", "at once"])
+def test_a_worker_that_stops(after: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While anybody waits for it, it is replaced; the next one is asked the same and answers."""
+    monkeypatch.setattr(hearing, "UNBORN", 12.0)  # seconds; enough for it to start
+
+    async def work(link: Watched) -> None:
+        first = await link.started.get()
+        with Fd(os.memfd_create("x")) as nothing:
+            if after:
+                with pytest.raises(FormatError):
+                    await link.inspect(nothing)
+            os.kill(first, signal.SIGSTOP)
+            with pytest.raises(FormatError):
+                await link.inspect(nothing)
+        assert link.restarts >= 1
+        assert link.pid != first
+
+    async def main() -> None:
+        await run(work)(Watched())
+
+    asyncio.run(main())
+
+
+def test_a_worker_that_nobody_waits_for_may_be_silent() -> None:
+    async def work(link: Watched) -> None:
+        os.kill(await link.started.get(), signal.SIGSTOP)
+        await asyncio.sleep(hearing.QUIET + hearing.DEAF + 1)
+        assert link.restarts == 0
+
+    async def main() -> None:
+        await run(work)(Watched())
+
+    asyncio.run(main())
 
 
 def test_stop_leaves_no_process() -> None:
@@ -146,10 +185,10 @@ def test_stop_leaves_no_process() -> None:
 def test_messages_to_nobody_close_their_descriptors() -> None:
     async def main() -> None:
         link = Watched()
-        before = len(os.listdir("/proc/self/fd"))
+        before = len(descriptors())
         for _ in range(10):
             link.send(proto.AddSource(1), [Fd(os.memfd_create("x"))])
-        assert len(os.listdir("/proc/self/fd")) == before
+        assert len(descriptors()) == before
 
     asyncio.run(main())
 
@@ -160,14 +199,14 @@ def test_more_messages_than_a_socket_holds() -> None:
     async def work(link: Watched) -> None:
         pid = await link.started.get()
         os.kill(pid, signal.SIGSTOP)
-        before = len(os.listdir("/proc/self/fd"))
+        before = len(descriptors())
         for number in range(20_000):
             link.send(proto.Touch(number, number))
         for _ in range(50):
             link.send(proto.AddSource(1), [Fd(os.memfd_create("x"))])
         os.kill(pid, signal.SIGKILL)
         await link.started.get()
-        assert len(os.listdir("/proc/self/fd")) <= before + 2
+        assert len(descriptors()) <= before + 2
 
     async def main() -> None:
         await run(work)(Watched())

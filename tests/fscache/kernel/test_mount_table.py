@@ -46,7 +46,13 @@ def test_a_line(table: SetTable) -> None:
     table(GOOD + b"\n")
     (entry,) = mounts()
     assert entry == mount.MountEntry(
-        36, "/mnt", 2 | 4, "erofs", "/state/boot", {"ro": "", "user_xattr": "", "cache_strategy": "readaround"}
+        36,
+        "/mnt",
+        2 | 4,
+        "erofs",
+        "/state/boot",
+        {"ro": "", "user_xattr": "", "cache_strategy": "readaround"},
+        os.makedev(98, 0),
     )
 
 

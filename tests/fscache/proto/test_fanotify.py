@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import struct
 
 import pytest
@@ -133,5 +134,7 @@ def test_flipped_bits(
 
 @given(fds, st.booleans())
 def test_responses(fd: int, allow: bool) -> None:
-    # struct fanotify_response; FAN_ALLOW is 1, FAN_DENY is 2.
-    assert struct.unpack("=iI", proto.response(fd, allow)) == (fd, 1 if allow else 2)
+    # struct fanotify_response; FAN_ALLOW is 1, FAN_DENY is 2, the errno of a denial above it (FAN_DENY_ERRNO).
+    assert struct.unpack("=iI", proto.response(fd, allow)) == (fd, 1 if allow else 2 | errno.EIO << 24)
+    full = proto.response(fd, allow, errno.ENOSPC)
+    assert struct.unpack("=iI", full) == (fd, 1 if allow else 2 | errno.ENOSPC << 24)

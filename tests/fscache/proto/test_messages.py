@@ -17,6 +17,7 @@ from nydus_erofs.fscache.kernel import channel
 from nydus_erofs.fscache.kernel.fd import Fd
 from nydus_erofs.fscache.proto import prepare, verifier, worker
 from nydus_erofs.fscache.proto.worker import FillReason
+from tests.kit.processes import descriptors
 
 DECODERS = [
     worker.decode_for_keeper, worker.decode_for_worker, prepare.decode_for_keeper, prepare.decode_for_prepare,
@@ -117,10 +118,10 @@ def test_what_is_cut_off_is_an_error_and_leaks_nothing(size: int, count: int) ->
     fds = [Fd(os.memfd_create("x")) for _ in range(count)]
     with ours, theirs:
         channel.send(ours, b"x" * size, fds)
-        before = len(os.listdir("/proc/self/fd"))
+        before = len(descriptors())
         with pytest.raises(ConnectionError):
             channel.receive(theirs, 50)
-        assert len(os.listdir("/proc/self/fd")) == before
+        assert len(descriptors()) == before
     channel.close(fds)
 
 
@@ -155,11 +156,11 @@ def test_an_outbox_that_is_thrown_away_closes_what_it_holds() -> None:
     ours, theirs = channel.pair()
     ours.setblocking(False)
     outbox = channel.Outbox(ours)
-    before = len(os.listdir("/proc/self/fd"))
+    before = len(descriptors())
     while outbox.put(b"x" * 5000, [Fd(os.memfd_create("x"))]):
         pass
     outbox.put(b"x", [Fd(os.memfd_create("x"))])
     outbox.discard()
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert len(descriptors()) == before
     ours.close()
     theirs.close()

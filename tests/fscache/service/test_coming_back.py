@@ -45,6 +45,7 @@ def two(make_service: MakeService, built: Built, tmp_path: Path) -> Two:
     return Two(service, slow, tree, away, other)
 
 
+@pytest.mark.failure("file server of a blob's folder away")
 def test_its_readers_wait_and_others_do_not(two: Two, built: Built) -> None:
     service = two.service
     with opens_hang(two.away) as guard:

@@ -152,6 +152,7 @@ def test_one_image_on_many_mountpoints(service: Service, built: Built) -> None:
     compare(built.tree, targets[-1])
 
 
+@pytest.mark.failure("SIGTERM while a mount is in use")
 def test_a_busy_mount_is_named_and_works_on(service: Service, built: Built) -> None:
     target = service.mount(built.bootstrap)
     ready = service.work / "ready"
@@ -174,6 +175,7 @@ def test_a_busy_mount_is_named_and_works_on(service: Service, built: Built) -> N
     assert service.stop() == 0
 
 
+@pytest.mark.failure("unmounted by umount(8), also `-l`")
 def test_unmounted_behind_its_back(service: Service, built: Built) -> None:
     """By umount(8): the service notices, and the same mountpoint serves again."""
     target = service.mount(built.bootstrap, prefetch=True)
@@ -183,6 +185,7 @@ def test_unmounted_behind_its_back(service: Service, built: Built) -> None:
     compare(built.tree, target)
 
 
+@pytest.mark.failure("unmounted by umount(8), also `-l`")
 def test_unmounted_lazily_while_in_use(service: Service, built: Built) -> None:
     """Files that are open are served to the end."""
     target = service.mount(built.bootstrap)
@@ -257,6 +260,8 @@ def test_half_of_it_cached(service: Service, built: Built) -> None:
 
 
 @pytest.mark.parametrize("how", ["flipped", "truncated", "emptied"])
+@pytest.mark.failure("chunk with a wrong digest")
+@pytest.mark.failure("blob truncated, removed")
 def test_a_damaged_blob_gives_eio_and_heals(how: str, service: Service, built: Built) -> None:
     """Flipped bits, a file too short: EIO, and the log names blob and chunk. Once it is repaired all is well."""
     folder = service.work / "image"
@@ -287,6 +292,7 @@ def test_a_damaged_blob_gives_eio_and_heals(how: str, service: Service, built: B
     compare(built.tree, target)
 
 
+@pytest.mark.failure("blob repaired, in place or by a new file under its name")
 def test_a_blob_replaced_by_an_intact_copy(service: Service, built: Built) -> None:
     """As rsync and most people repair files: a new file under the old name."""
     folder = service.work / "image"
@@ -316,6 +322,7 @@ def test_a_blob_removed_while_it_is_mounted(service: Service, built: Built) -> N
     compare(built.tree, target)
 
 
+@pytest.mark.failure("worker killed")
 def test_the_worker_killed_before_it_was_asked(service: Service, built: Built) -> None:
     target = service.mount(built.bootstrap)
     service.kill_worker()

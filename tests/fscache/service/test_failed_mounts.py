@@ -52,7 +52,7 @@ def held(service: Service) -> Held:
 
 def leaves_nothing(service: Service, mount: Callable[[], object], *words: str) -> RefusedError:
     """The error of a mount that fails again and again."""
-    before = held(service)
+    before = settled_down(service)
     for _ in range(TRIES):
         with pytest.raises(RefusedError) as caught:
             mount()
@@ -61,6 +61,17 @@ def leaves_nothing(service: Service, mount: Callable[[], object], *words: str) -
         assert caught.value.error.isprintable()
     as_before(service, before)
     return caught.value
+
+
+def settled_down(service: Service) -> Held:
+    """What it has once nothing of what was done before is under way any more."""
+
+    def same() -> Held | None:
+        before = held(service)
+        time.sleep(0.3)
+        return before if held(service) == before else None
+
+    return wait_for("nothing changes", same) or held(service)
 
 
 def as_before(service: Service, before: Held) -> None:
@@ -105,6 +116,7 @@ def settled(service: Service, built: Built) -> None:
 @pytest.mark.parametrize(
     ("left", "bytes_left"), [(0, 8192), (1, 8192), (2, 8192), (20, 0)], ids=["inodes", "one", "two", "bytes"]
 )
+@pytest.mark.failure("run folder full")
 def test_the_run_folder_is_full(
     left: int, bytes_left: int, make_service: MakeService, built: Built, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
@@ -141,6 +153,7 @@ def fill(folder: Path) -> None:
                 return
 
 
+@pytest.mark.failure("state disk full")
 def test_the_state_folder_is_full(
     make_service: MakeService, built: Built, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
@@ -157,6 +170,35 @@ def test_the_state_folder_is_full(
         leaves_nothing(service, mount, "No space left on device")
         shutil.rmtree(disk / "ballast")
         compare(built.tree, service.mount(image, built.blob.parent, target=target))
+        assert service.stop() == 0
+
+
+@pytest.mark.failure("state disk full")
+def test_it_does_not_start_on_a_full_disk(
+    make_service: MakeService, built: Built, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """It says so, and leaves nothing mounted; what is mounted from before is served once there is room."""
+    work = tmp_path_factory.mktemp("full")
+    with mounted_disk(work, 64) as disk:
+        service = make_service(FANOTIFY, start=False, work=work)
+        service.state = disk / "state"
+        service.start()
+        target = service.mount(built.bootstrap)
+        right = read(target / "large/0")
+        service.kill_all()
+        before = mounted(work)
+        fill(disk / "ballast")
+        service.spawn()
+        assert service.keeper.wait(60) == 8
+        *_, said, hint = service.log_text().splitlines()
+        assert "No space left on device" in said
+        assert "make room" in hint
+        assert mounted(work) == before
+        assert read(target / "large/0") == right
+        assert read(target / "large/7") == {"error": "EIO"}
+        shutil.rmtree(disk / "ballast")
+        service.start()
+        compare(built.tree, target)
         assert service.stop() == 0
 
 
@@ -194,6 +236,7 @@ def test_its_blob_is_nowhere(prepared: Service, built: Built, tmp_path: Path) ->
 # --- stopped in the middle ------------------------------------------------------------------------------
 
 
+@pytest.mark.failure("SIGTERM while an image is being mounted")
 def test_stopped_at_any_moment_of_a_mount(make_service: MakeService, built: Built, tmp_path: Path) -> None:
     """It ends with nothing mounted, whether the mount was done by then or not."""
     service, moments = make_service(FANOTIFY), 16
@@ -219,6 +262,7 @@ def test_stopped_at_any_moment_of_a_mount(make_service: MakeService, built: Buil
 # --- a disk that fails ----------------------------------------------------------------------------------
 
 
+@pytest.mark.failure("state folder read-only")
 def test_the_disk_fails_and_is_read_only(
     make_service: MakeService, built: Built, tmp_path_factory: pytest.TempPathFactory
 ) -> None:

@@ -34,6 +34,7 @@ def cut_power(service: Service) -> None:
 
 
 @pytest.mark.parametrize(("fetched", "prefetch"), [("all", False), ("half", True)])
+@pytest.mark.failure("power cut")
 def test_power_cut(fetched: str, prefetch: bool, service: Service, built: Built) -> None:
     """Damage of every kind in what was fetched: found, fetched again, and never served."""
     target = service.mount(built.bootstrap, prefetch=fetched == "all")
@@ -163,6 +164,7 @@ def test_a_power_cut_while_an_image_was_prepared(service: Service, built: Built)
     ["boot cut off", "record gone", "record noise", "record fifo", "boot folder", "epoch fifo", "plan gone",
      "plan noise", "plan fifo", "plan folder", "segment fifo", "segment twice", "store gone", "store file"],
 )  # fmt: skip
+@pytest.mark.failure("damaged state folder")
 def test_a_damaged_state_folder_is_prepared_again(what: str, service: Service, built: Built) -> None:
     """By somebody's hand: no power cut tells of it."""
     target = service.mount(built.bootstrap)
@@ -329,6 +331,7 @@ def test_rubbish_in_the_run_folder(service: Service, built: Built) -> None:
     compare(built.tree, target)
 
 
+@pytest.mark.failure("blob truncated, removed")
 def test_a_live_mount_whose_blob_is_gone(service: Service, built: Built) -> None:
     """What is cached is served; what is not is EIO, and the log names the blob."""
     folder = service.work / "image"

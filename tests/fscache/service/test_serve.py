@@ -368,16 +368,17 @@ def test_a_cache_on_tmpfs(make_service: MakeService, tmp_path_factory: pytest.Te
         unmount_all(work)
 
 
+@pytest.mark.failure("state folder read-only")
 def test_a_cache_on_a_read_only_disk(make_service: MakeService, tmp_path_factory: pytest.TempPathFactory) -> None:
     work = tmp_path_factory.mktemp("ro")
     with mounted_disk(work, 8) as disk:
         subprocess.run(["mount", "-o", "remount,ro", disk], check=True, timeout=20)
         service = make_service(FANOTIFY, start=False, work=work)
         service.state = disk / "state"
-        service.spawn()
-        assert service.keeper.wait(60) != 0
-        assert "Read-only file system" in service.log_text()
-        assert service.log_text().startswith("nydus-erofs: ")
+        lines, code = failed_start(service)
+        assert code == 8
+        assert "Read-only file system" in lines[0]
+        assert "kernel's log" in lines[1]
 
 
 @pytest.mark.parametrize(
@@ -449,6 +450,7 @@ def preparing(service: Service) -> int:
     return wait_for("an image is prepared", find, pause=0.001) or 0
 
 
+@pytest.mark.failure("SIGTERM while an image is being mounted")
 def test_stopped_while_an_image_is_prepared(service: Service, built: Built) -> None:
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
         asked = pool.submit(service.mount, built.bootstrap)

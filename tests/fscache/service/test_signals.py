@@ -46,6 +46,7 @@ def alone(built: Built, tmp_path: Path) -> Path:
 # --- SIGHUP ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.failure("SIGHUP")
 def test_folders_of_blobs_that_are_new(service: Service, built: Built, alone: Path) -> None:
     """They count for the next mount; readers of what is mounted notice nothing."""
     other = service.mount(built.bootstrap)
@@ -80,6 +81,7 @@ def test_what_needs_a_restart_is_named(service: Service) -> None:
 
 
 @pytest.mark.parametrize("text", ['blob_dirs = ["/', "blob_dirs = 7", "unknown = 1", "\xff", None])
+@pytest.mark.failure("SIGHUP")
 def test_a_file_that_makes_no_sense(text: str | None, service: Service, built: Built, alone: Path) -> None:
     """One line, and everything stays as it was."""
     service.configure(blob_dirs=[str(built.blob.parent)])
@@ -115,6 +117,7 @@ _HARMLESS = sorted(
 )  # fmt: skip
 
 
+@pytest.mark.failure("any other signal, a closed terminal, a log that nobody reads")
 def test_no_other_signal_harms(service: Service, built: Built) -> None:
     target = service.mount(built.bootstrap)
     for number in _HARMLESS:
@@ -146,6 +149,7 @@ def test_quit_stops_it_cleanly(service: Service, built: Built) -> None:
     assert not mounted(service.work)
 
 
+@pytest.mark.failure("any other signal, a closed terminal, a log that nobody reads")
 def test_its_terminal_is_closed(make_service: MakeService, built: Built) -> None:
     """It goes on, though nobody can read its log any more."""
     service = make_service(FANOTIFY, start=False)

@@ -44,6 +44,7 @@ def stacked(service: Service, built: Built) -> Path:
     return target
 
 
+@pytest.mark.failure("something mounted over an image")
 def test_something_mounted_over_it(service: Service, built: Built, stacked: Path) -> None:
     assert "mounted over" in busy(service, stacked)
     assert (stacked / "foreign").exists()
@@ -72,6 +73,7 @@ def test_another_image_of_the_service_over_it(service: Service, built: Built, st
     compare(built.tree, other)
 
 
+@pytest.mark.failure("`umount` of a mount in use")
 def test_who_uses_it_is_named(service: Service, built: Built) -> None:
     target = service.mount(built.bootstrap)
     ready = service.work / "ready"

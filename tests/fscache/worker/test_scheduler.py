@@ -12,18 +12,19 @@ from nydus_erofs.fscache.proto.worker import FillReason
 from nydus_erofs.fscache.worker.scheduler import AHEAD, Job, Scheduler
 
 SEGMENTS, SIZE = 6, 100
-LANES = {1: "here", 2: "here", 3: "there"}  # of the stores
-stores = st.integers(1, 3)
+LANES = {1: "here", 2: "here", 3: "there", 4: "elsewhere"}  # of the stores
+REMOTE = {"there", "elsewhere"}
+stores = st.integers(1, 4)
 segments = st.integers(0, SEGMENTS - 1)
 ends = st.integers(1, SIZE)
 
 
 class Scheduling(RuleBasedStateMachine):
-    @initialize(threads=st.integers(2, 5), background=st.integers(1, 6))
-    def begin(self, threads: int, background: int) -> None:
-        self.threads = threads
+    @initialize(threads=st.integers(2, 5), background=st.integers(1, 6), shared=st.integers(1, 20))
+    def begin(self, threads: int, background: int, shared: int) -> None:
+        self.threads, self.shared = threads, shared
         self.background = max(1, min(background, threads - 1))
-        self.scheduler = Scheduler(threads, background)
+        self.scheduler = Scheduler(threads, background, background, shared)
         self.done: dict[int, set[int]] = {}  # store -> segments that are complete
         self.wanted: dict[tuple[int, int], list[int]] = {}  # (store, segment) -> ends that nobody was told about
         self.prefetching: set[int] = set()
@@ -33,7 +34,8 @@ class Scheduling(RuleBasedStateMachine):
     @rule(store=stores, there=st.sets(segments))
     def open(self, store: int, there: set[int]) -> None:
         if store not in self.done:
-            self.scheduler.open(store, bytearray(s in there for s in range(SEGMENTS)), LANES[store])
+            done, lane = bytearray(s in there for s in range(SEGMENTS)), LANES[store]
+            self.scheduler.open(store, done, lane, remote=lane in REMOTE)
             self.done[store] = set(there)
 
     @rule(store=stores)
@@ -72,7 +74,7 @@ class Scheduling(RuleBasedStateMachine):
 
     @rule()
     def take(self) -> None:
-        queued = {key for key in self.wanted if not self.job(*key) and self.busy(LANES[key[0]]) < self.threads}
+        queued = {key for key in self.wanted if not self.job(*key) and self.free(LANES[key[0]])}
         job = self.scheduler.take()
         if job is None:
             assert not queued, "a reader waits, and a thread has nothing to do"
@@ -96,16 +98,29 @@ class Scheduling(RuleBasedStateMachine):
         self.running.append(Running(job))
         assert job.lane == LANES[job.store]
         assert self.busy(job.lane) <= self.threads
+        shared = sum(max(0, self.busy(lane) - 1) for lane in {*LANES.values()})
+        remote = sum(max(0, self.busy(lane) - 1) for lane in REMOTE)
+        assert shared <= self.shared
+        assert remote <= max(0, self.shared - self.threads), "of the threads kept for what is here"
         assert self.busy(job.lane, background=True) <= self.background, "of the threads kept for readers"
 
     def busy(self, lane: str, *, background: bool = False) -> int:
         return sum(r.job.lane == lane and (r.job.background or not background) for r in self.running)
 
+    def free(self, lane: str) -> bool:
+        """Whether there has to be a thread for a lane: the first one always, others if enough are left for others."""
+        busy = self.busy(lane)
+        if not busy:
+            return True
+        left = self.shared - sum(max(0, self.busy(other) - 1) for other in {*LANES.values()})
+        left -= self.threads if lane in REMOTE else 0
+        return busy < self.threads and busy - 1 < left
+
     def check_idle(self) -> None:
         """Nothing to do: then all that is to be prefetched is there, under way, or failed and left for readers."""
         for store in self.prefetching:
             lane = LANES[store]
-            if self.busy(lane) >= self.threads or self.busy(lane, background=True) >= self.background:
+            if not self.free(lane) or self.busy(lane, background=True) >= self.background:
                 continue
             for segment in range(SEGMENTS):
                 key = (store, segment)
@@ -148,6 +163,23 @@ class Scheduling(RuleBasedStateMachine):
             self.done[job.store].add(job.segment)
         else:
             self.failed.add(key)
+
+    @precondition(lambda self: self.running)
+    @rule(data=st.data())
+    def postpone(self, data: st.DataObject) -> None:
+        """Its bytes are out of reach for now: that is, until somebody takes the next job."""
+        running = data.draw(st.sampled_from(self.running))
+        self.running.remove(running)
+        self.scheduler.postpone(running.job, when=0.0)
+        if not running.stale and not self.wanted.get((running.job.store, running.job.segment)):
+            self.failed.add((running.job.store, running.job.segment))
+
+    @precondition(lambda self: self.done)
+    @rule(data=st.data())
+    def unwanted(self, data: st.DataObject) -> None:
+        store = data.draw(st.sampled_from(sorted(self.done)))
+        self.scheduler.unwanted(store)
+        self.wanted = {key: value for key, value in self.wanted.items() if key[0] != store}
 
     def job(self, store: int, segment: int) -> Running | None:
         return next(
@@ -303,7 +335,7 @@ def test_what_cannot_be_had_takes_no_thread_until_it_is_due() -> None:
     scheduler = Scheduler(4, 1)
     scheduler.open(1, bytearray(8))
     scheduler.demand(1, 4, 10)
-    assert scheduler.postpone(taken(scheduler, 0.0), now=0.0, delay=2.0, patience=60.0)
+    scheduler.postpone(taken(scheduler, 0.0), when=2.0)
     scheduler.demand(1, 4, 20)  # another reader does not make it come sooner
     assert scheduler.take(1.9) is None
     assert scheduler.next_time() == 2.0
@@ -313,30 +345,21 @@ def test_what_cannot_be_had_takes_no_thread_until_it_is_due() -> None:
     scheduler.finish(job, complete=True)
 
 
-def test_readers_wait_no_longer_than_their_patience() -> None:
+def test_what_nobody_waits_for_any_more_is_not_tried_again() -> None:
     scheduler = Scheduler(4, 1)
     scheduler.open(1, bytearray(8))
-    scheduler.demand(1, 4, 10)
-    for now in (0.0, 20.0, 40.0, 59.0):
-        assert scheduler.postpone(taken(scheduler, now), now, delay=0.0, patience=60.0)
-    assert not scheduler.postpone(taken(scheduler, 60.0), 60.0, delay=0.0, patience=60.0)
-    assert scheduler.take(1000.0) is None
-
-
-def test_who_comes_when_it_lasts_too_long_already_does_not_wait_at_all() -> None:
-    """A reader that gets an error asks for the next piece: he must not wait for each anew."""
-    scheduler = Scheduler(4, 1)
-    scheduler.open(1, bytearray(8))
-    scheduler.demand(1, 4, 10)
-    assert scheduler.postpone(taken(scheduler, 0.0), 0.0, delay=0.0, patience=60.0)
-    assert not scheduler.postpone(taken(scheduler, 60.0), 60.0, delay=0.0, patience=60.0)
-    for segment in (4, 5):
+    for segment in (1, 3, 5):
         scheduler.demand(1, segment, 10)
-        assert not scheduler.postpone(taken(scheduler, 61.0), 61.0, delay=0.0, patience=60.0)
-    scheduler.demand(1, 6, 10)
-    scheduler.finish(taken(scheduler, 62.0), complete=True)  # it is back
-    scheduler.demand(1, 4, 10)
-    assert scheduler.postpone(taken(scheduler, 70.0), 70.0, delay=0.0, patience=60.0)
+    scheduler.postpone(taken(scheduler, 0.0), when=2.0)
+    running = taken(scheduler, 0.0)
+    scheduler.unwanted(1)
+    assert scheduler.take(99.0) is None
+    scheduler.postpone(running, when=2.0)
+    assert scheduler.take(99.0) is None
+    assert scheduler.next_time() == inf
+    scheduler.demand(1, 1, 10)
+    job = taken(scheduler, 99.0)
+    assert (job.segment, job.ends) == (1, [10])
 
 
 def test_prefetch_outlives_an_outage_whatever_its_length() -> None:
@@ -346,10 +369,75 @@ def test_prefetch_outlives_an_outage_whatever_its_length() -> None:
     for now in range(0, 500, 100):
         job = taken(scheduler, now)
         assert job.segment == 0
-        assert scheduler.postpone(job, now, delay=50, patience=60)
+        scheduler.postpone(job, now + 50)
     assert [segment for _, segment in drain(scheduler)] == [1, 2]
     assert scheduler.take(449) is None
     assert taken(scheduler, 450).segment == 0
+
+
+def test_prefetch_brings_what_readers_gave_up() -> None:
+    scheduler = Scheduler(4, 1)
+    scheduler.open(1, bytearray(6))
+    scheduler.prefetch(1, True)
+    assert [segment for _, segment in drain(scheduler)] == list(range(6))
+    scheduler.open(2, bytearray(6))
+    for segment in (0, 3):
+        scheduler.demand(2, segment, 10)
+    scheduler.prefetch(2, True)
+    scheduler.postpone(taken(scheduler), when=5.0)
+    assert taken(scheduler).segment == 3
+    scheduler.demand(2, 1, 10)
+    scheduler.unwanted(2)
+    assert [segment for _, segment in drain(scheduler)] == [1, 2, 4, 5]
+    assert taken(scheduler, 5.0).segment == 0
+
+
+def hang(scheduler: Scheduler, store: int, lane: str, *, remote: bool = True) -> list[Job]:
+    """All the jobs that a lane which never ends one can have."""
+    scheduler.open(store, bytearray(99), lane, remote=remote)
+    for segment in range(50):
+        scheduler.demand(store, segment * 2, 1)
+    return list(iter(scheduler.take, None))
+
+
+def test_servers_that_hang_leave_threads_for_others_however_many_they_are() -> None:
+    scheduler = Scheduler(8, 1, 4)
+    counts = [len(hang(scheduler, store, f"server {store}")) for store in range(1, 60)]
+    assert counts[:2] == [8, 8]
+    assert counts == sorted(counts, reverse=True)
+    assert counts[-1] == 1, "each has one"
+    assert sum(counts) <= 4 * 8 - 8 + len(counts)
+    here = len(hang(scheduler, 100, "a disk", remote=False))
+    assert here > 8 / 2, "some are kept for what is here"
+    assert len(hang(scheduler, 101, "another disk", remote=False)) > 1
+
+
+def test_disks_that_hang_leave_threads_for_others_too() -> None:
+    """A file server is a disk; so is an image whose blobs others have."""
+    scheduler = Scheduler(8, 1, 4)
+    counts = [len(hang(scheduler, store, f"disk {store}", remote=False)) for store in range(1, 300)]
+    assert counts[0] == 8
+    assert counts[-1] == 1
+    assert len(hang(scheduler, 999, "a server")) == 1
+
+
+def test_there_is_an_end_of_servers_that_hang() -> None:
+    scheduler = Scheduler(2, 1)
+    counts = [len(hang(scheduler, store, f"server {store}")) for store in range(1, 300)]
+    assert 0 in counts
+    assert sum(counts) < 150
+    assert hang(scheduler, 999, "a disk", remote=False)
+
+
+def test_threads_come_back() -> None:
+    scheduler = Scheduler(4, 1)
+    jobs = [hang(scheduler, store, f"server {store}") for store in range(1, 20)]
+    assert len(jobs[-1]) == 1
+    for store in range(1, 19):
+        for job in jobs[store - 1]:
+            scheduler.finish(job, complete=True)
+        scheduler.close(store)
+    assert len(list(iter(scheduler.take, None))) == 3, "one is under way"
 
 
 def test_a_remote_store_may_use_more_threads_in_the_background() -> None:
@@ -379,7 +467,7 @@ def test_a_store_closed_while_a_job_is_postponed() -> None:
     scheduler.prefetch(1, True)
     job = taken(scheduler)
     scheduler.close(1)
-    assert scheduler.postpone(job, 0.0, 1.0, 60.0)
+    scheduler.postpone(job, 1.0)
     assert (scheduler.take(9.0), scheduler.next_time()) == (None, inf)
     scheduler.open(2, bytearray(4))
     scheduler.prefetch(2, True)

@@ -16,8 +16,8 @@ _RANGE = re.compile(r"bytes=(\d+)-(\d+)")
 class FileServer(ThreadingHTTPServer):
     """Serves ``folder`` on a port of 127.0.0.1, with quoted sizes and times as ETags.
 
-    While ``gate`` is not set, answers of more than ``large`` bytes wait for it; with ``drip``, bytes come one by
-    one, with as many seconds between them.
+    While ``gate`` is not set, answers of more than ``large`` bytes wait for it, in silence or (``endless``) with
+    headers that have no end; with ``drip``, bytes come one by one, with as many seconds between them.
     """
 
     daemon_threads = True
@@ -26,6 +26,7 @@ class FileServer(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Request)
         self.folder, self.port = folder, self.server_address[1]
         self.gate, self.large, self.drip = threading.Event(), 0, 0.0
+        self.endless = False
         self.gate.set()
         threading.Thread(target=self.serve_forever, daemon=True).start()
 
@@ -53,6 +54,8 @@ class _Request(BaseHTTPRequestHandler):
             if first > last:
                 return self.send_error(416)
         if self.command == "GET" and last - first >= self.server.large:
+            if self.server.endless and not self.server.gate.is_set():
+                return self._drip_headers()
             self.server.gate.wait(60)
         self.send_response(status)
         self.send_header("Content-Length", str(last - first + 1))
@@ -70,6 +73,13 @@ class _Request(BaseHTTPRequestHandler):
                     time.sleep(self.server.drip)
                 self.wfile.write(data)
         return None
+
+    def _drip_headers(self) -> None:
+        self.close_connection = True
+        with contextlib.suppress(OSError):
+            self.wfile.write(b"HTTP/1.1 206 Partial Content\r\nX-Endless: ")
+            while not self.server.gate.wait(0.5):
+                self.wfile.write(b"a")
 
     do_HEAD = do_GET  # noqa: N815
 

@@ -25,7 +25,7 @@ _RESET = struct.pack("ii", 1, 0)  # SO_LINGER: a close becomes a reset
 class Fault:
     """What goes wrong once ``after`` further bytes of answers went by, on whichever connection that is."""
 
-    kind: str  # reset, close, stall, flip
+    kind: str  # reset, close, stall, drip, flip
     after: int = 0
     times: int = 1  # that it happens, each time at the next piece that passes
 
@@ -160,6 +160,13 @@ class Relay:
             case "stall":
                 writer.write(good)
                 await asyncio.sleep(3600)
+            case "drip":
+                writer.write(good)
+                for offset in range(len(bad)):
+                    writer.write(bad[offset : offset + 1])
+                    await writer.drain()
+                    await asyncio.sleep(0.1)
+                return b""
             case "reset":
                 writer.write(good)
                 await writer.drain()
