@@ -143,7 +143,7 @@ class FanotifyEngine:
             for ref in prepared.stores:
                 settled.enter_context(self._table.opening(ref.key))
                 directory = self._state.store_of(ref.key)
-                await self._restored(directory)
+                await self._restored(ref.key, directory)
                 specs.append(load_folder(directory, self.config.verifier_uid))
                 undo.callback(specs[-1].close)
             incomplete = [spec.directory for spec in specs if sum(spec.have) < sum(spec.sizes)]
@@ -155,10 +155,11 @@ class FanotifyEngine:
             undo.pop_all()
         return stores
 
-    async def _restored(self, directory: str) -> None:
-        """Nothing is mounted from a store in which a segment's size may say more than was verified."""
+    async def _restored(self, key: str, directory: str) -> None:
+        """Nothing is mounted from a store in which a segment's size may say more than was verified. One that is open
+        keeps the law since it was opened, and its files are in use."""
         async with self._restoring:  # one that waits here finds it done
-            if not epoch.trusted(directory):
+            if self._table.opened(key) is None and not epoch.trusted(directory):
                 uids = self.config.uids
                 await in_child(partial(restore, directory, uids.verifier, uids.worker), f"restoring {directory}")
 

@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from math import inf
 
-from ....erofs.errors import KernelError
+from ....erofs.errors import KernelError, ServiceError
 from ...config.backend import Remote
 from ...kernel.fd import Fd
 from ...proto import verifier
@@ -27,7 +27,7 @@ from .asking import Asking
 from .clock import MOST, Clock
 from .kept_store import KeptStore, Waiter
 from .lies import LieError
-from .spec import StoreSpec
+from .spec import FolderSpec, StoreSpec
 from .waits import Wait
 
 _AGAIN = 5.0  # seconds until a worker is told of a store for which there were no descriptors
@@ -95,7 +95,8 @@ class StoreTable:
     ) -> KeptStore:  # fmt: skip
         """Open a store, or join those who have it open. Takes the spec, and the descriptor of its blob.
 
-        A folder that is not complete must have its epoch noted on disk before (``epoch.begin``).
+        A folder that is not complete must have its epoch noted on disk before (``epoch.begin``). ServiceError when
+        another folder has come in the place of one that is open.
 
         Args:
             pending: where its blob is, is said later (``add_source``, ``sourced``); readers wait until then.
@@ -110,7 +111,15 @@ class StoreTable:
             self._by_key[key] = self._by_number[store.number] = store
             self._show_store(store)
         else:
+            same = store.folder is None or not isinstance(spec, FolderSpec) or spec.inodes == store.folder.inodes
             spec.close()
+            if not same:
+                if isinstance(source, Fd):
+                    source.close()
+                raise ServiceError(
+                    f"store {store.label} is in use, and other files are in its place",
+                    hint="unmount the images that use it, and mount them again",
+                )
             if source is not None:
                 self.add_source(store, source)
                 self.sourced(store)

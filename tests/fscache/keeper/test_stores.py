@@ -14,7 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from nydus_erofs.erofs.errors import FormatError, KernelError
+from nydus_erofs.erofs.errors import FormatError, KernelError, ServiceError
 from nydus_erofs.fscache.keeper.children import dispatch
 from nydus_erofs.fscache.keeper.children.traffic import TrafficTable
 from nydus_erofs.fscache.keeper.stores import epoch
@@ -205,6 +205,19 @@ def test_copies_of_a_blob_are_sources_up_to_what_one_message_takes(
     table.introduce_all()
     assert table.lent == len(store.sources.files) + 2 > 4
     assert table.lent <= proto.MAX_FDS
+
+
+def test_other_files_in_the_place_of_those_that_are_in_use(
+    table: Table, folder: Path, source: Callable[..., Fd]
+) -> None:
+    """Nobody would fill them, or answer those who read them."""
+    table.open_folder(KEY, folder, source())
+    (folder / "00001").rename(folder / "away")
+    (folder / "00001").touch()
+    before = len(descriptors())
+    with pytest.raises(ServiceError, match="is in use"):
+        table.open_folder(KEY, folder, source("another"))
+    assert len(descriptors()) == before
 
 
 def test_no_descriptor_is_lost(table: Table, folder: Path, source: Callable[..., Fd]) -> None:

@@ -82,7 +82,7 @@ def test_killed_again_and_again(victim: str, engine: Engine, make_service: MakeS
     assert fetching > KILLS // 3, f"only {fetching} of {kills} kills were in the middle of something"
 
 
-@pytest.mark.failure("keeper and worker killed")
+@pytest.mark.failure("all of its processes killed")
 def test_everything_killed_with_the_mount_alive(service: Service, built: Built) -> None:
     """Keeper and worker at once. Readers get EIO or wait, never a wrong byte; after the restart all is served."""
     if not service.engine.keeps_mounts:
@@ -107,7 +107,7 @@ def test_everything_killed_with_the_mount_alive(service: Service, built: Built) 
     assert service.stop() == 0
 
 
-@pytest.mark.failure("keeper and worker killed")
+@pytest.mark.failure("all of its processes killed")
 def test_the_keeper_killed_alone(service: Service, built: Built) -> None:
     """Its worker ends by itself; nothing else is left behind that a new service could stumble over."""
     target = service.mount(built.bootstrap)

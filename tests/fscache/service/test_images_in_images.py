@@ -71,6 +71,7 @@ def ways(service: Service, nested: Nested) -> Iterator[list[Path]]:
     subprocess.run(["umount", bound], check=True, timeout=60)
 
 
+@pytest.mark.failure("blob inside an image that this service has mounted")
 def test_they_are_refused_whatever_way_leads_there(service: Service, nested: Nested, ways: list[Path]) -> None:
     image = nested.inner[0]
     alone = Path(shutil.copy(image.bootstrap, service.work))
@@ -82,6 +83,7 @@ def test_they_are_refused_whatever_way_leads_there(service: Service, nested: Nes
     refused(service, alone, links, nested.outside)
 
 
+@pytest.mark.failure("bootstrap inside such an image")
 def test_a_copy_outside_is_taken(service: Service, nested: Nested) -> None:
     """The bootstrap may be inside: nobody needs it in order to serve a mounted image."""
     image = nested.inner[0]
@@ -108,6 +110,7 @@ def test_the_service_looks_again_no_further(service: Service, trees: tuple[Built
     service.umount(outside)  # nothing of it is held
 
 
+@pytest.mark.failure("the same through overlayfs")
 def test_what_is_stacked_on_an_image_is_served_all_the_same(service: Service, nested: Nested) -> None:
     """overlayfs hides whose files these are. Many readers at once: each image has threads of its own."""
     over = service.work / "over"

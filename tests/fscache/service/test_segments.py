@@ -110,6 +110,21 @@ def noted(service: Service) -> list[Path]:
     return list((service.state / "store").glob("*/epoch"))
 
 
+def test_an_epoch_that_is_lost_while_the_store_is_in_use(service: Service, built: Built, tmp_path: Path) -> None:
+    """Its files stay where they are: another image that is mounted from them is served, too."""
+    target = service.mount(built.bootstrap)
+    read(target / "large/1")
+    for epoch in noted(service):
+        epoch.write_text(FOREIGN)
+    again = tmp_path / "again.meta"
+    again.write_bytes(built.bootstrap.read_bytes())
+    try:
+        compare(built.tree, service.mount(again, built.blob.parent))
+    except RefusedError as error:
+        assert "may have lost data" in error.error
+    compare(built.tree, target)
+
+
 def test_verifying_goes_on_after_a_worker_was_killed(service: Service, built: Built) -> None:
     """While what was set aside is taken back, a reader that comes after the kill is not forgotten."""
     target = service.mount(built.bootstrap, prefetch=True)
