@@ -40,6 +40,7 @@ from .mount_table import MountTable
 from .paths import RunPaths, StatePaths
 from .reload import Load, reloaded
 from .signals import Signals
+from .stores.news import News
 from .stores.table import StoreTable
 from .tasks import background, on_error
 from .ticker import Ticker
@@ -77,7 +78,7 @@ class Keeper:
             self.worker.send, later, _write_out, _discard, ticker, config.patience, self.worker.on_stall
         )
         self.traffic = TrafficTable()
-        self.worker.listen(dispatch.table(self.table, self.traffic, self.worker.on_answer))
+        self.worker.listen(dispatch.table(News(self.table), self.traffic, self.worker.on_answer))
         self.bootstraps = Bootstraps(self.state, self.worker)
         try:
             self.engine = self._choose_engine()

@@ -13,13 +13,14 @@ import msgspec
 
 from ...kernel.fd import Fd
 from ...proto import worker as proto
-from ..stores.table import LieError, StoreTable
+from ..stores.lies import LieError
+from ..stores.news import News
 from .traffic import TrafficTable
 
 Handler = Callable[[Any], None]
 
 
-def table(stores: StoreTable, traffic: TrafficTable, on_answer: Handler) -> Mapping[type, Handler]:
+def table(stores: News, traffic: TrafficTable, on_answer: Handler) -> Mapping[type, Handler]:
     """Message type -> its handler."""
     return {
         proto.Progress: stores.on_progress,

@@ -21,7 +21,7 @@ from ...kernel.fd import Fd
 from ...processes import WORKER
 from ...proto import worker as proto
 from ..log import logger
-from ..stores.table import LieError
+from ..stores.lies import LieError
 from ..ticker import Ticker
 from ..trouble import refusal, report
 from .dispatch import Handler, handle

@@ -1,4 +1,7 @@
-"""All open stores: who has them open, what the worker is told of them, and what it may say about them."""
+"""All open stores: who has them open, what the worker is told of them, and who waits for them.
+
+What the worker may say about them is in ``news.py``.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,6 @@ from ....erofs.errors import KernelError, ServiceError
 from ...config.backend import Remote
 from ...kernel.fd import Fd
 from ...proto import worker as proto
-from ...proto.worker import FillReason
 from ...state.layout import SET_ASIDE
 from ..log import logger
 from ..ticker import Ticker
@@ -22,15 +24,12 @@ from . import epoch
 from .asking import Asking
 from .clock import MOST, Clock
 from .kept_store import KeptStore, Waiter
+from .lies import LieError
 from .spec import FolderSpec, StoreSpec
 from .waits import Wait
 
 _AGAIN = 5.0  # seconds until a worker is told of a store for which there were no descriptors
 _RETRY_PREFETCH = 10.0  # seconds until prefetch is tried again when the disk was full
-
-
-class LieError(Exception):
-    """The worker said what cannot be true."""
 
 
 class StoreTable:
@@ -59,7 +58,7 @@ class StoreTable:
         self.ticker, self._patience, self._on_stall = ticker, patience, on_stall
         ticker.add(self._tick)
         self._waiting: dict[KeptStore, None] = {}  # stores that may have readers waiting
-        self._asking = Asking(send, later)
+        self.asking = Asking(send, later)
         self._by_key: dict[str, KeptStore] = {}
         self._by_number: dict[int, KeptStore] = {}
         self._closing: dict[int, KeptStore] = {}  # closed, being written to disk
@@ -146,7 +145,7 @@ class StoreTable:
         """All that can be said about where its blob is has been said."""
         if store.pending and self.is_open(store):
             store.pending = False
-            self._asking.all_of(store)
+            self.asking.all_of(store)
 
     def _tell(self, store: KeptStore, message: proto.ToWorker, fds: Sequence[Fd] = ()) -> None:
         """Tell the worker something of a store, if it knows of it."""
@@ -168,7 +167,7 @@ class StoreTable:
 
     def _fail(self, store: KeptStore) -> None:
         for segment, waits in store.waits.take_older(inf):
-            self._answer(segment, waits, store, allow=False, number=store.denial)
+            self.answer(segment, waits, store, allow=False, number=store.denial)
 
     def admit(self, store: KeptStore) -> None:
         """What barred a store is over: tell the worker all of it."""
@@ -189,7 +188,7 @@ class StoreTable:
         store.spec.close()
         store.sources.close()
         self._waiting.pop(store, None)
-        self._asking.forget(store)
+        self.asking.forget(store)
         del self._by_key[store.key]
         del self._by_number[store.number]
 
@@ -200,7 +199,7 @@ class StoreTable:
     def prefetch(self, store: KeptStore, on: bool) -> None:
         """One mount more, or one less, wants everything fetched."""
         store.prefetching += 1 if on else -1
-        self._asking.prefetch(store)
+        self.asking.prefetch(store)
 
     def wait(self, store: KeptStore, segment: int, end: int, waiter: Waiter) -> None:
         """A reader waits for the first ``end`` bytes of a segment; he gets an error at once, if the store stalls."""
@@ -214,7 +213,7 @@ class StoreTable:
         self._waiting[store] = None
         self.ticker.wake()
         if store.waits.add(segment, Wait(end, now, waiter)):
-            self._asking.fill(store, segment, end)
+            self.asking.fill(store, segment, end)
 
     def forget(self, waiter: Waiter) -> None:
         """A waiter is gone."""
@@ -223,7 +222,7 @@ class StoreTable:
 
     def touch(self, store: KeptStore, segment: int) -> None:
         """A reader came to a segment that was there."""
-        self._asking.touch(store, segment)
+        self.asking.touch(store, segment)
 
     def _tick(self, now: float) -> bool:
         """Let nobody wait for too long; whether anybody waits still."""
@@ -231,7 +230,7 @@ class StoreTable:
             stalled = store.clock.stalled
             for segment, waits in (given_up := store.waits.take_older(store.clock.look(now))):
                 store.counters.failures += 1
-                self._answer(segment, waits, store, allow=False)
+                self.answer(segment, waits, store, allow=False)
             if given_up:
                 self._on_stall(self._patience)
                 if store.reopen is not None:
@@ -241,7 +240,7 @@ class StoreTable:
             if not store.waits:
                 self._waiting.pop(store, None)
                 if given_up and self.is_open(store):
-                    self._asking.unwanted(store)
+                    self.asking.unwanted(store)
                     store.counters.waiting_for = ""
         return bool(self._waiting)
 
@@ -263,14 +262,14 @@ class StoreTable:
             self._introduce(store)
             if store.complete:
                 self._sync(store)
-        self._asking.new_worker(self._by_key.values())
+        self.asking.new_worker(self._by_key.values())
         for number in list(self._closing):
             # The worker that wrote it is dead, so nothing is under way, and nobody is left to write it out.
             self._write_out_closed(number)
 
     def _tell_all_of(self, store: KeptStore) -> None:
         self._introduce(store)
-        self._asking.all_of(store)
+        self.asking.all_of(store)
         if store.complete:
             self._sync(store)
 
@@ -283,24 +282,19 @@ class StoreTable:
         if store.folder is not None and not store.synced:
             self._tell(store, proto.Sync(store.number))
 
-    # --- what the worker says (see children/dispatch.py) ---
+    # --- for who hears of stores (news.py) ---
 
-    def _known(self, number: int) -> KeptStore | None:
+    def known(self, number: int) -> KeptStore | None:
         """The store that a message is about; None when it was closed meanwhile."""
         if not 0 < number <= self._next:
             raise LieError(f"there was never a store {number}")
         return self._by_number.get(number)
 
-    def _segment(self, number: int, segment: int) -> KeptStore | None:
-        store = self._known(number)
-        if store is not None and segment >= len(store.have):
-            raise LieError(f"store {store.label} has no segment {segment}")
-        return store
-
-    def on_synced(self, message: proto.Synced) -> None:
-        store = self._known(message.store)
-        if message.store in self._closing:
-            self._settle_closed(message.store)
+    def synced(self, number: int) -> None:
+        """A store is on disk, also one that is closed."""
+        store = self._by_number.get(number)
+        if number in self._closing:
+            self._settle_closed(number)
         elif store is not None and store.complete and store.folder is not None:
             store.synced = True
             self._settle(store, store.folder.directory)
@@ -319,88 +313,24 @@ class StoreTable:
         if store.complete:
             self._discard(os.path.join(directory, SET_ASIDE))
 
-    def on_present(self, message: proto.Present) -> None:
-        """What was there of a store when a worker opened it."""
-        store = self._known(message.store)
-        if store is None:
-            return
-        bits = int(message.segments, 16)
-        if bits >> len(store.have):
-            raise LieError(f"store {store.label} has other segments")
-        complete = store.complete
-        for segment, size in enumerate(store.spec.sizes):
-            if bits >> segment & 1:
-                store.counters.cached += store.grow(segment, size)
-        self._completed(store, before=complete)
+    def completed(self, store: KeptStore) -> None:
+        """Nothing of it is missing any more."""
+        logger().info("blob complete", store=store.label, bytes=store.total)
+        self._sync(store)
 
-    def on_postponed(self, message: proto.Postponed) -> None:
-        store = self._segment(message.store, message.segment)
-        if store is not None and (message.segment in store.waits or store.prefetching):
-            store.counters.waiting_for = message.message
-
-    def on_progress(self, message: proto.Progress) -> None:
-        segment, have = message.segment, message.have
-        store = self._segment(message.store, segment)
-        if store is None:
-            return
-        if have > store.size(segment) or message.done != (have == store.size(segment)):
-            raise LieError(f"segment {segment} of store {store.label} has no {have} bytes, done: {message.done}")
-        complete, waited = store.complete, segment in store.waits
-        new = store.grow(segment, have)
-        self._asking.answered(store)
-        counters = store.counters
-        counters.fetched += message.fetched
-        counters.waiting_for = ""
-        match message.why:
-            case FillReason.DEMAND:
-                counters.demand += new
-            case FillReason.AHEAD:
-                counters.ahead += new
-            case FillReason.PREFETCH:
-                counters.prefetch += new
-        ready = store.waits.take_all(segment) if message.done else store.waits.take_ready(segment, have)
-        # What nobody waits for says nothing to those who wait for something else. But what readers gave up, and has
-        # come after all, says that more will.
-        waited |= store.clock.stalled and message.why is FillReason.DEMAND
-        if (ready or (new and waited)) and store.clock.progress(self.ticker.now()):
-            logger().info("blob comes again", store=store.label)
-        self._answer(segment, ready, store, allow=True, done=message.done)
-        self._completed(store, before=complete)
-
-    def _completed(self, store: KeptStore, *, before: bool) -> None:
-        if store.complete and not before:
-            logger().info("blob complete", store=store.label, bytes=store.total)
-            self._sync(store)
-
-    def on_failed(self, message: proto.Failed) -> None:
-        store = self._segment(message.store, message.segment)
-        if store is None:
-            return
-        waits = store.waits.take_all(message.segment)
-        self._asking.answered(store)
-        counters = store.counters
-        if message.message != counters.last_error or waits:
-            logger().error(
-                "segment not filled", store=store.label, segment=message.segment, error=message.message,
-                hint=message.hint, readers=len(waits),
-            )  # fmt: skip
-        counters.failures += 1
-        counters.waiting_for = ""
-        counters.last_error = message.message
-        self._answer(message.segment, waits, store, allow=False, number=errno.ENOSPC if message.full else errno.EIO)
-        if store.reopen is not None and not message.full:
-            store.reopen()  # somebody may have put an intact copy in the blob's place
-        if message.full and store.prefetching:
-            self._later(_RETRY_PREFETCH, lambda: self._resume_prefetch(store))
+    def prefetch_later(self, store: KeptStore) -> None:
+        """There was no room to go on."""
+        self._later(_RETRY_PREFETCH, lambda: self._resume_prefetch(store))
 
     def _resume_prefetch(self, store: KeptStore) -> None:
         if store.prefetching and self.is_open(store):
-            self._asking.prefetch(store)
+            self.asking.prefetch(store)
 
-    def _answer(
+    def answer(
         self, segment: int, waits: Sequence[Wait[Waiter]], store: KeptStore, *,
         allow: bool, done: bool = False, number: int = errno.EIO,
     ) -> None:  # fmt: skip
+        """Let readers of a segment go on, or give them an error (``number``: which errno)."""
         now = self.ticker.now()
         for wait in waits:
             if done:

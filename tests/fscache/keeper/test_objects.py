@@ -15,6 +15,7 @@ from nydus_erofs.fscache.keeper.engine import objects
 from nydus_erofs.fscache.keeper.engine.names import Cached
 from nydus_erofs.fscache.keeper.stores.clock import REST, TRIAL
 from nydus_erofs.fscache.keeper.stores.kept_store import KeptStore
+from nydus_erofs.fscache.keeper.stores.news import News
 from nydus_erofs.fscache.keeper.stores.spec import BlobSpec
 from nydus_erofs.fscache.keeper.stores.table import StoreTable
 from nydus_erofs.fscache.kernel import channel
@@ -40,6 +41,7 @@ class Kernel(RuleBasedStateMachine):
         self.table = StoreTable(
             self.send, self.ticking.later, lambda *_: None, lambda _: None, self.ticking, PATIENCE
         )
+        self.news = News(self.table)
         self.objects = objects.ObjectTable(self.table)
         self.completed: list[int] = []
         self.patch = pytest.MonkeyPatch()
@@ -123,14 +125,14 @@ class Kernel(RuleBasedStateMachine):
         done = have == SIZES[segment]
         if have >= self.asked.get((store.number, segment), 0):
             self.asked.pop((store.number, segment), None)
-        self.table.on_progress(worker.Progress(store.number, segment, have, done, worker.FillReason.DEMAND))
+        self.news.on_progress(worker.Progress(store.number, segment, have, done, worker.FillReason.DEMAND))
 
     @rule(data=st.data(), segment=st.integers(0, 2), full=st.booleans())
     @precondition(lambda self: self.stores())
     def fails(self, data: st.DataObject, segment: int, full: bool) -> None:
         store = data.draw(st.sampled_from(self.stores()))
         self.asked.pop((store.number, segment), None)
-        self.table.on_failed(worker.Failed(store.number, segment, "why", "", full))
+        self.news.on_failed(worker.Failed(store.number, segment, "why", "", full))
 
     @rule(seconds=st.sampled_from([TICK, 2.0, PATIENCE + 1.0]))
     def wait(self, seconds: float) -> None:
@@ -176,7 +178,7 @@ class Kernel(RuleBasedStateMachine):
 
     def asked_soon(self, store: KeptStore) -> bool:
         """So many workers have died over it that the others go first."""
-        return store in self.table._asking._held and self.ticking.timers > 0
+        return store in self.table.asking._held and self.ticking.timers > 0
 
 
 Kernel.TestCase.settings = settings(max_examples=250, stateful_step_count=40, deadline=None)
@@ -193,7 +195,7 @@ def test_a_read_that_crosses_the_news_of_its_bytes() -> None:
         store = kernel.objects.add_store(kernel.open[number], "p", spec, None)
         kernel.objects.serve(kernel.open[number])
         kernel.objects.on_read(proto.Read(7, number, 0, 8192))
-        kernel.table.on_progress(worker.Progress(store.number, 0, 8192, False, worker.FillReason.DEMAND))
+        kernel.news.on_progress(worker.Progress(store.number, 0, 8192, False, worker.FillReason.DEMAND))
         kernel.objects.on_read(proto.Read(8, number, 4096, 4096))
         assert kernel.completed == [7, 8]
     finally:
@@ -223,7 +225,7 @@ def test_a_read_that_comes_before_the_object_can_be_served() -> None:
         store = kernel.objects.add_store(kernel.open[number], "p", spec, None)
         kernel.objects.serve(kernel.open[number])
         assert kernel.asked == {(store.number, 0): 4096}
-        kernel.table.on_progress(worker.Progress(store.number, 0, 8192, False, worker.FillReason.DEMAND))
+        kernel.news.on_progress(worker.Progress(store.number, 0, 8192, False, worker.FillReason.DEMAND))
         assert kernel.completed == [1, 2, 3]
         assert kernel.open[number].counters.denied == 2
         assert not kernel.open[number].trouble

@@ -23,6 +23,7 @@ from nydus_erofs.fscache.keeper.engine.names import Names
 from nydus_erofs.fscache.keeper.engine.requests import Arrival, Requests
 from nydus_erofs.fscache.keeper.images.bootstraps import Opened
 from nydus_erofs.fscache.keeper.images.origin import Origin
+from nydus_erofs.fscache.keeper.stores.news import News
 from nydus_erofs.fscache.keeper.stores.table import StoreTable
 from nydus_erofs.fscache.kernel import channel
 from nydus_erofs.fscache.kernel.fd import Fd
@@ -128,6 +129,7 @@ class World:
 
         self.kernel = Kernel(names)
         self.table = StoreTable(self._send, lambda *_: None, lambda *_: None, lambda _: None, Ticking(), 60)
+        self.news = News(self.table)
         self.objects = objects.ObjectTable(self.table)
         state: Any = SimpleNamespace(store_of=lambda key: f"{folder}/{key}")
         bootstraps: Any = SimpleNamespace(provider=lambda places: None)
@@ -227,7 +229,7 @@ def test_an_image_from_its_mount_to_its_end(play: Play) -> None:
             worker.OpenObject, worker.Prefetch, worker.OpenObject, worker.Fill
         ]  # fmt: skip
         store = world.an_object(BLOB).stores[world.images.says["one"][BLOB]]
-        world.table.on_progress(worker.Progress(store.number, 0, 2 * BLOCK, True, worker.FillReason.DEMAND))
+        world.news.on_progress(worker.Progress(store.number, 0, 2 * BLOCK, True, worker.FillReason.DEMAND))
         assert world.kernel.completed == [read]
         image = world.served.find("d", "one")
         assert image is not None

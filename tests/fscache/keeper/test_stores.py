@@ -20,9 +20,11 @@ from nydus_erofs.fscache.keeper.children.traffic import TrafficTable
 from nydus_erofs.fscache.keeper.stores import epoch
 from nydus_erofs.fscache.keeper.stores.clock import MOST, REST, TRIAL
 from nydus_erofs.fscache.keeper.stores.kept_store import KeptStore, Waiter
+from nydus_erofs.fscache.keeper.stores.lies import LieError
+from nydus_erofs.fscache.keeper.stores.news import News
 from nydus_erofs.fscache.keeper.stores.restore import restore
 from nydus_erofs.fscache.keeper.stores.spec import load_folder
-from nydus_erofs.fscache.keeper.stores.table import LieError, StoreTable
+from nydus_erofs.fscache.keeper.stores.table import StoreTable
 from nydus_erofs.fscache.kernel import channel
 from nydus_erofs.fscache.kernel.fd import Fd
 from nydus_erofs.fscache.proto import worker as proto
@@ -71,7 +73,7 @@ class Table(StoreTable):
             PATIENCE,
             lambda patience: self.stalls.append(self.ticking.time),
         )
-        self.handlers = dispatch.table(self, TrafficTable(), lambda answer: None)
+        self.handlers = dispatch.table(News(self), TrafficTable(), lambda answer: None)
 
     def keep(self, message: proto.ToWorker, fds: Sequence[Fd] = ()) -> None:
         self.sent.append(message)

@@ -19,6 +19,7 @@ from nydus_erofs.fscache.keeper.children import spawn as spawning
 from nydus_erofs.fscache.keeper.children import worker_link as workerlink
 from nydus_erofs.fscache.keeper.children.traffic import TrafficTable
 from nydus_erofs.fscache.keeper.children.worker_link import WorkerLink
+from nydus_erofs.fscache.keeper.stores.news import News
 from nydus_erofs.fscache.keeper.stores.table import StoreTable
 from nydus_erofs.fscache.keeper.ticker import Ticker
 from nydus_erofs.fscache.kernel.fd import Fd
@@ -39,7 +40,7 @@ class Watched(WorkerLink):
             self.ticker,
         )
         stores = StoreTable(self.send, lambda *_: None, lambda *_: None, lambda _: None, self.ticker, 60)
-        self.listen(dispatch.table(stores, TrafficTable(), self.on_answer))
+        self.listen(dispatch.table(News(stores), TrafficTable(), self.on_answer))
 
 
 def run(work: Callable[[Watched], Awaitable[None]]) -> Callable[[Watched], Awaitable[None]]:

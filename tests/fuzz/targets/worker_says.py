@@ -17,8 +17,10 @@ from nydus_erofs.fscache.keeper.children.traffic import TrafficTable
 from nydus_erofs.fscache.keeper.children.worker_link import WorkerLink, _Asked
 from nydus_erofs.fscache.keeper.stores.clock import MOST
 from nydus_erofs.fscache.keeper.stores.kept_store import KeptStore, Waiter
+from nydus_erofs.fscache.keeper.stores.lies import LieError
+from nydus_erofs.fscache.keeper.stores.news import News
 from nydus_erofs.fscache.keeper.stores.spec import BlobSpec, FolderSpec
-from nydus_erofs.fscache.keeper.stores.table import LieError, StoreTable
+from nydus_erofs.fscache.keeper.stores.table import StoreTable
 from nydus_erofs.fscache.kernel import channel
 from nydus_erofs.fscache.kernel.fd import Fd
 from nydus_erofs.fscache.proto import control
@@ -97,7 +99,7 @@ class Keeper:
             self.ticking,
             PATIENCE,
         )
-        self.handlers = dispatch.table(self.table, self.traffic, self.link.on_answer)
+        self.handlers = dispatch.table(News(self.table), self.traffic, self.link.on_answer)
         self.readers: list[_Reader] = []
         self.opened: list[KeptStore] = []
         self.futures: list[asyncio.Future[Any]] = []
