@@ -126,8 +126,12 @@ def make_service(
     """
     services = []
 
-    def make(engine: Engine = FANOTIFY, *, start: bool = True, work: Path | None = None, **config: Any) -> Service:
+    def make(
+        engine: Engine = FANOTIFY, *,
+        start: bool = True, work: Path | None = None, state: Path | None = None, **config: Any,
+    ) -> Service:  # fmt: skip
         made = Service(work or tmp_path_factory.mktemp("s"), engine, **config)
+        made.state = state or made.state
         services.append(made)
         closing.callback(made.close)
         return made.start() if start else made

@@ -17,12 +17,9 @@ from nydus_erofs.erofs.source import BufferSource
 from nydus_erofs.fscache.kernel.fd import Fd
 from nydus_erofs.fscache.prepare.plan_writer import pack_plan
 from nydus_erofs.fscache.state.plan import Plan, PlanFlags
-from nydus_erofs.fscache.verifier.store import Store as CheckedStore
-from nydus_erofs.fscache.worker.store import Store
-from tests.kit.stores import fill
 
 from .samples import Sample
-from .served import LEFT, SMALL, SMALL_SEGMENT, Labelled, Memory, reachable
+from .served import LEFT, SMALL, SMALL_SEGMENT, filled, reachable
 
 SEGMENT = 1 << 20
 
@@ -34,19 +31,13 @@ class CacheObject:
         fd = os.memfd_create("plan")
         with open(fd, "wb", closefd=False) as file:
             file.write(pack_plan(blob))
-        plan, sink = Plan(Fd(fd)), Memory()
-        store, checked = Store(plan, [Labelled(data)]), CheckedStore(plan, sink)
+        plan = Plan(Fd(fd))
+        segments, self.corrupt = filled(plan, data)
         self._segments: list[tuple[int, int, bytes]] = []  # first block, block behind the last, bytes
         self._holes: set[int] = set()
-        self.corrupt = False
-        for number, segment in enumerate(plan.segments):
-            try:
-                fill(store, checked, number, lambda _: None)
-            except CorruptError:
-                self.corrupt = True
-            filled = bytes(sink.segments[number])
+        for number, (segment, held) in enumerate(zip(plan.segments, segments, strict=True)):
             first = segment.start // BLOCK_SIZE
-            self._segments.append((first, first + -(-len(filled) // BLOCK_SIZE), filled))
+            self._segments.append((first, first + -(-len(held) // BLOCK_SIZE), held))
             for chunk in plan.chunks(number):
                 if chunk.flags & PlanFlags.UNUSED:
                     start = chunk.uncompressed_offset // BLOCK_SIZE

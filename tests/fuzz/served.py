@@ -100,6 +100,19 @@ def prepared(image: Sample) -> tuple[Head, list[localize.BlobMap], bytes, list[P
     return head, maps, out.getvalue(), plans
 
 
+def filled(plan: Plan, blob: bytes) -> tuple[list[bytes], bool]:
+    """What could be filled of each segment, and whether a corrupt chunk has ended that."""
+    sink, corrupt = Memory(), False
+    store, checked = Store(plan, [Labelled(blob)]), CheckedStore(plan, sink)
+    for number in range(len(plan.segments)):
+        try:
+            fill(store, checked, number, lambda _: None)
+        except CorruptError:
+            corrupt = True
+        assert len(sink.segments[number]) <= plan.segments[number].size
+    return [bytes(sink.segments[number]) for number in range(len(plan.segments))], corrupt
+
+
 class Served:
     """An image as the kernel would read it: a localized bootstrap, and the segments that could be filled."""
 
@@ -108,16 +121,9 @@ class Served:
         self.segments: list[bytes] = []
         self.corrupt = False  # what lies behind a corrupt chunk in its segment cannot be read either
         for blob, plan in zip(maps, plans, strict=True):
-            sink = Memory()
-            store, checked = Store(plan, [Labelled(image.blobs[blob.blob_id])]), CheckedStore(plan, sink)
-            for number, segment in enumerate(plan.segments):
-                try:
-                    fill(store, checked, number, lambda _: None)
-                except CorruptError:
-                    self.corrupt = True
-                data = bytes(sink.segments[number])
-                assert len(data) <= segment.size
-                self.segments.append(data)
+            segments, corrupt = filled(plan, image.blobs[blob.blob_id])
+            self.segments += segments
+            self.corrupt |= corrupt
         superblock = ondisk.SuperBlock.unpack(self.boot, ondisk.SUPERBLOCK_OFFSET)
         start = superblock.meta_block * ondisk.BLOCK_SIZE
         self.area = Area(start, start, len(self.boot), ondisk.BLOCK_SIZE, head.ext.chunk_size)

@@ -43,6 +43,16 @@ def build(tree: Path, out: Path, *options: str) -> Built:
     return Built(tree, next(out.glob("*.meta")), out / blob)
 
 
+def build_apart(folder: Path, files: int) -> Built:
+    """An image of which each file is a segment, and whose blob is in a folder of its own."""
+    (folder / "tree").mkdir()
+    for number in range(files):
+        (folder / "tree" / f"{number}").write_bytes(random.Random(number).randbytes(4096) * 256)
+    image = build(folder / "tree", folder / "image")
+    (folder / "blobs").mkdir()
+    return image._replace(blob=image.blob.rename(folder / "blobs" / image.blob.name))
+
+
 def plant(tree: Path) -> None:
     """A tree of about 24 MB: programs, many small files, some large ones."""
     rng = random.Random(7)

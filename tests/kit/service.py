@@ -263,5 +263,6 @@ class MakeService(Protocol):
     """``make_service(engine, **config)``: a running service in folders of its own; it ends with the test."""
 
     def __call__(
-        self, engine: Engine = ..., *, start: bool = ..., work: Path | None = ..., **config: Any
-    ) -> Service: ...
+        self, engine: Engine = ..., *,
+        start: bool = ..., work: Path | None = ..., state: Path | None = ..., **config: Any,
+    ) -> Service: ...  # fmt: skip

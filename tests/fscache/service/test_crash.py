@@ -190,9 +190,7 @@ def test_disk_full(
     work = tmp_path_factory.mktemp("full")
     with mounted_disk(work, 64) as disk:
         ballast = disk / "ballast"
-        service = make_service(engine, start=False, work=work)
-        service.state = disk / "state"
-        service.start()
+        service = make_service(engine, work=work, state=disk / "state")
         target = service.mount(built.bootstrap)
         free = shutil.disk_usage(disk).free
         with open(ballast, "wb") as file:
@@ -220,9 +218,7 @@ def test_prefetch_goes_on_when_there_is_room_again(
     work = tmp_path_factory.mktemp("full")
     with mounted_disk(work, 64) as disk:
         ballast = disk / "ballast"
-        service = make_service(engine, start=False, work=work)
-        service.state = disk / "state"
-        service.start()
+        service = make_service(engine, work=work, state=disk / "state")
         free = shutil.disk_usage(disk).free
         with open(ballast, "wb") as file:
             os.posix_fallocate(file.fileno(), 0, free - (8 << 20))
@@ -241,9 +237,7 @@ def test_no_room_to_mount(
     """One clear line, nothing half-made; with room the same request works."""
     work = tmp_path_factory.mktemp("full")
     with mounted_disk(work, 16) as disk:
-        service = make_service(engine, start=False, work=work)
-        service.state = disk / "state"
-        service.start()
+        service = make_service(engine, work=work, state=disk / "state")
         ballast = disk / "ballast"
         with open(ballast, "wb") as file, pytest.raises(OSError, match="space"):
             while True:

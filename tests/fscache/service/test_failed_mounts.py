@@ -160,9 +160,7 @@ def test_the_state_folder_is_full(
     """Something is said of where, and with room all is well."""
     work = tmp_path_factory.mktemp("full")
     with mounted_disk(work, 32) as disk:
-        service = make_service(FANOTIFY, start=False, work=work)
-        service.state = disk / "state"
-        service.start()
+        service = make_service(FANOTIFY, work=work, state=disk / "state")
         settled(service, built)
         fill(disk / "ballast")
         image, target = copy(built, tmp_path_factory.mktemp("image"), "new"), service.target()
@@ -180,9 +178,7 @@ def test_it_does_not_start_on_a_full_disk(
     """It says so, and leaves nothing mounted; what is mounted from before is served once there is room."""
     work = tmp_path_factory.mktemp("full")
     with mounted_disk(work, 64) as disk:
-        service = make_service(FANOTIFY, start=False, work=work)
-        service.state = disk / "state"
-        service.start()
+        service = make_service(FANOTIFY, work=work, state=disk / "state")
         target = service.mount(built.bootstrap)
         right = read(target / "large/0")
         service.kill_all()
@@ -269,9 +265,7 @@ def test_the_disk_fails_and_is_read_only(
     """What is cached is served, all else is an error in one line; the service lives, and ends when it is told to."""
     work = tmp_path_factory.mktemp("ro")
     with mounted_disk(work, 64) as disk:
-        service = make_service(FANOTIFY, start=False, work=work)
-        service.state = disk / "state"
-        service.start()
+        service = make_service(FANOTIFY, work=work, state=disk / "state")
         target, other = service.mount(built.bootstrap), service.mount(built.bootstrap)
         right = read(target / "large/0")
         assert "error" not in right

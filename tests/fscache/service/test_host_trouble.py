@@ -305,9 +305,7 @@ def test_the_disk_is_gone(make_service: MakeService, built: Built, tmp_path_fact
     """Every call on it fails, that of opening the file which an event is about among them."""
     work = tmp_path_factory.mktemp("gone")
     with mounted_disk(work, 64) as disk:
-        service = make_service(FANOTIFY, start=False, work=work)
-        service.state = disk / "state"
-        service.start()
+        service = make_service(FANOTIFY, work=work, state=disk / "state")
         target = service.mount(built.bootstrap)
         assert "error" not in read(target / "large/0")
         folder = os.open(disk, os.O_RDONLY)
@@ -362,9 +360,7 @@ def test_a_full_disk_is_told_as_such_where_the_kernel_passes_it_on(
     """To whoever reads a segment itself through the marked mount; through EROFS it is EIO, and SIGBUS with mmap."""
     work = tmp_path_factory.mktemp("full")
     with mounted_disk(work, 64) as disk:
-        service = make_service(FANOTIFY, start=False, work=work)
-        service.state = disk / "state"
-        service.start()
+        service = make_service(FANOTIFY, work=work, state=disk / "state")
         target = service.mount(built.bootstrap)
         with open(disk / "ballast", "wb") as file:
             os.posix_fallocate(file.fileno(), 0, shutil.disk_usage(disk).free - (64 << 10))

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.kit.images import Built, build
+from tests.kit.images import Built, build, build_apart
 from tests.kit.mounts import mounted
 from tests.kit.reading import read, reader, result_of
 from tests.kit.servers.files import FileServer
@@ -86,13 +86,7 @@ SILENCE = 30  # seconds
 @pytest.fixture(scope="module")
 def remote(cache_disk: Path, tmp_path_factory: pytest.TempPathFactory) -> Built:
     """An image of which each file is a segment, and whose blob is in a folder of its own."""
-    folder = tmp_path_factory.mktemp("remote")
-    (folder / "tree").mkdir()
-    for number in range(WAITING):
-        (folder / "tree" / f"{number}").write_bytes(random.Random(number).randbytes(4096) * 256)
-    image = build(folder / "tree", folder / "image")
-    (folder / "blobs").mkdir()
-    return image._replace(blob=image.blob.rename(folder / "blobs" / image.blob.name))
+    return build_apart(tmp_path_factory.mktemp("remote"), WAITING)
 
 
 def test_a_server_that_says_nothing_holds_up_nobody_else(

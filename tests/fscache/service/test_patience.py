@@ -6,7 +6,6 @@ import contextlib
 import hashlib
 import json
 import os
-import random
 import shutil
 import signal
 import sys
@@ -20,7 +19,7 @@ import pytest
 from nydus_erofs.fscache.keeper.children.hearing import UNBORN
 from tests.kit import waiting
 from tests.kit.engines import Engine
-from tests.kit.images import Built, build
+from tests.kit.images import Built, build, build_apart
 from tests.kit.reading import compare, read, result_of
 from tests.kit.servers.files import FileServer
 from tests.kit.service import MakeService, Service
@@ -38,13 +37,7 @@ FILES = 12
 @pytest.fixture(scope="module")
 def remote(cache_disk: Path, tmp_path_factory: pytest.TempPathFactory) -> Built:
     """An image of which each file is a segment, and whose blob is in a folder of its own."""
-    folder = tmp_path_factory.mktemp("remote")
-    (folder / "tree").mkdir()
-    for number in range(FILES):
-        (folder / "tree" / f"{number}").write_bytes(random.Random(number).randbytes(4096) * 256)
-    image = build(folder / "tree", folder / "image")
-    (folder / "blobs").mkdir()
-    return image._replace(blob=image.blob.rename(folder / "blobs" / image.blob.name))
+    return build_apart(tmp_path_factory.mktemp("remote"), FILES)
 
 
 def right(image: Built, name: str) -> dict[str, object]:
