@@ -148,7 +148,7 @@ class Keeper:
     def _on_stall(self, patience: float) -> None:
         """Readers waited for something in vain. If nobody works, others do better."""
         if self.worker.pid and min(self.worker.idle(), self.verifier.idle()) >= patience:
-            logger().error("worker replaced: it brings nothing", pid=self.worker.pid)
+            logger().error("process replaced: it brings nothing", process="worker", pid=self.worker.pid)
             self.verifier.kill()
 
     def _connect(self) -> None:

@@ -124,7 +124,7 @@ class ProcessLink:
                 case Verdict.ASK:
                     self.send(self._ping)
                 case Verdict.REPLACE:
-                    logger().error(f"{self._process.name} replaced: it does not answer", pid=self.pid)
+                    logger().error("process replaced: it does not answer", process=self._process.name, pid=self.pid)
                     self.kill()
         return self.waits()
 
@@ -137,9 +137,10 @@ class ProcessLink:
                 code = await self._live()
                 lived = time.monotonic() - started
                 if not self._stopping:
-                    logger().warning(f"{name} ended", code=code, lived=round(lived, 3), restarts=self.restarts + 1)
+                    lived_for, restarts = round(lived, 3), self.restarts + 1
+                    logger().warning("process ended", process=name, code=code, lived=lived_for, restarts=restarts)
             except OSError as error:
-                report(f"no {name} can be started", error)
+                report("no process can be started", error, process=name)
                 lived = 0.0
             if self._stopping:
                 return
@@ -207,7 +208,9 @@ class ProcessLink:
         return False
 
     def _liar(self, error: Exception) -> None:
-        logger().error(f"{self._process.name} ended for what it said", pid=self.pid, said=str(error)[:200])
+        logger().error(
+            "process ended for what it said", process=self._process.name, pid=self.pid, said=str(error)[:200]
+        )
 
     def stop(self) -> None:
         """End it for good."""

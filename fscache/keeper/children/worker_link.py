@@ -127,5 +127,5 @@ class WorkerLink(ProcessLink):
             self._start.kinds.append(kind)
         self._start.certificates += certificates
         if self.pid:
-            logger().info("worker replaced, to reach a backend", backend=kind)
+            logger().info("process replaced, to reach a backend", process="worker", backend=kind)
             self.kill()

@@ -141,7 +141,7 @@ class FanotifyEngine:
         with contextlib.ExitStack() as undo, contextlib.ExitStack() as settled:
             specs: list[FolderSpec] = []
             for ref in prepared.stores:
-                settled.enter_context(self._table.opening(ref.key))
+                settled.enter_context(self._table.settling.opening(ref.key))
                 directory = self._state.store_of(ref.key)
                 await self._restored(ref.key, directory)
                 specs.append(load_folder(directory, self.config.verifier_uid))

@@ -6,11 +6,8 @@ What the two may say is in ``news.py``.
 
 from __future__ import annotations
 
-import contextlib
 import errno
-import os
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from math import inf
 
 from ....erofs.errors import KernelError, ServiceError
@@ -18,15 +15,14 @@ from ...config.backend import Remote
 from ...kernel.fd import Fd
 from ...proto import verifier
 from ...proto import worker as proto
-from ...state.layout import SET_ASIDE
 from ..log import logger
 from ..ticker import Ticker
 from ..trouble import refusal, report
-from . import epoch
 from .asking import Asking
 from .clock import MOST, Clock
 from .kept_store import KeptStore, Waiter
 from .lies import LieError
+from .settling import Settling
 from .spec import FolderSpec, StoreSpec
 from .waits import Wait
 
@@ -41,8 +37,7 @@ class StoreTable:
         send: reaches the worker, if there is one just now; takes the descriptors.
         show: the same for the verifier.
         later: calls something in so many seconds.
-        write_out: has a folder written to the disk, and then calls back.
-        discard: has a folder removed, if there is one.
+        write_out, discard: as of ``Settling``.
         patience: seconds that readers wait for a store that brings nothing (``clock.py``).
         on_stall: told ``patience`` whenever readers waited in vain.
     """
@@ -59,15 +54,14 @@ class StoreTable:
         on_stall: Callable[[float], None] = lambda _: None,
     ) -> None:
         self._send, self._show = send, show
-        self._later, self._write_out, self._discard = later, write_out, discard
+        self._later = later
         self.ticker, self._patience, self._on_stall = ticker, patience, on_stall
         ticker.add(self._tick)
         self._waiting: dict[KeptStore, None] = {}  # stores that may have readers waiting
         self.asking = Asking(send, later)
         self._by_key: dict[str, KeptStore] = {}
         self._by_number: dict[int, KeptStore] = {}
-        self._closing: dict[int, KeptStore] = {}  # closed, being written to disk
-        self._opening: Counter[str] = Counter()  # keys of stores about to be opened
+        self.settling = Settling(show, self._by_key.__contains__, write_out, discard)
         self._next = 0
 
     def clock(self) -> Clock:
@@ -77,17 +71,6 @@ class StoreTable:
     def opened(self, key: str) -> KeptStore | None:
         """The store if somebody has it open."""
         return self._by_key.get(key)
-
-    @contextlib.contextmanager
-    def opening(self, key: str) -> Iterator[None]:
-        """While a store is about to be opened, nothing of it is settled: its epoch is what was noted for it."""
-        self._opening[key] += 1
-        try:
-            yield
-        finally:
-            self._opening[key] -= 1
-            if not self._opening[key]:
-                del self._opening[key]
 
     def open(
         self, key: str, spec: StoreSpec, source: Fd | Remote | None = None, *,
@@ -205,13 +188,8 @@ class StoreTable:
         store.users -= 1
         if store.users:
             return
-        folder = store.folder
-        sync = folder is not None and not store.synced and store.barred is None
         self._tell(store, proto.CloseStore(store.number))
-        if store.shown:
-            self._show(verifier.CloseStore(store.number, sync), [])
-        if sync:
-            self._closing[store.number] = store
+        self.settling.close(store)
         store.spec.close()
         store.sources.close()
         self._waiting.pop(store, None)
@@ -299,19 +277,8 @@ class StoreTable:
         for store in self._by_key.values():
             self._show_store(store)
             if store.complete:
-                self._sync(store)
-        for number in list(self._closing):
-            # The verifier that wrote it is dead, so nothing is under way, and nobody is left to write it out.
-            self._write_out_closed(number)
-
-    def _write_out_closed(self, number: int) -> None:
-        folder = self._closing[number].folder
-        assert folder is not None
-        self._write_out(folder.directory, lambda: self._settle_closed(number))
-
-    def _sync(self, store: KeptStore) -> None:
-        if store.folder is not None and store.shown and not store.synced:
-            self._show(verifier.Sync(store.number), [])
+                self.settling.sync(store)
+        self.settling.new_verifier()
 
     # --- for those who hear of stores (news.py) ---
 
@@ -323,31 +290,12 @@ class StoreTable:
 
     def synced(self, number: int) -> None:
         """A store is on disk, also one that is closed."""
-        store = self._by_number.get(number)
-        if number in self._closing:
-            self._settle_closed(number)
-        elif store is not None and store.complete and store.folder is not None:
-            store.synced = True
-            self._settle(store, store.folder.directory)
-
-    def _settle_closed(self, number: int) -> None:
-        closed = self._closing.pop(number, None)
-        if closed is None or closed.folder is None:
-            return
-        key = closed.key
-        again = key in self._by_key or key in self._opening or any(o.key == key for o in self._closing.values())
-        if not again:  # else somebody has written again since
-            self._settle(closed, closed.folder.directory)
-
-    def _settle(self, store: KeptStore, directory: str) -> None:
-        epoch.settle(directory)
-        if store.complete:
-            self._discard(os.path.join(directory, SET_ASIDE))
+        self.settling.synced(number, self._by_number.get(number))
 
     def completed(self, store: KeptStore) -> None:
         """Nothing of it is missing any more."""
         logger().info("blob complete", store=store.label, bytes=store.total)
-        self._sync(store)
+        self.settling.sync(store)
 
     def prefetch_later(self, store: KeptStore) -> None:
         """There was no room to go on."""

@@ -233,7 +233,7 @@ def test_an_image_from_its_mount_to_its_end(play: Play) -> None:
         boot, blob = world.an_object("one"), world.kernel.asked("d", BLOB)
         assert await world.kernel.answered(blob) == 2 * BLOCK
         read = world.kernel.wants(blob)
-        await world.until(lambda: world.an_object(BLOB).ready)
+        await world.until(lambda: len(world.sent) == 4)
         assert [type(message) for message in world.sent] == [
             worker.OpenBootstrap, worker.Prefetch, worker.OpenStore, worker.Fill
         ]  # fmt: skip

@@ -313,7 +313,7 @@ def test_a_complete_store_is_written_out_by_the_next_verifier(
 
 def test_nothing_is_settled_that_is_about_to_be_opened(table: Table, folder: Path, source: Callable[..., Fd]) -> None:
     store = table.open_folder(KEY, folder, source())
-    with table.opening(KEY):
+    with table.settling.opening(KEY):
         table.close(store)
         table.on_message(verifier.Synced(store.number))
         assert (folder / "epoch").exists(), "it was noted for the one that opens it now"
@@ -659,12 +659,13 @@ def test_a_barred_store_is_not_written_to(table: Table, folder: Path, source: Ca
     assert (reader.answers, reader.numbers) == ([False], [errno.ENOSPC])
     assert not table.sent
     table.admit(store)
-    assert [type(message) for message in table.sent] == [proto.OpenStore, proto.Prefetch]
+    table.look()
+    assert [type(message) for message in table.sent] == [verifier.OpenFolder, proto.OpenStore, proto.Prefetch]
     assert table.lent == 0
     table.wait(store, 0, 100, Reader())
     assert table.said(proto.Fill) == [proto.Fill(store.number, 0, 100)]
     table.admit(store)  # once is enough
-    assert len(table.said(proto.OpenStore)) == 1
+    assert len(table.said(verifier.OpenFolder)) == len(table.said(proto.OpenStore)) == 1
 
 
 def test_a_barred_store_that_is_closed(table: Table, folder: Path) -> None:
@@ -672,7 +673,7 @@ def test_a_barred_store_that_is_closed(table: Table, folder: Path) -> None:
     table.close(store)
     table.admit(store)
     assert not table.sent
-    assert not table._closing
+    assert not table.settling._closing
 
 
 @pytest.mark.parametrize("kind", [errno.EMFILE, errno.EIO])

@@ -130,7 +130,7 @@ def test_a_worker_that_cannot_live(monkeypatch: pytest.MonkeyPatch, capfd: pytes
         await run(work)(Watched(uid=-7))
 
     asyncio.run(main())
-    assert "worker ended" in "".join(capfd.readouterr())
+    assert "process ended" in "".join(capfd.readouterr())
 
 
 @pytest.mark.parametrize("after", [True, False], ids=["later", "at once"])

@@ -52,7 +52,7 @@ def test_who_says_that_bytes_are_there_is_ended(evil: Service, built: Built) -> 
     assert reader.poll() is None
     assert evil.status()["worker"]["restarts"] > 2
     assert evil.status()["verifier"]["restarts"] == 0
-    assert [record["said"] for record in evil.events("worker ended for what it said")]
+    assert [record["said"] for record in evil.events("process ended for what it said")]
     evil.keeper.kill()
     evil.keeper.wait(20)
     assert read(target / "large/1") == {"error": "EIO"} or not evil.engine.keeps_mounts
