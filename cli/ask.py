@@ -40,7 +40,7 @@ def mount_image(
         options: of mount(8), besides what ``suid`` and ``dev`` say.
     """
     require_root("mounting")
-    name, auth = _named(image)
+    name, auth = named(image)
     fields = {
         "image": name,
         "target": os.path.realpath(mountpoint),
@@ -64,7 +64,7 @@ def mount_image(
         sys.stderr.write(f"nydus-erofs: the service that runs keeps its state in {answer['state_dir']}\n")
 
 
-def _named(image: str) -> tuple[str, str]:
+def named(image: str) -> tuple[str, str]:
     """An image's name for the service, and what this user's docker configuration has for its registry."""
     if os.path.exists(image):  # the usual case, which loads nothing
         return os.path.realpath(image), ""

@@ -22,6 +22,7 @@ _NAME = "nydus-erofs"
 # verb -> (module, what `nydus-erofs --help` says of it)
 VERBS = {
     "build": ("build", "Build a RAFS v6 image from a directory."),
+    "cache": ("cache", "Look after the cache: verify what it holds."),
     "check": ("check", "Check a bootstrap (and its blobs) and name every broken invariant."),
     "doctor": ("doctor", "Tell what this host can do, and what to change."),
     "inspect": ("inspect", "Show a bootstrap's superblock, tables, tree or one file's chunks."),

@@ -42,6 +42,7 @@ from .log import logger
 from .mount_table import MountTable
 from .paths import RunPaths, StatePaths
 from .reload import Load, reloaded
+from .scrub import Scrub
 from .signals import Signals
 from .stores.news import News
 from .stores.table import StoreTable
@@ -86,13 +87,14 @@ class Keeper:
         self.traffic = TrafficTable()
         news = News(self.table)
         self.worker.listen(dispatch.of_worker(news, self.traffic, self.worker.on_answer))
-        self.verifier.listen(dispatch.of_verifier(news))
         self.bootstraps = Bootstraps(self.state, self.worker)
         try:
             self.engine = self._choose_engine()
         except (NydusErofsError, OSError):
             self.run_paths.give_up()
             raise
+        self.scrub = Scrub(self.table, self.engine.kept, self.verifier.send)
+        self.verifier.listen(dispatch.of_verifier(news, self.scrub))
         self._server = ControlServer(self.run_paths.socket, self._handle)
         self._mounting: set[asyncio.Task[None]] = set()
         self._stopping = False
@@ -143,6 +145,7 @@ class Keeper:
 
     def _on_no_verifier(self) -> None:
         self.table.on_no_verifier()
+        self.scrub.on_no_verifier()
         self.worker.kill()  # its connections are dead
 
     def _on_stall(self, patience: float) -> None:
@@ -196,6 +199,7 @@ class Keeper:
     async def stop(self) -> list[str]:
         """Unmount everything and end, after the mounts under way; what is busy stays, and the service too."""
         self._stopping = True
+        self.scrub.stop()
         if self._mounting:
             _, late = await asyncio.wait(self._mounting, timeout=_GRACE)
             for mount in late:
@@ -252,6 +256,10 @@ class Keeper:
                 return {}
             case control.Status():
                 return self._status()
+            case control.Scrub():
+                return await self.scrub.start(request)
+            case control.Scrubbing(stop=stop):
+                return self.scrub.stop() if stop else self.scrub.report
             case control.Stop():
                 return {"busy": await self.stop()}
 

@@ -9,7 +9,7 @@ from .libc import checked, ffi, lib
 
 _CLASS_PRE_CONTENT, _CLOEXEC, _NONBLOCK = 0x08, 0x01, 0x02
 _UNLIMITED_QUEUE, _UNLIMITED_MARKS = 0x10, 0x20
-_MARK_ADD, _MARK_MOUNT = 0x01, 0x10
+_MARK_ADD, _MARK_REMOVE, _MARK_MOUNT = 0x01, 0x02, 0x10
 _MARK_IGNORED_SURV_MODIFY, _MARK_EVICTABLE, _MARK_IGNORE = 0x40, 0x200, 0x400
 _PRE_ACCESS = 0x0010_0000
 _AT_FDCWD = -100
@@ -34,6 +34,11 @@ class Group:
         The kernel forgets it with the file's inode, which stays as long as somebody has the file open.
         """
         self._mark(_MARK_ADD | _MARK_IGNORE | _MARK_IGNORED_SURV_MODIFY | _MARK_EVICTABLE, _AT_FDCWD, path)
+
+    def unignore(self, path: str) -> None:
+        """Raise events for it again."""
+        with contextlib.suppress(FileNotFoundError):  # there is no such mark
+            self._mark(_MARK_REMOVE | _MARK_IGNORE, _AT_FDCWD, path)
 
     def _mark(self, flags: int, dirfd: int, path: str) -> None:
         name = ffi.new("char[]", os.fsencode(path))

@@ -47,7 +47,23 @@ class Stop(_Request):
     """Unmount everything and end; what is busy stays, and the service with it."""
 
 
-Request = Mount | Umount | Status | Stop
+class Scrub(_Request):
+    """Begin to compare the cache with its plans: of one image (a target, or as it was mounted), or everything ("").
+
+    ``rate``: bytes to read in a second, at most. ``repair``: have what is wrong fetched again."""
+
+    image: str = ""
+    repair: bool = False
+    rate: Annotated[int, msgspec.Meta(ge=1 << 16, le=1 << 40)] = 64 << 20
+
+
+class Scrubbing(_Request):
+    """Tell how far that is, or was; end it."""
+
+    stop: bool = False
+
+
+Request = Mount | Umount | Status | Stop | Scrub | Scrubbing
 
 
 class ProcessStatus(msgspec.Struct):
@@ -99,6 +115,34 @@ class MountStatus(msgspec.Struct, omit_defaults=True):
     stall_seconds_max: float  # and at most
     fsid: str | None = None  # cachefiles engine
     domain: str | None = None  # cachefiles engine
+
+
+class Damage(msgspec.Struct):
+    """A segment whose bytes are wrong from one on, or a store that cannot be looked at (segment -1)."""
+
+    store: str
+    mounted: list[str]  # where
+    segment: int
+    byte: int  # of the segment: the first chunk that is wrong begins there
+    bytes: int  # that it had
+    repaired: bool
+    error: str  # why not, or why it cannot be looked at
+
+
+class ScrubStatus(msgspec.Struct):
+    """How far ``Scrub`` is, or was when it ended. Bytes are of segments, uncompressed."""
+
+    running: bool = False
+    image: str = ""
+    repair: bool = False
+    stores: int = 0
+    stores_done: int = 0
+    skipped: int = 0  # of these: may have lost data in a crash, and are verified as they are used
+    bytes: int = 0  # looked at
+    bytes_unknown: int = 0  # of these: their image has no digest of them
+    damaged: int = 0
+    repaired: int = 0
+    damages: list[Damage] = []
 
 
 class ServiceStatus(msgspec.Struct):

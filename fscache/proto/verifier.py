@@ -21,6 +21,7 @@ from .fault import Text
 from .worker import Bytes, FillReason, Number
 
 MAX_MESSAGE = 1 << 16
+NO_PLAN = "its plan is damaged"  # why a store cannot be looked at
 PIECE = 512 << 10  # bytes of chunks: when there are so many, they are offered
 MOST_CHUNKS = 1000  # of one piece
 MAX_PROOF = 17 << 20  # bytes: more than a tree over 2 GiB has
@@ -70,6 +71,31 @@ class Sync(_Message):
     store: int
 
 
+class Scrub(_Message):
+    """Compare what a store of segment files holds with its plan, and the plan with the store's ``key``: a ``Checked``
+    for each segment from ``first`` on, then ``Scrubbed``, both with this ``ticket``. The one before ends.
+
+    ``rate``: bytes to read in a second, at most."""
+
+    ticket: int
+    store: int
+    key: str
+    first: int
+    rate: int
+
+
+class EndScrub(_Message):
+    """Nobody wants to hear of it any more."""
+
+
+class Cut(_Message):
+    """Take from a segment all but its first ``have`` bytes, and say ``Shortened``."""
+
+    store: int
+    segment: int
+    have: int
+
+
 class Connect(_Message):
     """There is a new worker."""
 
@@ -102,6 +128,34 @@ class Synced(_Message):
     """The store is on disk."""
 
     store: Number
+
+
+class Checked(_Message):
+    """Of the ``bytes`` that a segment has, the first ``good`` are right; ``unknown`` of them have no digest."""
+
+    ticket: Number
+    store: Number
+    segment: Number
+    bytes: Bytes
+    good: Bytes
+    unknown: Bytes
+
+
+class Scrubbed(_Message):
+    """A store was looked at to its end, or as far as that could be done: ``error``."""
+
+    ticket: Number
+    store: Number
+    error: Text = ""
+
+
+class Shortened(_Message):
+    """A segment has no more than its first ``have`` bytes; or it could not be cut: ``error``."""
+
+    store: Number
+    segment: Number
+    have: Bytes
+    error: Text = ""
 
 
 class Pong(_Message):
@@ -141,8 +195,8 @@ class Verdict(msgspec.Struct, forbid_unknown_fields=True, array_like=True):
     full: bool = False
 
 
-ToVerifier = OpenFolder | OpenObject | CloseStore | Sync | Connect | Ping
-ToKeeper = Present | Progress | Synced | Pong
+ToVerifier = OpenFolder | OpenObject | CloseStore | Sync | Scrub | EndScrub | Cut | Connect | Ping
+ToKeeper = Present | Progress | Synced | Checked | Scrubbed | Shortened | Pong
 Offer = Piece | Proof
 
 _encode = msgspec.json.Encoder().encode

@@ -9,6 +9,7 @@ File: header (128 bytes), segment records, chunk records in CI order.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import struct
 from collections.abc import Iterator
@@ -140,6 +141,12 @@ class Plan:
     def size(self) -> int:
         """Bytes of all segments together."""
         return sum(s.size for s in self.segments)
+
+    def key(self) -> str:
+        """The name of the store that has this plan, as the file is now."""
+        with open(self._fd.fd, "rb", closefd=False) as file:
+            file.seek(0)
+            return hashlib.file_digest(file, "sha256").hexdigest()
 
     def chunks(self, segment: int, first: int = 0, most: int = MAX_CHUNKS) -> Iterator[PlanChunk]:
         before, count = self.segments[segment][:2]

@@ -81,6 +81,9 @@ class ObjectSink:
             run.close()
         self._have[number] = max(self._have.get(number, 0), content[-1].end)
 
+    def cut(self, number: int, have: int) -> None:
+        raise OSError(errno.EOPNOTSUPP, "objects of the kernel's cache cannot be cut")
+
     def sync(self) -> None:
         """The kernel's cache looks after itself."""
 

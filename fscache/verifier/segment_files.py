@@ -42,6 +42,22 @@ class SegmentFiles:
                 os.ftruncate(file.fd, most)
         return min(size, most)
 
+    def cut(self, number: int, have: int) -> None:
+        """Leave no more than its first ``have`` bytes of a segment; OSError."""
+        with self._open(number) as file:
+            if os.fstat(file.fd).st_size > have:
+                os.ftruncate(file.fd, have)
+
+    def reader(self, number: int) -> Fd:
+        """A segment, to be read past the page cache where its filesystem can do that: what is on disk counts."""
+        flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW
+        try:
+            return Fd(os.open(segment_name(number), flags | os.O_DIRECT, dir_fd=self._folder.fd))
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+            return Fd(os.open(segment_name(number), flags, dir_fd=self._folder.fd))
+
     def write(self, number: int, segment: Segment, content: Sequence[Bytes]) -> None:
         parts: list[Buffer] = []
         for start, data, end in content:

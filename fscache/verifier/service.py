@@ -20,6 +20,7 @@ from ..kernel.fd import Fd
 from ..proto import verifier as proto
 from ..state.plan import Plan, RawPlan
 from .cache_object import ObjectSink
+from .scrub import Budget, scrub
 from .segment_files import SegmentFiles
 from .store import RefusedError, Store
 
@@ -41,6 +42,7 @@ class Verifier:
         self._idle = threading.Condition(self._lock)  # nothing of a store is being written any more
         self._writing: Counter[int] = Counter()  # pieces, by store
         self._buffers: list[bytearray] = []  # that nobody uses now: as many as pieces were judged at a time
+        self._scrubbing = 0  # ticket of the one that is wanted
         self._send_lock = threading.Lock()
 
     def run(self) -> None:
@@ -71,6 +73,13 @@ class Verifier:
                     start(self._sync, number, store)
             case proto.Sync(store=number):
                 start(self._sync, number, self._stores[number])
+            case proto.Scrub():
+                self._scrubbing = message.ticket
+                start(self._scrub, message, self._stores[message.store])
+            case proto.EndScrub():
+                self._scrubbing = 0
+            case proto.Cut():
+                start(self._cut, message, self._stores[message.store])
             case proto.Ping():
                 self._tell(proto.Pong())
             case proto.Connect():
@@ -92,6 +101,33 @@ class Verifier:
             sys.stderr.write(f"a store cannot be written out: {error.strerror}\n")
         else:
             self._tell(proto.Synced(number))
+
+    def _scrub(self, message: proto.Scrub, store: Store) -> None:
+        number, error = message.store, ""
+
+        def wanted() -> bool:
+            return self._scrubbing == message.ticket and number in self._stores
+
+        assert isinstance(store.plan, Plan)
+        assert isinstance(store.sink, SegmentFiles)
+        try:
+            if store.plan.key() != message.key:
+                error = proto.NO_PLAN
+            else:
+                budget = Budget(message.rate)
+                for segment, found in scrub(store.plan, store.sink, message.first, budget, wanted):
+                    self._tell(proto.Checked(message.ticket, number, segment, *found))
+        except OSError as failure:
+            error = os.strerror(failure.errno or 0)
+        self._tell(proto.Scrubbed(message.ticket, number, error))
+
+    def _cut(self, message: proto.Cut, store: Store) -> None:
+        error = ""
+        try:
+            store.cut(message.segment, message.have)
+        except OSError as failure:
+            error = os.strerror(failure.errno or 0)
+        self._tell(proto.Shortened(message.store, message.segment, message.have, error))
 
     def _tell(self, message: proto.ToKeeper) -> None:
         with self._send_lock:

@@ -51,6 +51,10 @@ class Sink(Protocol):
         """Write what follows what is there, or overlaps it; OSError."""
         ...
 
+    def cut(self, number: int, have: int) -> None:
+        """Leave no more than the first bytes of a segment; OSError."""
+        ...
+
     def sync(self) -> None:
         """Everything is on disk when this returns."""
         ...
@@ -65,7 +69,7 @@ class Store:
     """
 
     def __init__(self, plan: AnyPlan, sink: Sink, raw: Source | None = None, identity: str = "") -> None:
-        self.plan, self._sink, self._raw, self._identity = plan, sink, raw, identity
+        self.plan, self.sink, self._raw, self._identity = plan, sink, raw, identity
         self._tree: verity.Tree | None = None
         self._digest = digest_function(plan.digest_algo)
         self._locks = [threading.Lock() for _ in range(_LOCKS)]
@@ -90,6 +94,11 @@ class Store:
         except OSError as error:
             full = error.errno in (errno.ENOSPC, errno.EDQUOT)
             return Verdict(0, 0, (error.strerror or str(error))[:MAX_TEXT], full)
+
+    def cut(self, segment: int, have: int) -> None:
+        """Leave no more than its first ``have`` bytes of a segment, while nobody writes to it; OSError."""
+        with self._locks[segment % _LOCKS]:
+            self.sink.cut(segment, have)
 
     def _take_proof(self, raw: memoryview) -> Verdict:
         tree = verity.parse_tree(raw)
@@ -134,11 +143,11 @@ class Store:
                     break
             content.append(Bytes(start, body, end))
         with self._locks[piece.segment % _LOCKS]:
-            have = self._sink.have(piece.segment, self.plan)
+            have = self.sink.have(piece.segment, self.plan)
             if content:
                 if content[0].start > have:
                     raise RefusedError("chunks behind what is there")
-                self._sink.write(piece.segment, segment, content)
+                self.sink.write(piece.segment, segment, content)
                 have = max(have, content[-1].end)
         return Verdict(len(content), have)
 

@@ -13,6 +13,7 @@ import msgspec
 
 from ...kernel.fd import Fd
 from ...proto import verifier, worker
+from ..scrub import Scrub
 from ..stores.lies import LieError
 from ..stores.news import News
 from .traffic import TrafficTable
@@ -36,12 +37,15 @@ def of_worker(stores: News, traffic: TrafficTable, on_answer: Handler) -> Mappin
     }
 
 
-def of_verifier(stores: News) -> Mapping[type, Handler]:
+def of_verifier(stores: News, scrub: Scrub) -> Mapping[type, Handler]:
     """The same for what the verifier says."""
     return {
         verifier.Present: stores.on_present,
         verifier.Progress: stores.on_progress,
         verifier.Synced: stores.on_synced,
+        verifier.Checked: scrub.on_checked,
+        verifier.Scrubbed: scrub.on_scrubbed,
+        verifier.Shortened: scrub.on_shortened,
         verifier.Pong: lambda _: None,
     }
 

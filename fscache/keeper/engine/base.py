@@ -10,6 +10,7 @@ from ...config.backend import describe
 from ...config.service import Config
 from ...proto.control import MountStatus
 from ..images.origin import ImageRequest, Origin
+from ..scrub import Kept
 from ..stores.kept_store import KeptStore
 from .counters import EventCounters
 
@@ -32,6 +33,11 @@ class Engine(Protocol):
 
     name: str
     config: Config
+
+    @property
+    def kept(self) -> Kept | None:
+        """What of its cache can be looked at again."""
+        ...
 
     def start(self) -> None:
         """Begin to serve, also what is still mounted from before."""

@@ -53,6 +53,7 @@ class CachefilesEngine:
     """Serves ``/dev/cachefiles``."""
 
     name = "cachefiles"
+    kept = None
 
     def __init__(
         self,

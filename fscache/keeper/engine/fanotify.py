@@ -31,6 +31,7 @@ from ..stores.spec import FolderSpec, load_folder
 from ..stores.table import StoreTable
 from ..tasks import background
 from .base import MountOrder, mount_status
+from .kept import KeptStores
 from .mounted import MountedImage, MountRecord, boot_of
 from .taking_over import find_blobs, find_live, note_again, take_over
 from .unmounting import unmount_ours
@@ -62,10 +63,11 @@ class FanotifyEngine:
         self._targets: set[str] = set()  # of mounts under way
         self._restoring = asyncio.Lock()
         self._images = Images(state, config.segment_size, config.uids, localize=True)
+        self.kept = KeptStores(config.verifier_uid, state, table, self._images, self._mounts)
 
     def start(self) -> None:
         """Serve what is still mounted from before."""
-        self._mounts = take_over(self._state, self._run, self._table, self._watcher, self.config.verifier_uid)
+        self._mounts += take_over(self._state, self._run, self._table, self._watcher, self.config.verifier_uid)
         for mounted in self._mounts:
             self._heal(mounted)
         looking = find_blobs(self._mounts, self.config, self._table, self._bootstraps, self._own)

@@ -128,6 +128,10 @@ class Watcher:
         except OSError as error:
             logger().debug("ignore mark failed", error=str(error))
 
+    def unignore(self, path: str) -> None:
+        """Events for a segment again; OSError."""
+        self._group.unignore(path)
+
     def answer(self, fd: int, allow: bool, number: int = errno.EIO) -> None:
         """Answer the event that came with ``fd``, which is closed; ``number``: what a denied reader is told."""
         self._group.answer(proto.response(fd, allow, number))
@@ -158,7 +162,7 @@ class WatchedImage:
             self._watcher.answer(event.fd, True)  # not a segment of this image: nothing to wait for
             return
         store, segment = found
-        size, have = store.size(segment), status.size
+        size, have = store.size(segment), store.shortening.get(segment, status.size)
         if have >= size:
             self.ignore(store, segment)
             self._table.touch(store, segment)
@@ -179,8 +183,12 @@ class WatchedImage:
                 return store, segment
         return None
 
+    def unignore(self, store: KeptStore, segment: int) -> None:
+        """A segment is not complete after all; OSError."""
+        self._watcher.unignore(os.path.join(self.through, store.key, segment_name(segment)))
+
     def ignore(self, store: KeptStore, segment: int) -> None:
-        """A segment is complete for good."""
+        """A segment is complete."""
         self._watcher.ignore(os.path.join(self.through, store.key, segment_name(segment)))
 
     def answer(self, fd: int, allow: bool, number: int = errno.EIO) -> None:

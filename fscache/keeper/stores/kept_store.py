@@ -93,6 +93,7 @@ class KeptStore:
     pending: bool = False  # where its blob is, is being looked up: the worker cannot fill anything yet
     shown: bool = False  # the verifier was told to look at it
     looked: bool = False  # it has: only then the worker is told of it
+    shortening: dict[int, int] = field(default_factory=dict)  # segments, until they are cut there
     synced: bool = False  # complete, and known to be on disk
     reopen: Callable[[], None] | None = None  # look for its blob anew, which may be another file by now
     counters: Counters = field(default_factory=Counters)
@@ -141,6 +142,12 @@ class KeptStore:
 
     def size(self, segment: int) -> int:
         return self.spec.sizes[segment]
+
+    def shrink(self, segment: int, have: int) -> None:
+        """Note that only the first ``have`` bytes of a segment count."""
+        self.left += self.have[segment] == self.size(segment) != have
+        self.have[segment] = min(have, self.have[segment])
+        self.synced = self.synced and not self.left
 
     def grow(self, segment: int, have: int) -> int:
         """Note that the first ``have`` bytes of a segment are there; how many are new."""

@@ -39,13 +39,15 @@ class News:
             raise LieError(f"store {store.label} has other segments, or was looked at before")
         complete = store.complete
         for segment, size in enumerate(store.spec.sizes):
-            if bits >> segment & 1:
+            if bits >> segment & 1 and segment not in store.shortening:
                 store.counters.cached += store.grow(segment, size)
                 self._table.answer(segment, store.waits.take_all(segment), store, allow=True, done=True)
         self._completed(store, before=complete)
         store.looked = True
         self._table.introduce(store)
         self._table.asking.all_of(store)
+        for segment, have in list(store.shortening.items()):
+            self._table.shorten(store, segment, have)
 
     def on_progress(self, message: verifier.Progress) -> None:
         segment, have = message.segment, message.have

@@ -259,6 +259,27 @@ class StoreTable:
             readers=sum(len(waits) for _, waits in given_up),
         )  # fmt: skip
 
+    # --- what was there, and turned out to be wrong ---
+
+    def shorten(self, store: KeptStore, segment: int, have: int) -> None:
+        """From now on only the first ``have`` bytes of a segment count, and it is cut there."""
+        store.shrink(segment, have)
+        store.shortening[segment] = have
+        if store.shown:
+            self._show(verifier.Cut(store.number, segment, have), [])
+
+    def shortened(self, store: KeptStore, segment: int, have: int, *, failed: bool) -> None:
+        """That was done, or could not be: then it counts again, for whoever reads."""
+        if store.shortening.get(segment) != have:
+            raise LieError(f"segment {segment} of store {store.label} was not to be cut at {have}")
+        del store.shortening[segment]
+        if failed:
+            store.grow(segment, store.size(segment))
+            return
+        self._tell(store, proto.CloseStore(store.number))  # what it knows of it is wrong
+        self.introduce(store)
+        self.asking.all_of(store)
+
     # --- processes come and go ---
 
     def introduce_all(self) -> None:

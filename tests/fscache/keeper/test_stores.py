@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from nydus_erofs.erofs.errors import FormatError, KernelError, ServiceError
 from nydus_erofs.fscache.keeper.children import dispatch
 from nydus_erofs.fscache.keeper.children.traffic import TrafficTable
+from nydus_erofs.fscache.keeper.scrub import Scrub
 from nydus_erofs.fscache.keeper.stores import epoch
 from nydus_erofs.fscache.keeper.stores.clock import MOST, REST, TRIAL
 from nydus_erofs.fscache.keeper.stores.kept_store import KeptStore, Waiter
@@ -76,7 +77,7 @@ class Table(StoreTable):
             lambda patience: self.stalls.append(self.ticking.time),
         )
         self.of_worker = dispatch.of_worker(News(self), TrafficTable(), lambda answer: None)
-        self.of_verifier = dispatch.of_verifier(News(self))
+        self.of_verifier = dispatch.of_verifier(News(self), Scrub(self, None, self.keep))
 
     def keep(self, message: proto.ToWorker | verifier.ToVerifier, fds: Sequence[Fd] = ()) -> None:
         self.sent.append(message)

@@ -175,6 +175,8 @@ class Kept:
         assert start == 0
         self.held[number] = bytes(data)
 
+    def cut(self, number: int, have: int) -> None: ...
+
     def sync(self) -> None: ...
 
 

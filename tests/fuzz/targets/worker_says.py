@@ -15,6 +15,7 @@ from nydus_erofs.fscache.config.backend import Registry, Remote
 from nydus_erofs.fscache.keeper.children import dispatch
 from nydus_erofs.fscache.keeper.children.traffic import TrafficTable
 from nydus_erofs.fscache.keeper.children.worker_link import WorkerLink, _Asked
+from nydus_erofs.fscache.keeper.scrub import Scrub
 from nydus_erofs.fscache.keeper.stores.clock import MOST
 from nydus_erofs.fscache.keeper.stores.kept_store import KeptStore, Waiter
 from nydus_erofs.fscache.keeper.stores.lies import LieError
@@ -108,7 +109,7 @@ class Keeper:
         )
         self.news = News(self.table)
         self.of_worker = dispatch.of_worker(self.news, self.traffic, self.link.on_answer)
-        self.of_verifier = dispatch.of_verifier(self.news)
+        self.of_verifier = dispatch.of_verifier(self.news, Scrub(self.table, None, lambda message, fds: None))
         self.readers: list[_Reader] = []
         self.opened: list[KeptStore] = []
         self.futures: list[asyncio.Future[Any]] = []
@@ -195,7 +196,9 @@ class Keeper:
         before = {store: list(store.have) for store in self.opened}
         try:
             packet = packet[: proto.MAX_MESSAGE]
-            if any(word in packet for word in (b"present", b"progress", b"synced")):
+            if any(
+                word in packet for word in (b"present", b"progress", b"synced", b"checked", b"scrubbed", b"shortened")
+            ):
                 message = dispatch.handle(verifier.decode_for_keeper, self.of_verifier, packet, [])
             else:
                 message = dispatch.handle(proto.decode_for_keeper, self.of_worker, packet, [])

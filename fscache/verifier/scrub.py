@@ -1,0 +1,128 @@
+"""Looking again at what was verified before: disks forget, and people write where they should not."""
+
+from __future__ import annotations
+
+import errno
+import mmap
+import os
+import time
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+from ...erofs.digest import digest_function
+from ...erofs.ondisk import BLOCK_SIZE
+from ...erofs.rafs import MAX_CHUNK_SIZE
+from ...erofs.record import round_up
+from ..kernel.fd import Fd
+from ..proto.verifier import PIECE
+from ..state.plan import Plan, PlanChunk, PlanFlags
+from .segment_files import SegmentFiles
+from .store import ZEROS
+
+_AT_ONCE = 4096  # chunks of a plan that are read from it together
+_MOST = MAX_CHUNK_SIZE + BLOCK_SIZE  # bytes that a chunk can take
+_LOST = (errno.EIO, errno.EUCLEAN, errno.EBADMSG)  # what a disk says that has lost something
+
+
+class Finding(NamedTuple):
+    """Bytes that a segment has, how many of its first are right, and how many have no digest."""
+
+    bytes: int
+    good: int
+    unknown: int
+
+
+class Budget:
+    """So many bytes a second, over the whole time: who was slow may not hurry afterwards."""
+
+    def __init__(self, rate: int) -> None:
+        self._rate, self._free_at = rate, 0.0
+
+    def spend(self, size: int) -> None:
+        """Wait until that much more may be read."""
+        now = time.monotonic()
+        start = max(now, self._free_at)
+        self._free_at = start + size / self._rate
+        time.sleep(start - now)
+
+
+def scrub(
+    plan: Plan, files: SegmentFiles, first: int, budget: Budget, wanted: Callable[[], bool]
+) -> Iterator[tuple[int, Finding]]:
+    """Each segment from ``first`` on, and what was found; OSError for what cannot be read.
+
+    Args:
+        wanted: whether to go on.
+    """
+    checker = _Checker(plan, budget)
+    for number in range(first, len(plan.segments)):
+        if not wanted():
+            return
+        with files.reader(number) as file:
+            yield number, checker.check(number, file)
+
+
+class _Checker:
+    """Compares segments with a plan. Reads whole blocks to memory that starts with one (O_DIRECT)."""
+
+    def __init__(self, plan: Plan, budget: Budget) -> None:
+        self._plan, self._budget = plan, budget
+        self._digest = digest_function(plan.digest_algo)
+        self._buffer = mmap.mmap(-1, PIECE)  # of the segment that is looked at: its bytes from
+        self._start = self._end = 0  # here to there
+
+    def check(self, number: int, file: Fd) -> Finding:
+        """What is found in a segment; OSError for what says nothing of the disk."""
+        segment = self._plan.segments[number]
+        size = min(os.fstat(file.fd).st_size, segment.size)
+        good = unknown = self._end = 0
+        for chunk, end in self._chunks(number):
+            if end > size:
+                break  # of this chunk there may be a part
+            start = chunk.uncompressed_offset - segment.start
+            if not chunk.flags & PlanFlags.UNUSED:
+                if end - start > _MOST or not self._is_right(chunk, self._read(file, start, end)):
+                    return Finding(size, good, unknown)
+                if chunk.flags & PlanFlags.UNVERIFIED:
+                    unknown += chunk.uncompressed_size
+            good = end
+        return Finding(size, size, unknown)
+
+    def _chunks(self, number: int) -> Iterator[tuple[PlanChunk, int]]:
+        """Chunks of a segment, and where each ends in it, padding included."""
+        segment, before = self._plan.segments[number], None
+        for first in range(0, segment.chunks, _AT_ONCE):
+            for chunk in self._plan.chunks(number, first, _AT_ONCE):
+                if before is not None:
+                    yield before, chunk.uncompressed_offset - segment.start
+                before = chunk
+        if before is not None:
+            yield before, segment.size
+
+    def _is_right(self, chunk: PlanChunk, view: memoryview) -> bool:
+        data, padding = view[: chunk.uncompressed_size], view[chunk.uncompressed_size :]
+        if len(data) < chunk.uncompressed_size or padding != ZEROS[: len(padding)]:
+            return False
+        return bool(chunk.flags & PlanFlags.UNVERIFIED) or self._digest(data) == chunk.digest
+
+    def _read(self, file: Fd, start: int, end: int) -> memoryview:
+        """Bytes ``start`` to ``end``; fewer where the file ends, or the disk does not give them."""
+        if not self._start <= start <= end <= self._end:
+            self._start = self._end = start - start % BLOCK_SIZE
+            self._fill(file, max(PIECE, round_up(end, BLOCK_SIZE) - self._start))
+        return memoryview(self._buffer)[start - self._start : min(end, self._end) - self._start]
+
+    def _fill(self, file: Fd, room: int) -> None:
+        if room > len(self._buffer):
+            self._buffer = mmap.mmap(-1, room)
+        while (got := self._end - self._start) < room and not got % BLOCK_SIZE:
+            try:
+                done = os.preadv(file.fd, [memoryview(self._buffer)[got:room]], self._end)
+            except OSError as error:
+                if error.errno not in _LOST:
+                    raise
+                return
+            if not done:
+                return
+            self._end += done
+            self._budget.spend(done)
