@@ -164,7 +164,11 @@ class ProcessLink:
         self._outbox = channel.Outbox(sock)
         loop.add_reader(sock.fileno(), self._receive, sock)
         try:
-            self._on_start()
+            try:
+                self._on_start()
+            except OSError as error:  # it cannot be told what it needs: the next one can, perhaps
+                report("no process can be started", error, process=self._process.name)
+                self.kill()
             return await ended(self._process, self.pid)
         finally:
             self.pid = 0
