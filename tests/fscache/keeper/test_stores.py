@@ -726,3 +726,70 @@ def test_what_readers_are_told(
     table.wait(store, 0, 100, reader)
     table.on_message(proto.Failed(store.number, 0, "no", full=full))
     assert (reader.answers, reader.numbers) == ([False], [number])
+
+
+# --- what turns out to be wrong ---
+
+
+@pytest.fixture
+def cut(table: Table, folder: Path, source: Callable[..., Fd]) -> KeptStore:
+    """A complete store whose segment 1 is wrong from byte 4096 on, and is to be cut there."""
+    store = table.open_folder(KEY, folder, source())
+    for segment, size in enumerate(store.spec.sizes):
+        table.on_message(verifier.Progress(store.number, segment, size, True, proto.FillReason.DEMAND))
+    assert store.complete
+    table.sent.clear()
+    table.shorten(store, 1, 4096)
+    return store
+
+
+def test_what_is_wrong_is_cut_and_asked_for_again(table: Table, cut: KeptStore) -> None:
+    assert not (cut.complete or cut.synced)
+    reader = Reader()
+    table.wait(cut, 1, 8192, reader)
+    assert table.said(verifier.Cut) == [verifier.Cut(cut.number, 1, 4096)]
+    table.on_message(verifier.Shortened(cut.number, 1, 4096))
+    closed, opened, fill = table.sent[-3:]
+    assert (closed, fill) == (proto.CloseStore(cut.number), proto.Fill(cut.number, 1, 8192))
+    assert int(opened.filled, 16) == (1 << len(cut.have)) - 1 - 2
+    assert not reader.answers
+    size = cut.size(1)
+    table.on_message(verifier.Progress(cut.number, 1, size, True, proto.FillReason.DEMAND))
+    assert reader.answers == [True]
+    assert cut.complete
+
+
+def test_what_cannot_be_cut_counts_as_before(table: Table, cut: KeptStore) -> None:
+    table.on_message(verifier.Shortened(cut.number, 1, 4096, "Read-only file system"))
+    assert cut.complete
+    assert not cut.shortening
+
+
+def test_a_new_verifier_cuts_it(table: Table, cut: KeptStore) -> None:
+    """Its segment is as long as before, and does not count all the same."""
+    table.on_no_verifier()
+    table.show_all()
+    everything = (1 << len(cut.have)) - 1
+    table.on_message(verifier.Present(cut.number, f"{everything:x}"))
+    assert cut.have[1] == 4096
+    assert table.said(verifier.Cut) == [verifier.Cut(cut.number, 1, 4096)] * 2
+    table.on_message(verifier.Shortened(cut.number, 1, 4096))
+    assert not cut.shortening
+
+
+@pytest.mark.parametrize(("segment", "have"), [(0, 4096), (1, 0), (1, 8192), (10**6, 4096)])
+def test_what_was_not_to_be_cut(segment: int, have: int, table: Table, cut: KeptStore) -> None:
+    with pytest.raises(LieError):
+        table.on_message(verifier.Shortened(cut.number, segment, have))
+
+
+@pytest.mark.parametrize(
+    ("segment", "size", "good", "unknown"),
+    [(0, 1 << 30, 0, 0), (0, 4096, 4097, 0), (0, 4096, 4096, 4097), (10**6, 0, 0, 0)],
+)
+def test_what_no_look_can_find(
+    segment: int, size: int, good: int, unknown: int, table: Table, cut: KeptStore
+) -> None:
+    table.on_message(verifier.Checked(1, cut.number, segment, size, good, unknown))  # of a look that is over
+    with pytest.raises(LieError):
+        table.on_message(verifier.Checked(0, cut.number, segment, size, good, unknown))
