@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from math import inf
 from operator import gt
 
 from ....erofs.errors import KernelError
@@ -15,6 +16,7 @@ from .clock import Clock
 from .spec import FolderSpec, StoreSpec
 from .waits import Waits
 
+_SAY_EVERY = 1.0  # seconds
 _MAX_SOURCES = 8  # files that one blob is read from; all their descriptors must fit into one message
 
 
@@ -97,6 +99,7 @@ class KeptStore:
     synced: bool = False  # complete, and known to be on disk
     reopen: Callable[[], None] | None = None  # look for its blob anew, which may be another file by now
     counters: Counters = field(default_factory=Counters)
+    said: float = -inf  # when something of it was logged that no reader waited for
     waits: Waits[Waiter] = field(default_factory=Waits)
 
     def __post_init__(self) -> None:
@@ -139,6 +142,13 @@ class KeptStore:
     def folder(self) -> FolderSpec | None:
         """Its folder of segment files, if that is its kind."""
         return self.spec if isinstance(self.spec, FolderSpec) else None
+
+    def may_say(self, now: float) -> bool:
+        """Whether it is time for a line in the log that no reader waits for."""
+        if now - self.said < _SAY_EVERY:
+            return False
+        self.said = now
+        return True
 
     def size(self, segment: int) -> int:
         return self.spec.sizes[segment]

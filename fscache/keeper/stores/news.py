@@ -103,7 +103,7 @@ class News:
         waits = store.waits.take_all(message.segment)
         self._table.asking.answered(store)
         counters = store.counters
-        if message.message != counters.last_error or waits:
+        if waits or (message.message != counters.last_error and store.may_say(self._table.ticker.now())):
             logger().error(
                 "segment not filled", store=store.label, segment=message.segment, error=message.message,
                 hint=message.hint, readers=len(waits),

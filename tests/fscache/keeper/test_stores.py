@@ -793,3 +793,14 @@ def test_what_no_look_can_find(
     table.on_message(verifier.Checked(1, cut.number, segment, size, good, unknown))  # of a look that is over
     with pytest.raises(LieError):
         table.on_message(verifier.Checked(0, cut.number, segment, size, good, unknown))
+
+
+def test_a_worker_cannot_fill_the_log(table: Table, folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """With what nobody waits for."""
+    store = table.open_folder(KEY, folder)
+    for number in range(100):
+        table.on_message(proto.Failed(store.number, 0, f"reason {number}"))
+    assert "".join(capfd.readouterr()).count("segment not filled") == 1
+    table.ticking.time += 2
+    table.on_message(proto.Failed(store.number, 0, "another"))
+    assert "".join(capfd.readouterr()).count("segment not filled") == 1
