@@ -54,7 +54,7 @@ class Memory:
 
     def write(self, number: int, segment: Segment, content: Sequence[Bytes]) -> None:
         for start, data, end in content:
-            self.segments[number][start:] = bytes(data) + bytes(end - start - len(data))
+            self.segments[number][start:end] = bytes(data) + bytes(end - start - len(data))
 
     def cut(self, number: int, have: int) -> None:
         raise NotImplementedError("nobody asks")
