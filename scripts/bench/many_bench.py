@@ -3,7 +3,7 @@
 
   mount           of images never seen, then all of them again: in the service, and as a whole command
   read            one file of each image that nobody has fetched, compared
-  memory          of keeper and worker, for each image mounted and read
+  memory          of keeper, worker and verifier, for each image mounted and read
   status          as a whole command, with --json
   dead backend    how long readers of unfetched local files wait while others wait for images whose server accepts and
                   says nothing (or sends a byte now and then), against the same without
@@ -181,15 +181,18 @@ class Many:
     def read_each(self, name: int, numbers: Sequence[int]) -> list[float]:
         return in_child(lambda: [self.read(number, name) for number in numbers])
 
-    def memory(self) -> tuple[int, int]:
-        """Bytes of keeper and worker."""
+    def memory(self) -> dict[str, int]:
+        """Bytes of each process that stays."""
         assert self.service.keeper is not None
-        return pss(self.service.keeper.pid), pss(self.service.worker)
+        pids = {"keeper": self.service.keeper.pid, "worker": self.service.worker, "verifier": self.service.verifier}
+        return {process: pss(pid) for process, pid in pids.items()}
 
-    def note_growth(self, what: str, before: tuple[int, int], per: int) -> None:
-        for process, was, now in zip(("keeper", "worker"), before, self.memory(), strict=True):
-            self.note(f"{process} KB an image{what}", (now - was) / per / 1024)
+    def note_growth(self, what: str, before: dict[str, int], per: int) -> None:
+        after = self.memory()
+        for process, now in after.items():
+            self.note(f"{process} KB an image{what}", (now - before[process]) / per / 1024)
             self.note(f"{process} MB{what}", now / (1 << 20))
+        self.note(f"all processes MB{what}", sum(after.values()) / (1 << 20))
 
     # --- a backend that is dead ---
 
