@@ -37,6 +37,8 @@ from .taking_over import find_blobs, find_live, note_again, take_over
 from .unmounting import unmount_ours
 from .watch import EventBudget, Watcher
 
+# Seconds until what is in use is tried again at the end: whoever looks at all mounts is gone in a moment.
+_BUSY = (0.05, 0.2, 0.5, 0.0)
 # Seconds between looks whether the kernel has let go of the segments, which it does a moment after the unmount.
 _SETTLING = (0.001, 0.002, 0.004, *[0.01] * 100)
 
@@ -228,7 +230,12 @@ class FanotifyEngine:
                 mounted.detached = True
 
     async def stop(self) -> list[str]:
-        await self._unmount_all()
+        for pause in _BUSY:
+            await self._unmount_all()
+            await self.reconcile()
+            if all(mounted.detached for mounted in self._mounts):
+                break
+            await asyncio.sleep(pause)
         # What is unmounted just now: the kernel lets go of it a moment later.
         for pause in _SETTLING:
             await self.reconcile()

@@ -15,6 +15,7 @@ import pytest
 
 from tests.kit.images import Built, build, build_apart
 from tests.kit.mounts import mounted
+from tests.kit.processes import pss
 from tests.kit.reading import read, reader, result_of
 from tests.kit.servers.files import FileServer
 from tests.kit.service import Service
@@ -107,3 +108,30 @@ def test_a_server_that_says_nothing_holds_up_nobody_else(
         server.gate.set()
         for number, process in enumerate(waiting):
             assert result_of(process) == right(remote, f"{number}")
+
+
+SERVERS, OF_EACH, MOST = 20, 10, 250 << 20
+
+
+@pytest.mark.timeout(300)
+def test_what_many_servers_cost(service: Service, images: list[Built]) -> None:
+    """200 mounted images from 20 servers: bytes of all processes, with some of each image read."""
+    targets = []
+    with contextlib.ExitStack() as servers:
+        for number in range(SERVERS):
+            image = images[number % IMAGES]
+            server = servers.enter_context(contextlib.closing(FileServer(image.blob.parent)))
+            config = service.work / f"{number}.json"
+            config.write_text(json.dumps({"type": "http-proxy", "addr": f"http://127.0.0.1:{server.port}"}))
+            for copy in range(OF_EACH):
+                bootstrap = service.work / f"{number}.{copy}.meta"
+                bootstrap.write_bytes(image.bootstrap.read_bytes())
+                targets.append(service.mount_image(str(bootstrap), backend_file=str(config)))
+        of_each = [images[number // OF_EACH % IMAGES] for number in range(len(targets))]
+        for name in "ab":
+            found = result_of(reader("each", name, *targets))["results"]
+            assert found == [right(image, name) for image in of_each]
+        assert service.keeper is not None
+        processes = (service.keeper.pid, service.worker, service.verifier)
+        assert sum(map(pss, processes)) < MOST
+        assert service.stop() == 0

@@ -104,3 +104,11 @@ def test_a_file_whose_name_is_no_text(service: Service, tmp_path: Path) -> None:
     service.reader("hold", target / name, ready)
     wait_for("the file is open", ready.exists)
     assert rf"{target}/\udcff\n\x1b[2J" in busy(service, target)
+
+
+def test_what_is_in_use_for_a_moment_does_not_keep_the_service(make_service: MakeService, built: Built) -> None:
+    service = make_service(FANOTIFY)
+    target = service.mount(built.bootstrap)
+    with subprocess.Popen(["sleep", "0.2"], cwd=target):
+        assert service.stop() == 0
+    assert not mounted(service.work)
