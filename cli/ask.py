@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 
-from ..fscache.client import NoServiceError, request
+from ..fscache.client import NONSENSE, NoServiceError, not_understood, request
 from ..fscache.config.defaults import DEFAULT_RUN, DEFAULT_STATE, control_socket
 from .exits import require_root
 from .units import size_text
@@ -89,7 +89,10 @@ def umount_image(mountpoint: str, *, run_dir: str = DEFAULT_RUN) -> None:
 def show_status(*, run_dir: str = DEFAULT_RUN, as_json: bool = False) -> None:
     """Print what the service serves."""
     answer = request(control_socket(run_dir), "status")
-    text = json.dumps(answer, indent=2) if as_json else "\n".join(_status(answer))
+    try:
+        text = json.dumps(answer, indent=2) if as_json else "\n".join(_status(answer))
+    except NONSENSE:
+        raise not_understood() from None
     sys.stdout.write(f"{text}\n")
     sys.stdout.flush()  # here, where it is noticed when nobody reads
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import click
 
-from ..erofs.errors import ConfigError, CorruptError
-from ..fscache.client import request
+from ..erofs.errors import ConfigError, CorruptError, NydusErofsError
+from ..fscache.client import NONSENSE, not_understood, request
 from ..fscache.config.defaults import control_socket
 from . import options
 from .exits import require_root
@@ -53,28 +53,36 @@ def verify(image: str | None, everything: bool, repair: bool, rate: int, run_dir
     socket = control_socket(run_dir)
     from .ask import named
 
-    answer = request(socket, "scrub", image=named(image)[0] if image else "", repair=repair, rate=rate * _MIB)
+    asked = {"image": named(image)[0] if image else "", "repair": repair, "rate": rate * _MIB}
     try:
-        with _shown(quiet=as_json) as show:
-            while answer["running"]:
-                show(answer)
-                time.sleep(_LOOK_SECONDS)
-                answer = request(socket, "scrubbing")
-    except BaseException:
-        request(socket, "scrubbing", stop=True)
-        raise
-    if as_json:
-        click.echo(to_json(answer))
-    else:
-        for line in _report(answer):
-            click.echo(line)
+        answer = _verified(socket, asked, quiet=as_json)
+        text = to_json(answer) if as_json else "\n".join(_report(answer))
+        left = answer["damaged"] - answer["repaired"]
+    except NONSENSE:
+        raise not_understood() from None
+    click.echo(text)
     sys.stdout.flush()
-    left = answer["damaged"] - answer["repaired"]
     if left:
         raise _DamagedError(
             f"{_count(left, 'place')} in the cache {'is' if left == 1 else 'are'} wrong",
             hint="the log names them" if repair else "have them fetched again with --repair",
         )
+
+
+def _verified(socket: str, asked: dict[str, Any], *, quiet: bool) -> dict[str, Any]:
+    """What came of it, once it is over; ended when this is interrupted."""
+    answer = request(socket, "scrub", **asked)
+    try:
+        with _shown(quiet=quiet) as show:
+            while answer["running"]:
+                show(answer)
+                time.sleep(_LOOK_SECONDS)
+                answer = request(socket, "scrubbing")
+    except BaseException:
+        with suppress(NydusErofsError, OSError):
+            request(socket, "scrubbing", stop=True)
+        raise
+    return answer
 
 
 class _DamagedError(CorruptError):

@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     from typing import Any
 
 
+NONSENSE = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError)
+
+
 class NoServiceError(ServiceError):
     """Nobody listens."""
 
@@ -48,6 +51,11 @@ def understood(line: bytes) -> dict[str, Any]:
             return answer
         error = RefusedError(str(answer["error"]), hint=answer["hint"] and str(answer["hint"]))
         error.exit_code = int(answer["exit_code"])  # type: ignore[misc]
-    except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError):
-        raise ServiceError("the service's answer is not understood", hint="is it of another version?") from None
+    except NONSENSE:
+        raise not_understood() from None
     raise error
+
+
+def not_understood() -> ServiceError:
+    """For an answer that lacks something, or has something else in its place (``NONSENSE``)."""
+    return ServiceError("the service's answer is not understood", hint="is it of another version?")

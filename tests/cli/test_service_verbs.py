@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import stat
 import subprocess
 from collections.abc import Iterator
@@ -293,3 +294,23 @@ def test_log_level(place: Service) -> None:
     wait_for("it answers", place.answers)
     assert place.stop() == 0
     assert place.log_text() == ""
+
+
+@pytest.mark.parametrize("verb", [("status",), ("cache", "verify", "--all")])
+@pytest.mark.parametrize("answer", [b'{"ok":true}\n', b'{"ok":true,"worker":7,"running":false,"mounts":[{}]}\n'])
+def test_a_service_of_another_version(verb: tuple[str, ...], answer: bytes, tmp_path: Path) -> None:
+    """One line, whatever its answer lacks."""
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(tmp_path / "control.sock"))
+        server.listen()
+        process = subprocess.Popen(
+            [*CLI, *verb, "--run-dir", str(tmp_path)], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        server.settimeout(60)
+        with server.accept()[0] as client:
+            assert client.recv(1 << 16)
+            client.sendall(answer)
+        server.close()
+        out, error = process.communicate(timeout=60)
+    assert (out, process.returncode) == ("", 9), error
+    assert error.splitlines()[0] == "nydus-erofs: the service's answer is not understood"
