@@ -11,7 +11,7 @@ import errno
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from ...erofs.errors import BusyError, KernelError, NydusErofsError, ServiceError
+from ...erofs.errors import BusyError, KernelError, NydusErofsError
 from ..kernel.fd import Fd
 from ..proto import control, verifier
 from .log import logger
@@ -40,6 +40,14 @@ class Kept(Protocol):
         """Note on disk that it is going to be written to."""
         ...
 
+    def plan(self, store: KeptStore) -> str:
+        """Key of its plan."""
+        ...
+
+    async def file(self, store: KeptStore) -> list[Fd]:
+        """The file that it is on disk, if the verifier does not have that anyway."""
+        ...
+
     def targets(self, store: KeptStore) -> list[str]:
         """Where images that have it are mounted."""
         ...
@@ -61,7 +69,7 @@ class Scrub:
     """One run at a time, and the report of the last one."""
 
     def __init__(
-        self, table: StoreTable, kept: Kept | None, show: Callable[[verifier.ToVerifier, Sequence[Fd]], None]
+        self, table: StoreTable, kept: Kept, show: Callable[[verifier.ToVerifier, Sequence[Fd]], None]
     ) -> None:
         self._table, self._kept, self._show = table, kept, show
         self._task: asyncio.Task[None] | None = None
@@ -74,11 +82,6 @@ class Scrub:
 
     async def start(self, request: control.Scrub) -> control.ScrubStatus:
         """Begin; BusyError while another one runs."""
-        if self._kept is None:
-            raise ServiceError(
-                "the kernel's own cache is not verified again (cachefiles engine)",
-                hint="what may be wrong: unmount its images, and remove the cache folder",
-            )
         if self.report.running:
             raise BusyError("the cache is being verified", hint="wait for it, or end it: 'nydus-erofs cache stop'")
         self.report = control.ScrubStatus(running=True, image=request.image, repair=request.repair)
@@ -166,8 +169,9 @@ class Scrub:
             await self._until_looked(store)
             while not self._heard.empty():
                 self._heard.get_nowait()
+            files = await kept.file(store)
             self._ticket += 1
-            self._show(verifier.Scrub(self._ticket, store.number, store.key, first, request.rate), [])
+            self._show(verifier.Scrub(self._ticket, store.number, kept.plan(store), first, request.rate), files)
             while (message := await self._heard.get()) is not None:
                 if isinstance(message, verifier.Scrubbed):
                     return message.error

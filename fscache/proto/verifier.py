@@ -72,8 +72,9 @@ class Sync(_Message):
 
 
 class Scrub(_Message):
-    """Compare what a store of segment files holds with its plan, and the plan with the store's ``key``: a ``Checked``
-    for each segment from ``first`` on, then ``Scrubbed``, both with this ``ticket``. The one before ends.
+    """Compare what a store holds with its plan, and the plan with its ``key``: a ``Checked`` for each segment from
+    ``first`` on, then ``Scrubbed``, both with this ``ticket``. The one before ends. With a store in an object of the
+    kernel's cache comes the file that this is on disk.
 
     ``rate``: bytes to read in a second, at most."""
 
@@ -89,7 +90,7 @@ class EndScrub(_Message):
 
 
 class Cut(_Message):
-    """Take from a segment all but its first ``have`` bytes, and say ``Shortened``."""
+    """Take from a segment all but its first ``have`` bytes, or let them be written anew, and say ``Shortened``."""
 
     store: int
     segment: int

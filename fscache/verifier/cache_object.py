@@ -15,6 +15,7 @@ from ...erofs.segments import Segment
 from ..kernel.fd import Fd
 from ..proto.verifier import PIECE
 from ..state.plan import AnyPlan, PlanChunk, PlanFlags
+from .scrub import Held
 from .store import ZEROS, Bytes
 
 _UNUSED = PlanFlags.UNUSED.value
@@ -33,7 +34,7 @@ class ObjectSink:
         self._have: dict[int, int] = {}  # bytes of segments that were written since
 
     def filled(self, plan: AnyPlan) -> bytearray:
-        extents = self._extents(0, plan.size)
+        extents = _extents(self._fd, 0, plan.size)
         state = bytearray(len(plan.segments))
         for number, segment in enumerate(plan.segments):
             if _overlaps(extents, segment.start, segment.start + segment.size):
@@ -44,30 +45,10 @@ class ObjectSink:
         known = self._have.get(number)
         if known is None:
             start, size = plan.segments[number].start, plan.segments[number].size
-            extents = self._extents(start, start + size)
+            extents = _extents(self._fd, start, start + size)
             missing = (c.uncompressed_offset for c in plan.chunks(number) if not _is_there(extents, c))
             known = self._have[number] = next(missing, start + size) - start
         return known
-
-    def _extents(self, start: int, end: int) -> list[tuple[int, int]]:
-        """Where data is: (first byte, byte behind the last) of each run of blocks."""
-        out = []
-        while start < end:
-            try:
-                start = self._seek(start, os.SEEK_DATA)
-                if start >= end:
-                    break
-                hole = self._seek(start, os.SEEK_HOLE)
-            except OSError as error:
-                if error.errno in (errno.ENXIO, errno.ENOBUFS):
-                    break  # a hole up to the end; or the kernel is letting go of the object
-                raise
-            out.append((start, hole))
-            start = hole
-        return out
-
-    def _seek(self, start: int, whence: int) -> int:
-        return _patiently(lambda: os.lseek(self._fd.fd, start, whence))
 
     def write(self, number: int, segment: Segment, content: Sequence[Bytes]) -> None:
         # Every chunk starts at a block and takes whole blocks; a run of them is one write.
@@ -81,8 +62,16 @@ class ObjectSink:
             run.close()
         self._have[number] = max(self._have.get(number, 0), content[-1].end)
 
+    def held(self, number: int, plan: AnyPlan, file: Fd) -> Held:
+        """A segment in the file that the object is on disk."""
+        start, size = plan.segments[number].start, plan.segments[number].size
+        extents = [(first - start, min(last - start, size)) for first, last in _extents(file, start, start + size)]
+        return Held(file.dup(), start, extents)
+
     def cut(self, number: int, have: int) -> None:
-        raise OSError(errno.EOPNOTSUPP, "objects of the kernel's cache cannot be cut")
+        """Write anew what lies behind the first ``have`` bytes. The kernel takes what is there until then for right:
+        a hole that is made under its feet it would read as zeros."""
+        self._have[number] = have
 
     def sync(self) -> None:
         """The kernel's cache looks after itself."""
@@ -137,6 +126,28 @@ class _Run:
     def close(self) -> None:
         with contextlib.suppress(BufferError):  # a write that failed just now may still be looking at it
             self._buffer.close()
+
+
+def _extents(file: Fd, start: int, end: int) -> list[tuple[int, int]]:
+    """Where data is: (first byte, byte behind the last) of each run of blocks."""
+    out = []
+    while start < end:
+        try:
+            start = _seek(file, start, os.SEEK_DATA)
+            if start >= end:
+                break
+            hole = _seek(file, start, os.SEEK_HOLE)
+        except OSError as error:
+            if error.errno in (errno.ENXIO, errno.ENOBUFS):
+                break  # a hole up to the end; or the kernel is letting go of the object
+            raise
+        out.append((start, hole))
+        start = hole
+    return out
+
+
+def _seek(file: Fd, start: int, whence: int) -> int:
+    return _patiently(lambda: os.lseek(file.fd, start, whence))
 
 
 def _patiently(call: Callable[[], int]) -> int:

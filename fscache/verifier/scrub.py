@@ -16,7 +16,6 @@ from ...erofs.record import round_up
 from ..kernel.fd import Fd
 from ..proto.verifier import PIECE
 from ..state.plan import Plan, PlanChunk, PlanFlags
-from .segment_files import SegmentFiles
 from .store import ZEROS
 
 _AT_ONCE = 4096  # chunks of a plan that are read from it together
@@ -46,20 +45,31 @@ class Budget:
         time.sleep(start - now)
 
 
+class Held(NamedTuple):
+    """Where a segment's bytes are: in ``file`` from byte ``base`` on, and of these the ``extents``, in bytes from the
+    segment's start."""
+
+    file: Fd
+    base: int
+    extents: list[tuple[int, int]]
+
+
 def scrub(
-    plan: Plan, files: SegmentFiles, first: int, budget: Budget, wanted: Callable[[], bool]
+    plan: Plan, look: Callable[[int], Held], first: int, budget: Budget, wanted: Callable[[], bool]
 ) -> Iterator[tuple[int, Finding]]:
     """Each segment from ``first`` on, and what was found; OSError for what cannot be read.
 
     Args:
+        look: opens a segment.
         wanted: whether to go on.
     """
     checker = _Checker(plan, budget)
     for number in range(first, len(plan.segments)):
         if not wanted():
             return
-        with files.reader(number) as file:
-            yield number, checker.check(number, file)
+        held = look(number)
+        with held.file:
+            yield number, checker.check(number, held)
 
 
 class _Checker:
@@ -71,33 +81,26 @@ class _Checker:
         self._buffer = mmap.mmap(-1, PIECE)  # of the segment that is looked at: its bytes from
         self._start = self._end = 0  # here to there
 
-    def check(self, number: int, file: Fd) -> Finding:
+    def check(self, number: int, held: Held) -> Finding:
         """What is found in a segment; OSError for what says nothing of the disk."""
-        segment = self._plan.segments[number]
-        size = min(os.fstat(file.fd).st_size, segment.size)
-        good = unknown = self._end = 0
-        for chunk, end in self._chunks(number):
-            if end > size:
-                break  # of this chunk there may be a part
-            start = chunk.uncompressed_offset - segment.start
-            if not chunk.flags & PlanFlags.UNUSED:
-                if end - start > _MOST or not self._is_right(chunk, self._read(file, start, end)):
-                    return Finding(size, good, unknown)
-                if chunk.flags & PlanFlags.UNVERIFIED:
-                    unknown += chunk.uncompressed_size
-            good = end
+        size, unknown, self._end = sum(end - start for start, end in held.extents), 0, 0
+        for chunk, start, end in self._chunks(number):
+            if not any(first <= start and end <= last for first, last in held.extents):
+                continue  # it is not there, or a part of it
+            if end - start > _MOST or not self._is_right(chunk, self._read(held, start, end)):
+                return Finding(size, min(start, size), unknown)
+            if chunk.flags & PlanFlags.UNVERIFIED:
+                unknown += chunk.uncompressed_size
         return Finding(size, size, unknown)
 
-    def _chunks(self, number: int) -> Iterator[tuple[PlanChunk, int]]:
-        """Chunks of a segment, and where each ends in it, padding included."""
-        segment, before = self._plan.segments[number], None
+    def _chunks(self, number: int) -> Iterator[tuple[PlanChunk, int, int]]:
+        """Chunks of a segment that its image uses, and the blocks that each takes in it: from byte, to byte."""
+        segment = self._plan.segments[number]
         for first in range(0, segment.chunks, _AT_ONCE):
             for chunk in self._plan.chunks(number, first, _AT_ONCE):
-                if before is not None:
-                    yield before, chunk.uncompressed_offset - segment.start
-                before = chunk
-        if before is not None:
-            yield before, segment.size
+                if not chunk.flags & PlanFlags.UNUSED:
+                    start = chunk.uncompressed_offset - segment.start
+                    yield chunk, start, round_up(start + chunk.uncompressed_size, BLOCK_SIZE)
 
     def _is_right(self, chunk: PlanChunk, view: memoryview) -> bool:
         data, padding = view[: chunk.uncompressed_size], view[chunk.uncompressed_size :]
@@ -105,19 +108,19 @@ class _Checker:
             return False
         return bool(chunk.flags & PlanFlags.UNVERIFIED) or self._digest(data) == chunk.digest
 
-    def _read(self, file: Fd, start: int, end: int) -> memoryview:
-        """Bytes ``start`` to ``end``; fewer where the file ends, or the disk does not give them."""
+    def _read(self, held: Held, start: int, end: int) -> memoryview:
+        """Bytes ``start`` to ``end`` of a segment; fewer where the file ends, or the disk does not give them."""
         if not self._start <= start <= end <= self._end:
             self._start = self._end = start - start % BLOCK_SIZE
-            self._fill(file, max(PIECE, round_up(end, BLOCK_SIZE) - self._start))
+            self._fill(held, max(PIECE, round_up(end, BLOCK_SIZE) - self._start))
         return memoryview(self._buffer)[start - self._start : min(end, self._end) - self._start]
 
-    def _fill(self, file: Fd, room: int) -> None:
+    def _fill(self, held: Held, room: int) -> None:
         if room > len(self._buffer):
             self._buffer = mmap.mmap(-1, room)
         while (got := self._end - self._start) < room and not got % BLOCK_SIZE:
             try:
-                done = os.preadv(file.fd, [memoryview(self._buffer)[got:room]], self._end)
+                done = os.preadv(held.file.fd, [memoryview(self._buffer)[got:room]], held.base + self._end)
             except OSError as error:
                 if error.errno not in _LOST:
                     raise

@@ -13,6 +13,7 @@ from ..kernel.fd import Fd
 from ..kernel.mount import sync_filesystem
 from ..state.layout import segment_name
 from ..state.plan import AnyPlan
+from .scrub import Held
 from .store import ZEROS, Bytes
 
 _IOV_MAX = 1000
@@ -48,15 +49,17 @@ class SegmentFiles:
             if os.fstat(file.fd).st_size > have:
                 os.ftruncate(file.fd, have)
 
-    def reader(self, number: int) -> Fd:
+    def held(self, number: int, plan: AnyPlan) -> Held:
         """A segment, to be read past the page cache where its filesystem can do that: what is on disk counts."""
         flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW
         try:
-            return Fd(os.open(segment_name(number), flags | os.O_DIRECT, dir_fd=self._folder.fd))
+            file = Fd(os.open(segment_name(number), flags | os.O_DIRECT, dir_fd=self._folder.fd))
         except OSError as error:
             if error.errno != errno.EINVAL:
                 raise
-            return Fd(os.open(segment_name(number), flags, dir_fd=self._folder.fd))
+            file = Fd(os.open(segment_name(number), flags, dir_fd=self._folder.fd))
+        size = min(os.fstat(file.fd).st_size, plan.segments[number].size)
+        return Held(file, 0, [(0, size)] if size else [])
 
     def write(self, number: int, segment: Segment, content: Sequence[Bytes]) -> None:
         parts: list[Buffer] = []

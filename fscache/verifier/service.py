@@ -20,7 +20,7 @@ from ..kernel.fd import Fd
 from ..proto import verifier as proto
 from ..state.plan import Plan, RawPlan
 from .cache_object import ObjectSink
-from .scrub import Budget, scrub
+from .scrub import Budget, Held, scrub
 from .segment_files import SegmentFiles
 from .store import RefusedError, Store
 
@@ -75,7 +75,7 @@ class Verifier:
                 start(self._sync, number, self._stores[number])
             case proto.Scrub():
                 self._scrubbing = message.ticket
-                start(self._scrub, message, self._stores[message.store])
+                start(self._scrub, message, self._stores[message.store], fds)
             case proto.EndScrub():
                 self._scrubbing = 0
             case proto.Cut():
@@ -102,20 +102,25 @@ class Verifier:
         else:
             self._tell(proto.Synced(number))
 
-    def _scrub(self, message: proto.Scrub, store: Store) -> None:
-        number, error = message.store, ""
+    def _scrub(self, message: proto.Scrub, store: Store, files: Sequence[Fd]) -> None:
+        number, plan, sink, error = message.store, store.plan, store.sink, ""
+        assert isinstance(plan, Plan)
 
         def wanted() -> bool:
             return self._scrubbing == message.ticket and number in self._stores
 
-        assert isinstance(store.plan, Plan)
-        assert isinstance(store.sink, SegmentFiles)
+        def look(segment: int) -> Held:
+            if isinstance(sink, ObjectSink):
+                return sink.held(segment, plan, files[0])
+            assert isinstance(sink, SegmentFiles)
+            return sink.held(segment, plan)
+
         try:
-            if store.plan.key() != message.key:
+            if plan.key() != message.key:
                 error = proto.NO_PLAN
             else:
                 budget = Budget(message.rate)
-                for segment, found in scrub(store.plan, store.sink, message.first, budget, wanted):
+                for segment, found in scrub(plan, look, message.first, budget, wanted):
                     self._tell(proto.Checked(message.ticket, number, segment, *found))
         except OSError as failure:
             error = os.strerror(failure.errno or 0)

@@ -35,7 +35,7 @@ class Engine(Protocol):
     config: Config
 
     @property
-    def kept(self) -> Kept | None:
+    def kept(self) -> Kept:
         """What of its cache can be looked at again."""
         ...
 

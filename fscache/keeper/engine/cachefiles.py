@@ -39,6 +39,7 @@ from .base import MountOrder, mount_status
 from .cachefiles_images import ServedImage, ServedImages
 from .counters import EventCounters
 from .fsid_mounts import FsidMount, bind_again, is_ours, live, mount, mounts_of
+from .kept_objects import KeptObjects
 from .names import Names, Registered
 from .objects import ObjectTable
 from .requests import Arrival, Requests
@@ -53,7 +54,6 @@ class CachefilesEngine:
     """Serves ``/dev/cachefiles``."""
 
     name = "cachefiles"
-    kept = None
 
     def __init__(
         self,
@@ -74,6 +74,7 @@ class CachefilesEngine:
         )
         self._images = ServedImages(state, table, self._objects, self._names, bootstraps, self._prepared)
         self._requests = Requests(device, self._objects, self._images, self._arrive)
+        self.kept = KeptObjects(state.cachefiles, table, self._objects, self._images.find)
         self._targets: set[str] = set()  # of mounts under way
         self._locks: WeakValueDictionary[tuple[str, str], asyncio.Lock] = WeakValueDictionary()
         self._culling: asyncio.Task[None] | None = None

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from functools import partial
 
 from ....erofs.errors import FormatError, ServiceError
+from ...kernel.fd import Fd
 from ...kernel.page_cache import forget, forget_everything
 from ..children.errands import Say, in_child, remove, said_by
 from ..images.files import open_bootstrap
@@ -73,6 +74,12 @@ class KeptStores:
         assert store.folder is not None
         directory = store.folder.directory
         await in_child(partial(epoch.begin, directory), f"writing to {directory}")
+
+    def plan(self, store: KeptStore) -> str:
+        return store.key
+
+    async def file(self, store: KeptStore) -> list[Fd]:
+        return []  # the verifier opens segments itself
 
     def targets(self, store: KeptStore) -> list[str]:
         return [mounted.record.target for mounted in self._mounts if store in mounted.stores]

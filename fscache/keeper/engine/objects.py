@@ -78,6 +78,9 @@ class ObjectTable:
         self._objects[object_id] = cache_object
         self._by_name[cache_object.volume, cache_object.cookie] = cache_object
 
+    def all(self) -> list[CacheObject]:
+        return list(self._objects.values())
+
     def find(self, volume: str, cookie: str) -> CacheObject | None:
         """The object with these names, if the kernel has it open."""
         return self._by_name.get((volume, cookie))

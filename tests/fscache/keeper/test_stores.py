@@ -8,7 +8,7 @@ import os
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar, cast, get_args
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -77,7 +77,7 @@ class Table(StoreTable):
             lambda patience: self.stalls.append(self.ticking.time),
         )
         self.of_worker = dispatch.of_worker(News(self), TrafficTable(), lambda answer: None)
-        self.of_verifier = dispatch.of_verifier(News(self), Scrub(self, None, self.keep))
+        self.of_verifier = dispatch.of_verifier(News(self), Scrub(self, cast("Any", None), self.keep))
 
     def keep(self, message: proto.ToWorker | verifier.ToVerifier, fds: Sequence[Fd] = ()) -> None:
         self.sent.append(message)

@@ -293,6 +293,49 @@ def read_all(target: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
+def test_what_is_wrong_in_the_cache_is_written_anew(named: Service, nydus_images: Path) -> None:
+    """cache verify: wrong bytes of live images found, and written anew under their readers"""
+    target = named.target()
+    assert mount(target, "fsid=plain", "domain_id=scrubbed")[0] == 0
+    compare_expected(nydus_images / "expected.json", target)
+    assert verify(named, "--all").returncode == 0
+    (blob,) = (nydus_images / "plain/blobs").iterdir()
+    (file,) = [path for path in named.cache() if path.name == f"D{blob.name}" and "scrubbed" in str(path)]
+    at = damage(file)
+    drop_caches()
+    with pytest.raises(AssertionError):
+        compare_expected(nydus_images / "expected.json", target)
+    done = verify(named, target)
+    assert done.returncode == 3, done
+    assert f"({target}): segment {at >> 20}" in done.stdout
+    done = verify(named, "--repair", target)
+    assert done.returncode == 0, done
+    assert "1 wrong, 1 repaired" in done.stdout
+    compare_expected(nydus_images / "expected.json", target)
+    drop_caches()
+    compare_expected(nydus_images / "expected.json", target)
+    assert "is not mounted" in verify(named, "/nowhere").stderr
+    umount(target)
+
+
+def verify(service: Service, *arguments: object) -> subprocess.CompletedProcess[str]:
+    return cli("cache", "verify", *arguments, "--run-dir", service.run)
+
+
+def damage(file: Path) -> int:
+    """Other bytes in the middle of the first MiB that is there; where."""
+    with open(file, "r+b", buffering=0) as opened:
+        at = os.lseek(opened.fileno(), 0, os.SEEK_DATA) + 40_000
+        data = os.pread(opened.fileno(), 512, at)
+        os.pwrite(opened.fileno(), bytes(byte ^ 0x55 for byte in data), at)
+        os.fsync(opened.fileno())
+    return at
+
+
+def drop_caches() -> None:
+    Path("/proc/sys/vm/drop_caches").write_text("3")
+
+
 def test_a_second_service(named: Service, tmp_path_factory: pytest.TempPathFactory) -> None:
     """the device in use: the holder is named, by serve and by doctor"""
     work = tmp_path_factory.mktemp("second")

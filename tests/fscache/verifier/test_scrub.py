@@ -33,7 +33,8 @@ def look(made: MadeStore, first: int = 0, wanted: Callable[[], bool] = lambda: T
     plan = made.checked.plan
     assert isinstance(plan, Plan)
     with Fd(os.open(made.folder, os.O_RDONLY | os.O_DIRECTORY)) as folder:
-        return dict(scrub(plan, SegmentFiles(folder), first, Budget(FAST), wanted))
+        files = SegmentFiles(folder)
+        return dict(scrub(plan, lambda number: files.held(number, plan), first, Budget(FAST), wanted))
 
 
 def test_nothing_is_wrong(made: MadeStore) -> None:

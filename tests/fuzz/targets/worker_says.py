@@ -8,7 +8,7 @@ import json
 import os
 import random
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, cast
 
 from nydus_erofs.erofs.errors import BackendError, NydusErofsError
 from nydus_erofs.fscache.config.backend import Registry, Remote
@@ -109,7 +109,9 @@ class Keeper:
         )
         self.news = News(self.table)
         self.of_worker = dispatch.of_worker(self.news, self.traffic, self.link.on_answer)
-        self.of_verifier = dispatch.of_verifier(self.news, Scrub(self.table, None, lambda message, fds: None))
+        self.of_verifier = dispatch.of_verifier(
+            self.news, Scrub(self.table, cast("Any", None), lambda message, fds: None)
+        )
         self.readers: list[_Reader] = []
         self.opened: list[KeptStore] = []
         self.futures: list[asyncio.Future[Any]] = []
