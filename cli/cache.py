@@ -102,7 +102,7 @@ def _report(answer: dict[str, Any]) -> Iterator[str]:
     if answer["bytes_unknown"]:
         line += f" ({size_text(answer['bytes_unknown'])} without a digest)"
     if answer["skipped"]:
-        line += f", {answer['skipped']} skipped: verified as they are used, after a crash"
+        line += f", {answer['skipped']} skipped (see docs/serving.md)"
     yield f"{line}; {answer['damaged']} wrong, {answer['repaired']} repaired"
 
 

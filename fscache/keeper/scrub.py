@@ -33,7 +33,7 @@ class Kept(Protocol):
         ...
 
     async def hold(self, key: str) -> KeptStore | None:
-        """Open a store, or join who has it open; None when nothing of it counts. FormatError, OSError."""
+        """Open a store, or join who has it open; None when it cannot be looked at. FormatError, OSError."""
         ...
 
     async def begin(self, store: KeptStore) -> None:

@@ -137,7 +137,7 @@ class ScrubStatus(msgspec.Struct):
     repair: bool = False
     stores: int = 0
     stores_done: int = 0
-    skipped: int = 0  # of these: may have lost data in a crash, and are verified as they are used
+    skipped: int = 0  # of these: what a crash may have damaged is verified as it is used; what has no name yet, later
     bytes: int = 0  # looked at
     bytes_unknown: int = 0  # of these: their image has no digest of them
     damaged: int = 0

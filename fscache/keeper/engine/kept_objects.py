@@ -1,7 +1,8 @@
 """What the kernel has open of its cache, for who looks at it again (``scrub.py``; cachefiles engine).
 
 The kernel lends out a descriptor to write to an object, none to read from it. But each is a plain file
-(fs/cachefiles/key.c, 5.19 to 6.12): ``<root>/cache/I<volume key>/@<hash>/D<cookie>``.
+(fs/cachefiles/key.c, 5.19 to 6.12): ``<root>/cache/I<volume key>/@<hash>/D<cookie>``, though a new one gets its name
+only when the kernel closes it (namei.c). Until then nobody can look at it.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from collections.abc import Callable
 from functools import partial
 
 from ....erofs.errors import KernelError, ServiceError
+from ...kernel import channel
 from ...kernel.fd import Fd
 from ...kernel.page_cache import forget
 from ..children.errands import Say, in_child, said_by
@@ -67,8 +69,18 @@ class KeptObjects:
 
     async def hold(self, key: str) -> KeptStore | None:
         store = self._table.opened(key)
-        if store is not None:
-            store.users += 1
+        if store is None:
+            return None
+        store.users += 1
+        try:
+            files = await self.file(store)
+        except BaseException:
+            self._table.close(store)
+            raise
+        if not files:
+            self._table.close(store)
+            return None
+        channel.close(files)
         return store
 
     async def begin(self, store: KeptStore) -> None:
@@ -80,8 +92,8 @@ class KeptObjects:
     async def file(self, store: KeptStore) -> list[Fd]:
         cache_object, _ = self._object(store)
         folder = os.path.join(self._cache, f"Ierofs,{cache_object.volume}")
-        (packet,) = await said_by(partial(_open, folder, f"D{cache_object.cookie}"), "opening an object of the cache")
-        return packet.fds
+        packets = await said_by(partial(_open, folder, f"D{cache_object.cookie}"), "opening an object of the cache")
+        return [fd for packet in packets for fd in packet.fds]
 
     def _mounts_with(self, store: KeptStore) -> list[FsidMount]:
         return [
@@ -104,11 +116,10 @@ class KeptObjects:
 
 
 def _open(folder: str, name: str, say: Say) -> None:
-    """In a child."""
+    """Say its file, if it has a name. In a child."""
     for place in os.listdir(folder):
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
             path = os.path.join(folder, place, name)
             with Fd(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)) as file:
                 say(b"", [file])
             return
-    raise FileNotFoundError(2, os.strerror(2), os.path.join(folder, "*", name))
