@@ -64,6 +64,12 @@ class Tree:
         """The hash of a block of data."""
         return self.levels[0][block * HASH : (block + 1) * HASH] if self.levels else self.root
 
+    def agrees(self, offset: int, data: memoryview) -> bool:
+        """Whether the bytes from a block's start on are right. They end with a block, or with all there is."""
+        first, found = offset // BLOCK, hashes(data)
+        expected = b"".join(map(self.leaf, range(first, first + len(found) // HASH)))
+        return not offset % BLOCK and found == expected
+
     def pack(self) -> bytes:
         """The file of the tree: a header, then the levels as fs-verity stores them, the topmost first."""
         header = _Header(magic=MAGIC, version=1, block=BLOCK, data_size=self.size, root=self.root)
@@ -104,22 +110,22 @@ class VerifiedSource:
     """A bootstrap read in pieces, each verified. For several threads if the source is."""
 
     def __init__(self, source: Source, tree: Tree) -> None:
-        self._source, self._tree = source, tree
+        self._source, self.tree = source, tree
 
     def size(self) -> int:
-        return self._tree.size
+        return self.tree.size
 
     def read_at(self, offset: int, length: int) -> Buffer:
         """As of ``Source``; CorruptError when a block that it touches is not what the tree says."""
         end = offset + length
-        if offset < 0 or length < 0 or end > self._tree.size:
-            raise FormatError(f"bytes {offset}..{end} lie outside {self._tree.size} bytes")
+        if offset < 0 or length < 0 or end > self.tree.size:
+            raise FormatError(f"bytes {offset}..{end} lie outside {self.tree.size} bytes")
         if not length:
             return b""
         begin = offset - offset % BLOCK
-        stop = min(self._tree.size, end + -end % BLOCK)
+        stop = min(self.tree.size, end + -end % BLOCK)
         data = memoryview(self._source.read_at(begin, stop - begin))
         for at in range(0, len(data), BLOCK):
-            if hashes(data[at : at + BLOCK]) != self._tree.leaf((begin + at) // BLOCK):
+            if hashes(data[at : at + BLOCK]) != self.tree.leaf((begin + at) // BLOCK):
                 raise CorruptError(f"the bootstrap's block at byte {begin + at} is not what its digest tree says")
         return data[offset - begin : end - begin]

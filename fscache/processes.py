@@ -86,25 +86,52 @@ KEEPER = Process(
     umask=0o077,
 )
 
-WORKER = Process(
-    name="worker",
-    does="fetches, decodes, verifies, writes into segment files and objects of the kernel's cache",
-    started="by the keeper; again whenever it ends, or does not hear while somebody waits for it",
-    user="worker_uid",
+VERIFIER = Process(
+    name="verifier",
+    does="alone writes into segment files and objects of the kernel's cache, what plans have the digest of",
+    started="by the keeper, as the worker, which goes with it",
+    user="verifier_uid",
     capabilities="none, nor any to be had",
     session="its own, without a terminal",
+    descriptors=_PLAIN,
+    environment=(),
+    hears="which stores there are (plans, segment folders, objects: descriptors), and of a new worker (a socket); "
+    "from that, chunks",
+    says="how far a segment is filled, never a descriptor; to a worker, whether its chunks are right",
+    namespaces=("uts", "ipc", "net"),
+    filtered=True,
+    places=("read, write and cut, but not make or remove: files in `STATE/store`",),
+    umask=0o077,
+    limits=(
+        Limit("AS", 1 * _GIB, 64 * _MIB, "connection", "a thread and a piece for each"),
+        Limit("NPROC", 4096, why="threads, of all verifiers with this user on the host"),
+        Limit("FSIZE", 1 << 44, why="an object of the kernel's cache is as large as its blob; EROFS ends there"),
+        Limit("NOFILE", 1 << 20, why="a folder and a plan for each store"),
+        _NO_CORE,
+    ),
+)  # fmt: skip
+
+WORKER = Process(
+    name="worker",
+    does="fetches, decodes, and offers chunks to the verifier",
+    started="by the keeper; again whenever it ends, or does not hear while somebody waits for it",
+    user="worker_uid",
+    capabilities=VERIFIER.capabilities,
+    session=VERIFIER.session,
     descriptors=_PLAIN,
     environment=(
         "HOME", "LANG", "LC_ALL", "TZ", "SSL_CERT_(FILE|DIR)", "AWS_[A-Z0-9_]+",
         "(https?|no|all|HTTPS?|NO|ALL)_(proxy|PROXY)",
     ),
-    hears="what to serve (plans, segment folders, objects, blobs: descriptors), which segments to fill, questions",
-    says="how far a segment is filled, or why not; answers; what backends were asked. Never a descriptor",
+    hears="what to serve (plans, segment folders, blobs: descriptors), which segments to fill, questions; from the "
+    "verifier, whether chunks are right",
+    says="why a segment is not filled; answers; what backends were asked; never a descriptor. To the verifier, "
+    "chunks",
     namespaces=("uts", "ipc"),
     filtered=True,
     places=(
         "read: the system's own files, Python's, `~/.aws`, folders of files that variables or `ca_cert_files` name",
-        "read, write and cut, but not make or remove: files in `STATE/store`",
+        "read: files in `STATE/store` that are its own, which are those that a crash of the machine may have damaged",
     ),
     network="TCP and UDP to servers, unix sockets of proxies; no TCP server of its own",
     connect=True,
@@ -112,7 +139,7 @@ WORKER = Process(
     limits=(
         Limit("AS", 4 * _GIB, 256 * _MIB, "thread", "two bootstraps of 2 GiB, and what decoders and stacks take"),
         Limit("NPROC", 4096, why="threads, of all workers with this user on the host"),
-        Limit("FSIZE", 1 << 44, why="an object of the kernel's cache is as large as its blob; EROFS ends there"),
+        Limit("FSIZE", 1 << 32, why="bootstraps and pieces of blobs, for the keeper; chunks"),
         Limit("NOFILE", 1 << 20, why="a folder and a plan for each store"),
         _NO_CORE,
     ),
@@ -181,7 +208,7 @@ HELPER = Process(
     says="user and secret, to its starter alone",
 )
 
-TABLE = (KEEPER, WORKER, PREPARE, ERRAND, TOOL, HELPER)
+TABLE = (KEEPER, VERIFIER, WORKER, PREPARE, ERRAND, TOOL, HELPER)
 
 # What name services, TLS and time zones read, wherever distributions have it.
 SYSTEM = (

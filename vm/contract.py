@@ -17,6 +17,7 @@ from . import report
 
 _PATIENCE = 180  # seconds
 _AFAR, _CONTRACT, _CRASH = "backend/test_service.py", "service/test_contract.py", "service/test_crash.py"
+_COMPROMISED = "service/test_compromised.py"
 _PATIENT = "service/test_patience.py"
 _TESTS = Path(__file__).resolve().parent.parent / "tests/fscache"
 
@@ -36,17 +37,20 @@ BOTH = {
     f"{_AFAR}::test_what_is_here_mounts_and_reads_without_the_network": "once fetched: needs no network",
     f"{_AFAR}::test_readers_wait_while_the_server_is_away": "server away: readers wait, then right bytes",
     f"{_AFAR}::test_a_server_away_for_good_is_an_error_in_time_and_heals": "server gone: EIO; back: right bytes",
-    f"{_CRASH}::test_worker_killed_again_and_again": "worker killed under 8 readers: no error, no wrong byte",
+    f"{_CRASH}::test_killed_again_and_again": "verifier killed, and with it the worker: no error, no wrong byte",
     f"{_CRASH}::test_the_keeper_killed_alone": "service killed: EIO or right bytes; served again after",
     f"{_CRASH}::test_a_reader_killed_while_it_waits": "a waiting reader can be killed",
     f"{_PATIENT}::test_a_server_that_holds_its_readers": "server drips: EIO in time, others do not notice",
     f"{_PATIENT}::test_workers_that_are_not_what_they_should_be": "each worker dies: EIO in time; a sound one: bytes",
     f"{_PATIENT}::test_a_worker_that_is_stopped": "worker stopped: replaced, no error",
     f"{_CRASH}::test_disk_full": "disk full: EIO; room again: right bytes",
+    f"{_COMPROMISED}::test_other_bytes_are_never_served": "a worker that was taken over: right bytes",
 }  # fmt: skip
 # Of a test's parameters.  Servers of other projects run on the host alone.
 ONLY = {
     "test_a_damaged_blob_gives_eio_and_heals": "flipped",
+    "test_killed_again_and_again": "verifier",
+    "test_other_bytes_are_never_served": "poison",
     "test_reads_as_it_was_and_is_fetched_once": "http-proxy",
     "test_what_is_here_mounts_and_reads_without_the_network": "http-proxy",
     "test_readers_wait_while_the_server_is_away": "http-proxy",

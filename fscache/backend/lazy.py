@@ -37,6 +37,10 @@ class LazyBootstrap:
         except CorruptError:
             return source.read_at(offset, length)  # on its way, perhaps
 
+    def proof(self) -> bytes:
+        """The file of its digest tree."""
+        return self._source().tree.pack()
+
     def _source(self) -> verity.VerifiedSource:
         with self._lock:
             if self._verified is None:

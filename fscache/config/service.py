@@ -18,6 +18,7 @@ from .reference import check_name
 class Uids(NamedTuple):
     """Users without privilege."""
 
+    verifier: int
     worker: int
     prepare: int
 
@@ -55,10 +56,11 @@ class Config(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     # images usually have touch.
     worker_uid: Uid = 60987  # user and group id of the worker; needs no name
     prepare_uid: Uid = 60988  # user and group id of prepare; needs no name
+    verifier_uid: Uid = 60989  # user and group id of the verifier; needs no name
 
     @property
     def uids(self) -> Uids:
-        return Uids(self.worker_uid, self.prepare_uid)
+        return Uids(self.verifier_uid, self.worker_uid, self.prepare_uid)
 
 
 def check(config: Config) -> Config:
@@ -75,8 +77,8 @@ def check(config: Config) -> Config:
         check_name("domain", config.domain)
     if not config.cache_stop < config.cache_cull < config.cache_run:
         raise ConfigError("cache_run, cache_cull, cache_stop: each must be less than the one before")
-    if config.worker_uid == config.prepare_uid:
-        raise ConfigError("prepare_uid: must be another user than worker_uid")
+    if len(set(config.uids)) < len(config.uids):
+        raise ConfigError("verifier_uid, worker_uid, prepare_uid: must be three users")
     config.state_dir, config.run_dir = os.path.abspath(config.state_dir), os.path.abspath(config.run_dir)
     return config
 

@@ -22,14 +22,17 @@ from ...erofs.errors import KernelError, NydusErofsError, ServiceError
 from ..config.service import Config
 from ..doctor import cachefiles as cachefiles_doctor
 from ..doctor import checks, fanotify
+from ..kernel import channel
 from ..kernel.cachefiles import Device
+from ..kernel.fd import Fd
 from ..kernel.mount import MOUNT_FLAGS
 from ..kernel.process import own_descriptors, raise_file_limit
-from ..proto import control
+from ..proto import control, verifier, worker
 from ..proto.worker import Limits, Start
 from .children import dispatch
 from .children.errands import remove, write_out
 from .children.traffic import TrafficTable
+from .children.verifier_link import VerifierLink
 from .children.worker_link import WorkerLink
 from .control import ControlServer
 from .engine.base import Engine, MountOrder
@@ -68,17 +71,22 @@ class Keeper:
             config.remote_background_threads,
             config.prefetch_bandwidth,
         )
+        # They hold what the kernel has for them: each of both is replaced without anybody noticing.
         start = Start(config.worker_uid, limits, self.state.store)
         later = asyncio.get_running_loop().call_later
         ticker = Ticker(later)
         self.worker = WorkerLink(start, self._on_new_worker, ticker)
+        checking = verifier.Start(config.verifier_uid, self.state.store, limits.most_threads)
+        self.verifier = VerifierLink(checking, self._on_new_verifier, self._on_no_verifier, ticker)
         if config.backend is not None:
             self.worker.require(config.backend)
         self.table = StoreTable(
-            self.worker.send, later, _write_out, _discard, ticker, config.patience, self.worker.on_stall
+            self.worker.send, self.verifier.send, later, _write_out, _discard, ticker, config.patience, self._on_stall
         )
         self.traffic = TrafficTable()
-        self.worker.listen(dispatch.table(News(self.table), self.traffic, self.worker.on_answer))
+        news = News(self.table)
+        self.worker.listen(dispatch.of_worker(news, self.traffic, self.worker.on_answer))
+        self.verifier.listen(dispatch.of_verifier(news))
         self.bootstraps = Bootstraps(self.state, self.worker)
         try:
             self.engine = self._choose_engine()
@@ -125,6 +133,29 @@ class Keeper:
 
     def _on_new_worker(self) -> None:
         self.traffic.on_new_worker()
+        if self.verifier.pid:
+            self._connect()
+
+    def _on_new_verifier(self) -> None:
+        self.table.show_all()
+        if self.worker.pid:
+            self._connect()
+
+    def _on_no_verifier(self) -> None:
+        self.table.on_no_verifier()
+        self.worker.kill()  # its connections are dead
+
+    def _on_stall(self, patience: float) -> None:
+        """Readers waited for something in vain. If nobody works, others do better."""
+        if self.worker.pid and min(self.worker.idle(), self.verifier.idle()) >= patience:
+            logger().error("process replaced: it brings nothing", process="worker", pid=self.worker.pid)
+            self.verifier.kill()
+
+    def _connect(self) -> None:
+        """Let verifier and worker talk to each other."""
+        to_worker, to_verifier = (Fd(sock.detach()) for sock in channel.pair())
+        self.verifier.send(verifier.Connect(), [to_worker])
+        self.worker.send(worker.Connect(), [to_verifier])
         self.table.introduce_all()
 
     # --- running ---
@@ -133,7 +164,10 @@ class Keeper:
         """Serve until told to stop."""
         asyncio.get_running_loop().set_exception_handler(on_error)
         await self._server.start()
-        worker = background(self.worker.run(), "no worker")
+        children = [
+            background(self.verifier.run(), "no verifier"),
+            background(self.worker.run(), "no worker"),
+        ]
         self.engine.start()
         background(self._clean_up(), "what is left over is not removed")
         signals = Signals(
@@ -151,7 +185,8 @@ class Keeper:
             self._server.close()
             self.engine.close()
             self.worker.stop()
-            await worker
+            self.verifier.stop()
+            await asyncio.gather(*children)
             self.run_paths.close()
         logger().info("stopped")
 
@@ -201,7 +236,8 @@ class Keeper:
             engine=self.engine.name,
             state_dir=self.state.root,
             run_dir=self.run_paths.root,
-            worker=control.WorkerStatus(self.worker.pid, max(0, self.worker.restarts)),
+            worker=control.ProcessStatus(self.worker.pid, max(0, self.worker.restarts)),
+            verifier=control.ProcessStatus(self.verifier.pid, max(0, self.verifier.restarts)),
             backends=self.traffic.describe(),
             mounts=self.engine.describe(),
         )

@@ -107,6 +107,7 @@ NUMBERS: dict[str, tuple[int, int | None]] = {
     "shutdown": (48, 210),
     "sigaltstack": (131, 132),
     "socket": (41, 198),
+    "socketpair": (53, 199),
     "statfs": (137, 43),
     "statx": (332, 291),
     "symlink": (88, None),

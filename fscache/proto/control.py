@@ -50,8 +50,8 @@ class Stop(_Request):
 Request = Mount | Umount | Status | Stop
 
 
-class WorkerStatus(msgspec.Struct):
-    """The worker process; no ``pid`` while there is none."""
+class ProcessStatus(msgspec.Struct):
+    """A process of the service's; no ``pid`` while there is none."""
 
     pid: int
     restarts: int
@@ -110,7 +110,8 @@ class ServiceStatus(msgspec.Struct):
     engine: str
     state_dir: str
     run_dir: str
-    worker: WorkerStatus
+    worker: ProcessStatus
+    verifier: ProcessStatus
     backends: list[BackendStatus]
     mounts: list[MountStatus]
 

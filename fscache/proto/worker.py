@@ -1,9 +1,9 @@
 """Messages between keeper and worker, each one packet of a SOCK_SEQPACKET socket.
 
-A *store* is the cache of one blob, made of segment files; the keeper numbers the stores it has open.
-Descriptors travel beside ``OpenStore`` (plan, segment folder, then the blob's sources), ``OpenObject``,
-``AddSource``, ``Inspect`` and the two ``Fetch``; none ever travels to the keeper. What the keeper asks with a
-``ticket`` has one answer, of the one type that the question names, or ``NotDone``.
+A *store* is the cache of one blob; the keeper numbers the stores it has open. Descriptors travel beside ``Connect``,
+``OpenStore``, ``OpenBootstrap``, ``AddSource``, ``Inspect`` and the two ``Fetch``; none ever travels to the keeper.
+What the keeper asks with a ``ticket`` has one answer, of the one type that the question names, or ``NotDone``. How
+much of a segment is there the worker does not say: the verifier does (``proto/verifier.py``), which sees it.
 
 The worker is not believed: what it may say is bounded here, field by field. Whether a message makes sense (a store
 that is open, a segment that it has) is for the keeper's table (``keeper/stores/table.py``).
@@ -32,6 +32,7 @@ Identity = Annotated[str, Meta(pattern="^(sha256:[0-9a-f]{64})?$", max_length=71
 Blobs = Annotated[list[tuple[Annotated[str, Meta(pattern="^[0-9a-f]{64}$")], Bytes]], Meta(max_length=256)]
 
 
+MOST_SERVERS = 128  # that have a thread of their own at a time; a reader of one more waits
 _LANES = 4  # servers and disks that may all be busy at once with all the threads that one may have
 
 
@@ -48,6 +49,11 @@ class Limits(NamedTuple):
     def all_threads(self) -> int:
         """That all servers and disks share. Each has one of its own besides, for the time when others hold these."""
         return _LANES * self.threads
+
+    @property
+    def most_threads(self) -> int:
+        """That there may be at a time."""
+        return self.all_threads + MOST_SERVERS
 
     @property
     def scheduling(self) -> tuple[int, int, int, int]:
@@ -170,9 +176,12 @@ class FetchBootstrap(Question[BootstrapFetched]):
 
 
 class OpenStore(_Message):
-    """Serve this store."""
+    """Serve this store. ``filled``: its segments that are complete, a bit each, lowest first, as hex. Descriptors:
+    the plan, the ``folder`` of its segment files if it has one, then the blob's sources."""
 
     store: int
+    filled: str
+    folder: bool = False
     remotes: list[Remote] = []
 
 
@@ -184,14 +193,14 @@ class PublishedBootstrap(msgspec.Struct, forbid_unknown_fields=True):
     identity: str
 
 
-class OpenObject(_Message):
-    """Serve an object of the kernel's cache. Descriptors: the object, then the plan and the blob's sources; or,
-    for a bootstrap of ``raw_size`` bytes, which is served as it is, its file; without a file it is ``published``."""
+class OpenBootstrap(_Message):
+    """Serve a bootstrap of so many bytes as it is, ``segment_size`` of them at a time: from its file (a descriptor),
+    or from where it is ``published``. ``filled`` as above."""
 
     store: int
-    raw_size: int = 0
-    segment_size: int = 0
-    remotes: list[Remote] = []
+    filled: str
+    size: int
+    segment_size: int
     published: PublishedBootstrap | None = None
 
 
@@ -203,10 +212,9 @@ class AddSource(_Message):
 
 
 class CloseStore(_Message):
-    """Forget this store; fills under way end by themselves. With ``sync``, then write it to disk and say so."""
+    """Forget this store; fills under way end by themselves."""
 
     store: int
-    sync: bool
 
 
 class Fill(_Message):
@@ -241,24 +249,18 @@ class Prefetch(_Message):
     on: bool
 
 
-class Sync(_Message):
-    """Write the store to disk and say so."""
-
-    store: int
+class Connect(_Message):
+    """Here is the verifier (one descriptor). Comes first."""
 
 
 # --- what the worker says by itself -------------------------------------------------------------------------
 
 
-class Progress(_Message):
-    """The first ``have`` bytes of this segment are there and verified; ``fetched`` bytes came from the backend."""
+class Fetched(_Message):
+    """A fill is done, for which so many bytes came from the backend."""
 
     store: Number
-    segment: Number
-    have: Bytes
-    done: bool
-    why: FillReason
-    fetched: Bytes = 0
+    bytes: Bytes
 
 
 class Failed(_Message):
@@ -277,19 +279,6 @@ class Postponed(_Message):
     store: Number
     segment: Number
     message: Text
-
-
-class Present(_Message):
-    """Which segments of a store were there when it was opened: a bit each, lowest first, as hex."""
-
-    store: Number
-    segments: Annotated[str, Meta(pattern="^[0-9a-f]+$", max_length=1 << 15)]
-
-
-class Synced(_Message):
-    """The store is on disk."""
-
-    store: Number
 
 
 class Traffic(_Message):
@@ -312,10 +301,9 @@ class Pong(_Message):
 
 
 AnyQuestion = Inspect | Peek | FetchRange | FetchBootstrap
-ToWorker = (
-    OpenStore | OpenObject | AddSource | CloseStore | Fill | Unwanted | Ping | Touch | Prefetch | Sync | AnyQuestion
-)
-StoreNews = Progress | Failed | Postponed | Present | Synced
+_Order = Connect | OpenStore | OpenBootstrap | AddSource | CloseStore | Fill | Unwanted | Touch | Prefetch
+ToWorker = _Order | Ping | AnyQuestion
+StoreNews = Fetched | Failed | Postponed
 ToKeeper = StoreNews | Traffic | Pong | Answer
 
 _encode = msgspec.json.Encoder().encode

@@ -81,7 +81,9 @@ class AnyPlan(Protocol):
     @property
     def size(self) -> int: ...
 
-    def chunks(self, segment: int) -> Iterator[PlanChunk]: ...
+    def chunks(self, segment: int, first: int = 0, most: int = MAX_CHUNKS) -> Iterator[PlanChunk]:
+        """Of one segment from its chunk ``first`` on, in order, so many at most."""
+        ...
 
 
 class RawPlan:
@@ -96,8 +98,10 @@ class RawPlan:
             for number, start in enumerate(range(0, size, segment_size))
         ]
 
-    def chunks(self, segment: int) -> Iterator[PlanChunk]:
+    def chunks(self, segment: int, first: int = 0, most: int = 1) -> Iterator[PlanChunk]:
         """One chunk a segment."""
+        if first or not most:
+            return
         start = self.segments[segment].start
         length = min(self.segments[segment].size, self.size - start)
         yield PlanChunk(bytes(DIGEST_SIZE), start, start, length, length, PlanFlags.UNVERIFIED.value, length, 0)
@@ -137,10 +141,10 @@ class Plan:
         """Bytes of all segments together."""
         return sum(s.size for s in self.segments)
 
-    def chunks(self, segment: int) -> Iterator[PlanChunk]:
-        """The chunks of one segment, in order."""
-        first, count = self.segments[segment][:2]
-        raw = os.pread(self._fd.fd, count * CHUNK.size, self._chunks + first * CHUNK.size)
+    def chunks(self, segment: int, first: int = 0, most: int = MAX_CHUNKS) -> Iterator[PlanChunk]:
+        before, count = self.segments[segment][:2]
+        count = max(0, min(count - first, most))
+        raw = os.pread(self._fd.fd, count * CHUNK.size, self._chunks + (before + first) * CHUNK.size)
         return map(PlanChunk._make, CHUNK.iter_unpack(raw))
 
 

@@ -10,7 +10,7 @@ import traceback
 from collections.abc import Iterable, Mapping, Sequence
 
 from ..kernel.confine import confine
-from ..kernel.landlock import FILL, READ, Rule
+from ..kernel.landlock import READ, Rule
 from ..kernel.process import raise_file_limit
 from ..processes import SYSTEM, WORKER
 from ..proto.worker import decode_start
@@ -29,7 +29,7 @@ def main(arguments: Sequence[str]) -> None:
     raise_file_limit()
     for kind in start.kinds:
         preload(kind)
-    rules = [Rule(start.store, FILL), *(Rule(path, READ) for path in readable(start.certificates, os.environ))]
+    rules = [Rule(start.store, READ), *(Rule(path, READ) for path in readable(start.certificates, os.environ))]
     missing = confine(WORKER, start.uid, [fd], rules, PROFILE, start.limits.all_threads)
     sys.stderr.writelines(f"sandbox: {what}\n" for what in missing)
     try:

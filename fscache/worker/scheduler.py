@@ -16,10 +16,9 @@ from collections import Counter, OrderedDict, deque
 from dataclasses import dataclass, field
 from math import inf
 
-from ..proto.worker import FillReason
+from ..proto.worker import MOST_SERVERS, FillReason
 
 AHEAD, REMOTE_AHEAD = 2, 4  # segments fetched before a sequential reader gets to them
-_MOST_SERVERS = 128  # that have a thread of their own at a time; a reader of one more waits
 _RECENT = 16  # segments remembered as visited, to tell a sequential reader from a random one
 
 
@@ -38,12 +37,10 @@ class Job:
     lane: str = ""  # that it was started in
     remote: bool = False
 
-    def reached(self, have: int) -> bool:
-        """Note progress; true when it satisfies a reader that waits."""
+    def reached(self, have: int) -> None:
+        """Note progress, and which readers it satisfies."""
         self.have = have
-        waiting = len(self.ends)
         self.ends = [end for end in self.ends if end > have]
-        return len(self.ends) < waiting
 
 
 @dataclass(eq=False, slots=True)
@@ -116,7 +113,7 @@ class _Threads:
     def free(self, lane: str, *, remote: bool) -> bool:
         busy = self._busy[lane]
         if not busy:
-            return not remote or len(self._servers) < _MOST_SERVERS
+            return not remote or len(self._servers) < MOST_SERVERS
         left = self._shared - self._taken - (self._each if remote else 0)
         return busy < self._each and busy - 1 < left
 
@@ -169,14 +166,14 @@ class Scheduler:
         self._queues.pop(store, None)
         self._active.pop(store, None)
 
-    def demand(self, store: int, segment: int, end: int) -> int | None:
-        """A reader waits for bytes up to ``end``; the bytes that are there already, when they are enough."""
+    def demand(self, store: int, segment: int, end: int) -> None:
+        """A reader waits for bytes up to ``end``. Of what is there already the verifier has told the keeper."""
         queue = self._queues[store]
         if queue.done[segment]:
-            return end
+            return
         if (job := queue.busy.get(segment)) is not None:
             if job.have >= end:
-                return job.have
+                return
             job.ends.append(end)
             job.why = FillReason.DEMAND
         elif (postponed := queue.postponed.get(segment)) is not None:
@@ -188,7 +185,6 @@ class Scheduler:
                 queue.whole.add(segment)
         self._look_ahead(queue, segment)
         self._active[store] = queue
-        return None
 
     def touch(self, store: int, segment: int) -> None:
         """A reader came by a segment that was there already."""

@@ -1,5 +1,7 @@
-"""The worker's threads: fetch, decode, verify and write. Any thread's
-unexpected error ends the whole process, so that the keeper starts a new one and no reader waits for a dead thread.
+"""The worker's threads: fetch, decode, and offer to the verifier.
+
+Any thread's unexpected error ends the whole process, so that the keeper starts a new one and no reader waits for a
+dead thread.
 """
 
 from __future__ import annotations
@@ -11,9 +13,9 @@ import sys
 import threading
 import time
 import traceback
-from collections import Counter
 from collections.abc import Callable, Sequence
 from math import inf
+from typing import TYPE_CHECKING
 
 from ...erofs.errors import BackendError, CacheFullError, NydusErofsError
 from ...erofs.ids import blob_id
@@ -24,14 +26,16 @@ from ..kernel import channel, statx
 from ..kernel.fd import Fd
 from ..proto import worker as proto
 from ..proto.fault import MAX_TEXT
-from ..proto.worker import FillReason, Limits
+from ..proto.worker import Limits
 from ..state.plan import AnyPlan, Plan, RawPlan
 from .answers import answer
-from .cache_object import ObjectSink
-from .fill import fill
+from .fill import Fill
+from .offers import Connection, Link, VerifierGoneError
 from .scheduler import Job, Scheduler
-from .segment_files import SegmentFiles
-from .store import BlobSource, Sink, Store
+from .store import BlobSource, Store
+
+if TYPE_CHECKING:
+    from ..backend.lazy import LazyBootstrap
 
 CRASHED = 70  # exit code of a worker that met a bug (EX_SOFTWARE)
 _QUESTIONS = 8  # connections to a backend for what the keeper asks, besides one for each thread
@@ -45,12 +49,11 @@ class Worker:
     def __init__(self, sock: socket.socket, limits: Limits) -> None:
         self._sock, self._limits = sock, limits
         self._stores: dict[int, Store] = {}
+        self._link: Link | None = None
         self._scheduler = Scheduler(*limits.scheduling)
         self._lock = threading.Lock()
         self._work = threading.Condition(self._lock)  # there may be something to do
-        self._idle = threading.Condition(self._lock)  # a store has no fill under way any more
         self._send_lock = threading.Lock()
-        self._running: Counter[int] = Counter()  # fills under way, by store
         self._news = threading.Event()
         self._backends = Backends(limits.threads + _QUESTIONS, self._news.set)
         self._free = 0  # threads of the pool that have nothing to do
@@ -67,42 +70,37 @@ class Worker:
 
     def _handle(self, message: proto.ToWorker, fds: Sequence[Fd]) -> None:
         match message:
-            case proto.OpenStore(store=store, remotes=remotes):
-                plan, directory, *blobs = fds
-                self._open(store, Plan(plan), SegmentFiles(directory), blobs, remotes)
-            case proto.OpenObject(store=store, raw_size=0, remotes=remotes):
-                cache_object, plan, *blobs = fds
-                self._open_object(store, Plan(plan), cache_object, blobs, remotes)
-            case proto.OpenObject(store=store, raw_size=size, segment_size=segment_size, published=published):
-                cache_object, *files = fds
-                raw = RawPlan("bootstrap", size, segment_size)
-                self._open_object(store, raw, cache_object, files, [], published)
+            case proto.Connect():
+                self._link = Link(fds[0])
+            case proto.OpenStore(folder=True):
+                plan, folder, *blobs = fds
+                self._open(message, Plan(plan), blobs, message.remotes, folder)
+            case proto.OpenStore():
+                plan, *blobs = fds
+                self._open(message, Plan(plan), blobs, message.remotes)
+            case proto.OpenBootstrap(published=published):
+                raw = RawPlan("bootstrap", message.size, message.segment_size)
+                lazy = None if published is None else self._bootstrap(published)
+                self._open(message, raw, fds, [] if published is None else [published.remote], lazy=lazy)
             case proto.Inspect() | proto.Peek() | proto.FetchRange() | proto.FetchBootstrap():
                 self._start(self._answer, message, fds)
             case proto.AddSource(store=store, remotes=remotes):
                 self._add_source(store, fds, remotes)
-            case proto.CloseStore(store=store, sync=sync):
+            case proto.CloseStore(store=store):
                 with self._work:
                     self._scheduler.close(store)
                     # A fill under way still holds the store; the descriptors go with its last reference.
-                    closed = self._stores.pop(store)
-                if sync:
-                    self._start(self._sync, store, closed)
+                    del self._stores[store]
             case proto.Fill(store=store, segment=segment, end=end):
                 with self._work:
-                    have = self._scheduler.demand(store, segment, end)
+                    self._scheduler.demand(store, segment, end)
                     self._work.notify()
-                if have is not None:
-                    done = have >= self._stores[store].plan.segments[segment].size
-                    self._tell(proto.Progress(store, segment, have, done, FillReason.DEMAND))
             case proto.Ping():
                 self._tell(proto.Pong())
             case proto.Unwanted() | proto.Touch() | proto.Prefetch():
                 with self._work:
                     self._advise(message)
                     self._work.notify()
-            case proto.Sync(store=store):
-                self._start(self._sync, store, self._stores[store])
 
     def _advise(self, message: proto.Unwanted | proto.Touch | proto.Prefetch) -> None:
         match message:
@@ -115,24 +113,20 @@ class Worker:
 
     def _open(
         self,
-        number: int,
+        message: proto.OpenStore | proto.OpenBootstrap,
         plan: AnyPlan,
-        target: Sink,
         blobs: Sequence[Fd],
         remotes: Sequence[Remote],
-        published: proto.PublishedBootstrap | None = None,
+        folder: Fd | None = None,
+        lazy: LazyBootstrap | None = None,
     ) -> None:
-        lane = _lane(blobs, [published.remote] if published is not None else remotes)
-        store = Store(plan, target, self._sources(plan, blobs, remotes))
-        if published is not None:
-            store.sources.append(self._bootstrap(published))
-        filled = target.filled(plan)
+        lane, number = _lane(blobs, remotes), message.store
+        sources = [lazy] if lazy is not None else self._sources(plan, blobs, remotes)
+        bits = int(message.filled, 16)
+        filled = bytearray(bits >> segment & 1 for segment in range(len(plan.segments)))
         with self._work:
-            self._stores[number] = store
-            self._scheduler.open(number, filled[:], lane, remote=not blobs and bool(remotes))
-        # The keeper may know of less: what the worker before wrote last, or a fill whose store was closed meanwhile.
-        bits = sum(1 << segment for segment, there in enumerate(filled) if there)
-        self._tell(proto.Present(number, f"{bits:x}"))
+            self._stores[number] = Store(plan, sources, folder, None if lazy is None else lazy.proof)
+            self._scheduler.open(number, filled, lane, remote=not blobs and bool(remotes))
 
     def _add_source(self, number: int, files: Sequence[Fd], remotes: Sequence[Remote]) -> None:
         store = self._stores[number]
@@ -144,7 +138,7 @@ class Worker:
             with self._work:
                 self._scheduler.move(number, lane, remote=first and bool(remotes))
 
-    def _bootstrap(self, published: proto.PublishedBootstrap) -> BlobSource:
+    def _bootstrap(self, published: proto.PublishedBootstrap) -> LazyBootstrap:
         from ..backend.lazy import LazyBootstrap  # loaded with the backend
 
         return LazyBootstrap(self._backends.get(published.remote), published.name, published.identity)
@@ -152,17 +146,6 @@ class Worker:
     def _sources(self, plan: AnyPlan, blobs: Sequence[Fd], remotes: Sequence[Remote]) -> list[BlobSource]:
         here = [FileSource(fd.steal()) for fd in blobs]
         return [*here, *(self._backends.blob(remote, blob_id(plan.blob_id)) for remote in remotes)]
-
-    def _open_object(
-        self,
-        number: int,
-        plan: AnyPlan,
-        fd: Fd,
-        blobs: Sequence[Fd],
-        remotes: Sequence[Remote],
-        published: proto.PublishedBootstrap | None = None,
-    ) -> None:
-        self._open(number, plan, ObjectSink(fd), blobs, remotes, published)
 
     def _tell(self, message: proto.ToKeeper) -> None:
         with self._send_lock:
@@ -183,17 +166,6 @@ class Worker:
     def _start(self, call: Callable[..., None], *arguments: object) -> None:
         threading.Thread(target=_fatal, args=(call, *arguments), daemon=True).start()
 
-    def _sync(self, number: int, store: Store) -> None:
-        with self._work:
-            while self._running[number]:
-                self._idle.wait()
-        try:
-            store.sink.sync()
-        except OSError as error:  # so it stays unsettled, and is verified after a crash of the machine
-            sys.stderr.write(f"a store cannot be written out: {error.strerror}\n")
-        else:
-            self._tell(proto.Synced(number))
-
     def _grow(self) -> None:
         """One thread more: those of one lane may hang, and somebody has to be there for the others. The scheduler
         bounds how many can have something to do."""
@@ -201,44 +173,48 @@ class Worker:
         self._start(self._pool)
 
     def _pool(self) -> None:
+        connection: Connection | None = None
         while True:
-            # Nothing here may hold a store while there is no work: its descriptors keep the kernel's object.
-            self._run(*self._take())
+            # Nothing here may hold a store while there is no work: its descriptors keep a file server's mount busy.
+            store, job = self._take()
+            connection = connection or self._connect()
+            self._run(store, job, connection)
+            connection.rest()
+            del store, job
+
+    def _connect(self) -> Connection:
+        assert self._link is not None  # it came before any store
+        return self._link.connect()
 
     def _take(self) -> tuple[Store, Job]:
         with self._work:
             while (job := self._scheduler.take(now := time.monotonic())) is None:
                 until = self._scheduler.next_time()
                 self._work.wait(until - now if until < inf else None)
-            self._running[job.store] += 1
             self._free -= 1
             if not self._free:
                 self._grow()
             self._work.notify()  # one after the other: waking all of them for one job takes longer than the job
             return self._stores[job.store], job
 
-    def _run(self, store: Store, job: Job) -> None:
-        size = store.plan.segments[job.segment].size
-
-        def on_piece(have: int) -> None:
+    def _run(self, store: Store, job: Job, connection: Connection) -> None:
+        def on_have(have: int) -> None:
             with self._work:
-                wanted = job.reached(have)
-            if wanted and have < size:
-                self._tell(proto.Progress(job.store, job.segment, have, False, job.why))
+                job.reached(have)
 
         try:
-            fetched = fill(store, job.segment, on_piece, job.upto)
+            fill = Fill(store, job.store, job.segment, connection, lambda: job.why, on_have)
+            fetched = fill.run(job.upto)
         except NydusErofsError as error:
             self._unfilled(job, error)
             return
-        complete = job.upto is None or job.have >= size
         with self._work:
             if job.background and self._limits.bandwidth:
                 self._scheduler.pause_background(time.monotonic() + fetched / self._limits.bandwidth)
-            self._scheduler.finish(job, complete=complete)
-            self._ended(job)
-        have = size if complete else job.have
-        self._tell(proto.Progress(job.store, job.segment, have, complete, job.why, fetched))
+            self._scheduler.finish(job, complete=job.have >= store.plan.segments[job.segment].size)
+            self._free += 1
+        if fetched:
+            self._tell(proto.Fetched(job.store, fetched))
 
     def _unfilled(self, job: Job, error: NydusErofsError) -> None:
         """A job failed: it is tried again as long as the keeper wants it, or its readers get EIO."""
@@ -251,18 +227,12 @@ class Worker:
                 self._scheduler.finish(job, complete=False, failed=True)
             if full:
                 self._scheduler.prefetch(job.store, False)
-            self._ended(job)
+            self._free += 1
         if again:
             self._tell(proto.Postponed(job.store, job.segment, error.message[:MAX_TEXT]))
         else:
             message, hint = error.message[:MAX_TEXT], (error.hint or "")[:MAX_TEXT]
             self._tell(proto.Failed(job.store, job.segment, message, hint, full))
-
-    def _ended(self, job: Job) -> None:
-        self._free += 1
-        self._running[job.store] -= 1
-        if not self._running[job.store]:
-            self._idle.notify_all()
 
 
 def _lane(files: Sequence[Fd], remotes: Sequence[Remote]) -> str:
@@ -276,6 +246,8 @@ def _fatal(call: Callable[..., None], *arguments: object) -> None:
     """A thread's body: whatever goes wrong in it ends the process."""
     try:
         call(*arguments)
+    except VerifierGoneError:
+        os._exit(0)
     except BaseException:
         traceback.print_exc()
         sys.stderr.flush()

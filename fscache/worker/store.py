@@ -1,57 +1,17 @@
-"""A store as the worker sees it: one blob's plan, where its bytes come from, and where they go."""
+"""A store as the worker sees it: one blob's plan, where its bytes come from, and what of it is there."""
 
 from __future__ import annotations
 
+import contextlib
+import os
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from ...erofs.digest import DigestFunction, digest_function
-from ...erofs.rafs import MAX_CHUNK_SIZE
-from ...erofs.record import Buffer
-from ...erofs.segments import Segment
-from ...erofs.source import Source
-from ..state.plan import AnyPlan, PlanChunk
-
-PIECE = 512 << 10  # write at least this much at once, and wake waiting readers as often
-ZEROS = memoryview(bytes(MAX_CHUNK_SIZE))
-
-OnPiece = Callable[[int], None]
-
-
-class SegmentWriter(Protocol):
-    """One segment being filled."""
-
-    def missing(self, chunks: Sequence[PlanChunk], digest: DigestFunction) -> list[PlanChunk]:
-        """The chunks that have to be fetched, in order; reports what is there already to ``on_piece``.
-
-        Args:
-            digest: tells whether what may be damaged is right.
-        """
-        ...
-
-    def put(self, chunk: PlanChunk, data: Buffer) -> None:
-        """The verified bytes of the next missing chunk."""
-        ...
-
-    def flush(self) -> None:
-        """Write what was put and not written yet."""
-        ...
-
-    def close(self) -> None: ...
-
-
-class Sink(Protocol):
-    """Where the bytes of one store go."""
-
-    def filled(self, plan: AnyPlan) -> bytearray:
-        """One byte a segment: 1 when it is known to be complete."""
-        ...
-
-    def open(self, number: int, segment: Segment, on_piece: OnPiece) -> SegmentWriter: ...
-
-    def sync(self) -> None:
-        """Everything is on disk when this returns."""
-        ...
+from ...erofs.errors import BackendError
+from ...erofs.source import FileSource, Source
+from ..kernel.fd import Fd
+from ..state.layout import SET_ASIDE, segment_name
+from ..state.plan import AnyPlan
 
 
 class BlobSource(Source, Protocol):
@@ -61,10 +21,41 @@ class BlobSource(Source, Protocol):
 
 
 class Store:
-    """An open store. What it refers to closes its descriptors with the last reference."""
+    """An open store. What it refers to closes its descriptors with the last reference.
 
-    def __init__(self, plan: AnyPlan, sink: Sink, sources: Sequence[BlobSource]) -> None:
-        self.plan = plan
-        self.sink = sink
+    Args:
+        folder: of its segment files, if it has any: to look at their sizes, and to read what lies aside.
+        proof: gives what the verifier needs to know before the first piece.
+    """
+
+    def __init__(
+        self,
+        plan: AnyPlan,
+        sources: Sequence[BlobSource],
+        folder: Fd | None = None,
+        proof: Callable[[], bytes] | None = None,
+    ) -> None:
+        self.plan, self.proof = plan, proof
         self.sources = list(sources)
-        self.digest = digest_function(plan.digest_algo)
+        self._folder = folder
+        self._aside: Fd | None = None
+        if folder is not None:
+            with contextlib.suppress(OSError):
+                self._aside = Fd(os.open(SET_ASIDE, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=folder.fd))
+
+    def have(self, segment: int) -> int | None:
+        """Bytes that a segment has from its start on, BackendError; None when only the verifier can tell."""
+        if self._folder is None:
+            return None
+        try:
+            return os.stat(segment_name(segment), dir_fd=self._folder.fd, follow_symlinks=False).st_size
+        except OSError as error:
+            raise BackendError(f"looking at the cache: {error.strerror}", retryable=False) from None
+
+    def aside(self, segment: int) -> FileSource | None:
+        """What a segment held before a crash of the machine, which may have damaged it."""
+        if self._aside is not None:
+            with contextlib.suppress(OSError):
+                flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW
+                return FileSource(os.open(segment_name(segment), flags, dir_fd=self._aside.fd))
+        return None

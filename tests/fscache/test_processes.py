@@ -17,7 +17,7 @@ from nydus_erofs.fscache.config.service import Config
 from nydus_erofs.fscache.keeper.children.spawn import spawn
 from nydus_erofs.fscache.kernel import channel
 from nydus_erofs.fscache.kernel.fd import Fd
-from nydus_erofs.fscache.processes import KEEPER, PREPARE, TABLE, WORKER, Process
+from nydus_erofs.fscache.processes import KEEPER, PREPARE, TABLE, VERIFIER, WORKER, Process
 from nydus_erofs.fscache.proto import prepare as proto
 from nydus_erofs.fscache.proto.worker import Limits
 from tests.kit.engines import FANOTIFY
@@ -96,7 +96,8 @@ def test_the_worker(service: Service, built: Built) -> None:
     seen = look_at(pid)
     compare(seen, WORKER, keeper, Limits(Config().threads, 1, 1, 0).all_threads)
     assert seen.session == pid
-    given = tuple(map(str, (service.state / "store", built.bootstrap.parent)))
+    # Of the two that come from the verifier, one is a socket and one is memory.
+    given = (str(service.state / "store"), str(built.bootstrap.parent), "socket:", "/memfd:chunks")
     assert all(place.startswith(given) for place in seen.descriptors.values()), seen.descriptors
     for task in Path(f"/proc/{pid}/task").iterdir():
         status = (task / "status").read_text()
@@ -108,6 +109,20 @@ def test_the_worker(service: Service, built: Built) -> None:
     assert shown["AWS_EC2_METADATA_DISABLED"] == "true"
     assert shown["HTTPS_PROXY"] == SECRETS["HTTPS_PROXY"]
     assert not {"PYTHONPATH", "SECRET", "PATH"} & shown.keys()
+
+
+@pytest.mark.root
+def test_the_verifier(service: Service, built: Built) -> None:
+    read(service.mount(built.bootstrap) / "small/1")  # it is past its start
+    pid, keeper = service.verifier, service.keeper.pid
+    seen = look_at(pid)
+    compare(seen, VERIFIER, keeper, Limits(Config().threads, 1, 1, 0).most_threads)
+    assert seen.session == pid
+    assert seen.environment == {}
+    given = (str(service.state / "store"), "socket:", "/memfd:chunks")
+    assert all(place.startswith(given) for place in seen.descriptors.values()), seen.descriptors
+    maps = Path(f"/proc/{pid}/maps").read_text()
+    assert not {what for what in ("zstd", "lz4", "_ssl", "/libssl") if what in maps}
 
 
 @pytest.mark.root
@@ -160,7 +175,7 @@ def test_what_the_keeper_loads(cache_disk: Path, tmp_path: Path) -> None:
     )
     loaded: list[str] = json.loads(done.stdout)
     rooms = {name.split(".")[2] for name in loaded if name.startswith("nydus_erofs.fscache.")}
-    assert not rooms & {"worker", "prepare", "push", "backend"}
+    assert not rooms & {"verifier", "worker", "prepare", "push", "backend"}
     assert {name.split(".")[0] for name in loaded}.isdisjoint(
         {"zstandard", "lz4", "blake3", "urllib3", "boto3", "botocore", "http", "requests", "random"}
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import os
 import struct
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from itertools import islice
 
@@ -16,14 +16,15 @@ from nydus_erofs.erofs.errors import CorruptError, FormatError, NydusErofsError,
 from nydus_erofs.erofs.head import Head, read_head
 from nydus_erofs.erofs.image import Bootstrap, Image
 from nydus_erofs.erofs.inode import Area, Inode, parse_inode
-from nydus_erofs.erofs.record import Buffer
 from nydus_erofs.erofs.segments import Segment
 from nydus_erofs.erofs.source import BufferSource
 from nydus_erofs.fscache.kernel.fd import Fd
 from nydus_erofs.fscache.prepare.plan_writer import pack_plan
-from nydus_erofs.fscache.state.plan import Plan, PlanChunk
-from nydus_erofs.fscache.worker.fill import fill
+from nydus_erofs.fscache.state.plan import AnyPlan, Plan
+from nydus_erofs.fscache.verifier.store import Bytes
+from nydus_erofs.fscache.verifier.store import Store as CheckedStore
 from nydus_erofs.fscache.worker.store import Store
+from tests.kit.stores import fill
 
 from .samples import Sample
 
@@ -45,20 +46,18 @@ class Memory:
     def __init__(self) -> None:
         self.segments: dict[int, bytearray] = {}
 
-    def open(self, number: int, segment: Segment, on_piece: Callable[[int], None]) -> Memory:
-        self._start, self._out = segment.start, self.segments.setdefault(number, bytearray())
-        return self
+    def filled(self, plan: AnyPlan) -> bytearray:
+        raise NotImplementedError("nobody asks")
 
-    def missing(self, chunks: Sequence[PlanChunk], digest: object) -> list[PlanChunk]:
-        return list(chunks)
+    def have(self, number: int, plan: AnyPlan) -> int:
+        return len(self.segments.setdefault(number, bytearray()))
 
-    def put(self, chunk: PlanChunk, data: Buffer) -> None:
-        assert len(data) == chunk.uncompressed_size
-        self._out += bytes(chunk.uncompressed_offset - self._start - len(self._out)) + data
+    def write(self, number: int, segment: Segment, content: Sequence[Bytes]) -> None:
+        for start, data, end in content:
+            self.segments[number][start:] = bytes(data) + bytes(end - start - len(data))
 
-    def flush(self) -> None: ...
-
-    def close(self) -> None: ...
+    def sync(self) -> None:
+        raise NotImplementedError("nobody asks")
 
 
 def check_plan(plan: Plan, chunk_size: int) -> None:
@@ -104,10 +103,10 @@ def prepared(image: Sample) -> tuple[Head, list[localize.BlobMap], bytes, list[P
 def filled(plan: Plan, blob: bytes) -> tuple[list[bytes], bool]:
     """What could be filled of each segment, and whether a corrupt chunk has ended that."""
     sink, corrupt = Memory(), False
-    store = Store(plan, sink, [Labelled(blob)])  # type: ignore[arg-type]
+    store, checked = Store(plan, [Labelled(blob)]), CheckedStore(plan, sink)
     for number in range(len(plan.segments)):
         try:
-            fill(store, number, lambda _: None)
+            fill(store, checked, number, lambda _: None)
         except CorruptError:
             corrupt = True
         assert len(sink.segments[number]) <= plan.segments[number].size

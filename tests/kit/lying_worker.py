@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 
 from nydus_erofs.fscache.kernel import channel
 from nydus_erofs.fscache.kernel.fd import Fd
+from nydus_erofs.fscache.proto import verifier
 from nydus_erofs.fscache.proto import worker as proto
 from nydus_erofs.fscache.proto.worker import FillReason
 from nydus_erofs.fscache.worker import __main__ as program
@@ -16,7 +17,7 @@ _FAR = 1 << 30
 
 
 def _fds(liar: Worker, fill: proto.Fill) -> None:
-    channel.send(liar._sock, proto.encode(proto.Synced(fill.store)), [_null])
+    channel.send(liar._sock, proto.encode(proto.Fetched(fill.store, 1)), [_null])
 
 
 def _say(make: Callable[[proto.Fill], proto.ToKeeper]) -> Callable[[Worker, proto.Fill], None]:
@@ -29,9 +30,11 @@ def _send(packet: bytes) -> Callable[[Worker, proto.Fill], None]:
 
 _null = Fd(os.open("/dev/null", os.O_RDONLY))  # while it may open anything
 LIES: dict[str, Callable[[Worker, proto.Fill], None]] = {
-    "more than there can be": _say(lambda f: proto.Progress(f.store, f.segment, _FAR, False, FillReason.DEMAND)),
-    "done with half of it": _say(lambda f: proto.Progress(f.store, f.segment, 1, True, FillReason.DEMAND)),
-    "a segment that is not there": _say(lambda f: proto.Progress(f.store, _FAR, 1, False, FillReason.DEMAND)),
+    "more than there can be": _say(lambda f: proto.Fetched(f.store, 1 << 60)),
+    "what only the verifier may say": lambda liar, f: channel.send(
+        liar._sock, verifier.encode(verifier.Progress(f.store, f.segment, 4096, False, FillReason.DEMAND))
+    ),
+    "a segment that is not there": _say(lambda f: proto.Failed(f.store, _FAR, "no")),
     "a store that never was": _say(lambda f: proto.Failed(_FAR, 0, "no")),
     "an answer to nothing": _say(lambda f: proto.RangeFetched(_FAR)),
     "no JSON": _send(b"\xff{"),

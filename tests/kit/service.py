@@ -172,15 +172,24 @@ class Service:
         """Process id of its worker, as soon as there is one."""
         return int(wait_for("a worker", lambda: self.status()["worker"]["pid"]))
 
+    @property
+    def verifier(self) -> int:
+        """Process id of its verifier, as soon as there is one."""
+        return int(wait_for("a verifier", lambda: self.status()["verifier"]["pid"]))
+
     def kill_worker(self) -> None:
         os.kill(self.worker, signal.SIGKILL)
 
+    def kill_verifier(self) -> None:
+        os.kill(self.verifier, signal.SIGKILL)
+
     def kill_all(self) -> None:
-        """Keeper and worker at once, as when memory runs out."""
-        worker = self.worker
+        """All its processes at once, as when memory runs out."""
+        pids = [self.worker, self.verifier]
         os.kill(self.keeper.pid, signal.SIGSTOP)
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(worker, signal.SIGKILL)
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
         self.keeper.kill()
         self.keeper.wait(PATIENCE)
 

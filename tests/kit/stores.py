@@ -1,8 +1,9 @@
-"""A worker's stores over real files."""
+"""Stores over real files, as worker and verifier see them."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -10,13 +11,18 @@ from typing import Protocol
 from nydus_erofs.erofs import localize
 from nydus_erofs.erofs.head import read_head
 from nydus_erofs.erofs.image import Bootstrap, Image
+from nydus_erofs.erofs.record import Buffer
 from nydus_erofs.erofs.source import BufferSource, FileSource
 from nydus_erofs.fscache.kernel.fd import Fd
 from nydus_erofs.fscache.prepare.plan_writer import pack_plan
+from nydus_erofs.fscache.proto import verifier as proto
+from nydus_erofs.fscache.proto.worker import FillReason
 from nydus_erofs.fscache.state.layout import SET_ASIDE, segment_name
 from nydus_erofs.fscache.state.plan import Plan
-from nydus_erofs.fscache.worker.segment_files import SegmentFiles
-from nydus_erofs.fscache.worker.store import Store
+from nydus_erofs.fscache.verifier.segment_files import SegmentFiles
+from nydus_erofs.fscache.verifier.store import Store as CheckedStore
+from nydus_erofs.fscache.worker.fill import Fill
+from nydus_erofs.fscache.worker.store import BlobSource, Store
 
 
 class OpenImage:
@@ -35,12 +41,35 @@ class OpenImage:
         return Image(Bootstrap(BufferSource(self.boot)), lambda _: BufferSource(self.blob))
 
 
+class Judging:
+    """A verifier at the other end, without a process of its own."""
+
+    def __init__(self, store: CheckedStore) -> None:
+        self._store = store
+
+    def ask(self, offer: proto.Offer, parts: list[Buffer]) -> proto.Verdict:
+        data = memoryview(bytearray(b"".join(parts)))
+        packet = proto.encode(self._store.judge(proto.decode_offer(proto.encode(offer)), lambda size: data[:size]))
+        return proto.decode_verdict(packet)
+
+
+def fill(
+    store: Store, checked: CheckedStore, segment: int, on_have: Callable[[int], None], upto: int | None = None
+) -> int:
+    """Have a worker fill a segment, by way of a verifier; bytes fetched."""
+    return Fill(store, 1, segment, Judging(checked), lambda: FillReason.DEMAND, on_have).run(upto)
+
+
 @dataclass
 class MadeStore:
-    """A worker's store, and the folder with its segments."""
+    """A store, and the folder with its segments."""
 
     store: Store
+    checked: CheckedStore
     folder: Path
+
+    def fill(self, segment: int, on_have: Callable[[int], None] = lambda have: None, upto: int | None = None) -> int:
+        return fill(self.store, self.checked, segment, on_have, upto)
 
     def path(self, number: int) -> Path:
         return self.folder / segment_name(number)
@@ -57,14 +86,14 @@ def make_store(folder: Path, image: OpenImage, *blobs: bytes) -> MadeStore:
         (folder / "plan").write_bytes(image.plan)
         for number in range(len(image.map.segments)):
             (folder / segment_name(number)).touch()
-    sources = []
+    sources: list[BlobSource] = []
     for blob in blobs or [image.blob]:
         fd = os.memfd_create("blob")
         os.write(fd, blob)
         sources.append(FileSource(fd))
     plan = Plan(Fd(os.open(folder / "plan", os.O_RDONLY)))
-    target = SegmentFiles(Fd(os.open(folder, os.O_RDONLY | os.O_DIRECTORY)))
-    return MadeStore(Store(plan, target, sources), folder)
+    place = Fd(os.open(folder, os.O_RDONLY | os.O_DIRECTORY))
+    return MadeStore(Store(plan, sources, place), CheckedStore(plan, SegmentFiles(place)), folder)
 
 
 class OpenImages(Protocol):

@@ -1,18 +1,18 @@
-"""The one table of what a worker may say.
+"""The tables of what worker and verifier may say.
 
-Each kind of message has one handler. ``proto/worker.py`` bounds every field; the handlers refuse what cannot be true
-(``LieError``). Whatever else comes ends that worker, never the keeper.
+Each kind of message has one handler. ``proto/worker.py`` and ``proto/verifier.py`` bound every field; the handlers
+refuse what cannot be true (``LieError``). Whatever else comes ends that process, never the keeper.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import msgspec
 
 from ...kernel.fd import Fd
-from ...proto import worker as proto
+from ...proto import verifier, worker
 from ..stores.lies import LieError
 from ..stores.news import News
 from .traffic import TrafficTable
@@ -20,30 +20,38 @@ from .traffic import TrafficTable
 Handler = Callable[[Any], None]
 
 
-def table(stores: News, traffic: TrafficTable, on_answer: Handler) -> Mapping[type, Handler]:
+def of_worker(stores: News, traffic: TrafficTable, on_answer: Handler) -> Mapping[type, Handler]:
     """Message type -> its handler."""
     return {
-        proto.Progress: stores.on_progress,
-        proto.Failed: stores.on_failed,
-        proto.Postponed: stores.on_postponed,
-        proto.Present: stores.on_present,
-        proto.Synced: stores.on_synced,
-        proto.Traffic: traffic.on_news,
-        proto.Pong: lambda _: None,  # any word tells that it hears
-        proto.Inspected: on_answer,
-        proto.Peeked: on_answer,
-        proto.RangeFetched: on_answer,
-        proto.BootstrapFetched: on_answer,
-        proto.NotDone: on_answer,
+        worker.Fetched: stores.on_fetched,
+        worker.Failed: stores.on_failed,
+        worker.Postponed: stores.on_postponed,
+        worker.Traffic: traffic.on_news,
+        worker.Pong: lambda _: None,  # any word tells that it hears
+        worker.Inspected: on_answer,
+        worker.Peeked: on_answer,
+        worker.RangeFetched: on_answer,
+        worker.BootstrapFetched: on_answer,
+        worker.NotDone: on_answer,
     }
 
 
-def handle(handlers: Mapping[type, Handler], packet: bytes, fds: list[Fd]) -> proto.ToKeeper:
-    """Do what one packet of a worker says, and give it; LieError for anything that it may not say."""
+def of_verifier(stores: News) -> Mapping[type, Handler]:
+    """The same for what the verifier says."""
+    return {
+        verifier.Present: stores.on_present,
+        verifier.Progress: stores.on_progress,
+        verifier.Synced: stores.on_synced,
+        verifier.Pong: lambda _: None,
+    }
+
+
+def handle(decode: Callable[[bytes], Any], handlers: Mapping[type, Handler], packet: bytes, fds: Sequence[Fd]) -> Any:
+    """Do what one packet says, and give it; LieError for anything that it may not say."""
     if fds:
         raise LieError("descriptors")
     try:
-        message = proto.decode_for_keeper(packet)
+        message = decode(packet)
     except msgspec.DecodeError as error:
         raise LieError(str(error)) from None
     handlers[type(message)](message)

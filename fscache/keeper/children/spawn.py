@@ -22,14 +22,18 @@ _ABOVE = 16  # what is passed on is kept apart from the descriptors that it beco
 _PACKAGE = __package__.removesuffix(".keeper.children")
 
 
+def program(process: Process) -> list[str]:
+    """What is run. -I: neither the environment nor the working directory can add modules to it."""
+    return [sys.executable, "-I", "-m", f"{_PACKAGE}.{process.name}"]
+
+
 def spawn(process: Process, *arguments: object) -> tuple[int, socket.socket]:
     """Start ``python -m nydus_erofs.fscache.<name> 3 ARGUMENTS``; (its process id, our end of the socket).
 
     It is given what the table of processes says, and nothing else; what it writes to standard error goes to our log.
     """
     ours, theirs = channel.pair()
-    # -I: neither the environment nor the working directory can add modules to the program.
-    command = [sys.executable, "-I", "-m", f"{_PACKAGE}.{process.name}", str(_SOCKET_FD), *map(str, arguments)]
+    command = [*program(process), str(_SOCKET_FD), *map(str, arguments)]
     log, written = map(Fd, os.pipe())
     with theirs, written, Fd(os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)) as null:
         places: dict[int, Fd | socket.socket] = {0: null, 1: null, 2: written, _SOCKET_FD: theirs}

@@ -65,7 +65,7 @@ class FanotifyEngine:
 
     def start(self) -> None:
         """Serve what is still mounted from before."""
-        self._mounts = take_over(self._state, self._run, self._table, self._watcher, self.config.worker_uid)
+        self._mounts = take_over(self._state, self._run, self._table, self._watcher, self.config.verifier_uid)
         for mounted in self._mounts:
             self._heal(mounted)
         looking = find_blobs(self._mounts, self.config, self._table, self._bootstraps, self._own)
@@ -141,10 +141,10 @@ class FanotifyEngine:
         with contextlib.ExitStack() as undo, contextlib.ExitStack() as settled:
             specs: list[FolderSpec] = []
             for ref in prepared.stores:
-                settled.enter_context(self._table.opening(ref.key))
+                settled.enter_context(self._table.settling.opening(ref.key))
                 directory = self._state.store_of(ref.key)
                 await self._restored(ref.key, directory)
-                specs.append(load_folder(directory, self.config.worker_uid))
+                specs.append(load_folder(directory, self.config.verifier_uid))
                 undo.callback(specs[-1].close)
             incomplete = [spec.directory for spec in specs if sum(spec.have) < sum(spec.sizes)]
             await places.look_for((blob_id(ref.blob_id) for ref in prepared.stores), begin=incomplete)
@@ -160,7 +160,8 @@ class FanotifyEngine:
         keeps the law since it was opened, and its files are in use."""
         async with self._restoring:  # one that waits here finds it done
             if self._table.opened(key) is None and not epoch.trusted(directory):
-                await in_child(partial(restore, directory, self.config.worker_uid), f"restoring {directory}")
+                uids = self.config.uids
+                await in_child(partial(restore, directory, uids.verifier, uids.worker), f"restoring {directory}")
 
     def _open_store(self, ref: image.StoreRef, spec: FolderSpec, places: Places) -> KeptStore:
         blob, missing, source = blob_id(ref.blob_id), None, None

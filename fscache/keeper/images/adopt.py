@@ -26,7 +26,7 @@ def adopt(work: str, final: str, store: str, uid: int, localized: bool, _: Say) 
     Args:
         final: that of the image.
         store: the folder of all stores.
-        uid: the worker's, to whom segment files belong.
+        uid: the verifier's, to whom segment files belong.
         localized: the image has a localized bootstrap, and its stores have segment files.
     """
     stores = os.path.join(work, STORES)
@@ -51,7 +51,7 @@ def _claim(folder: str, *, files: Sequence[str] = (), folders: Sequence[str] = (
     os.chown(folder, 0, 0, follow_symlinks=False)
     if not stat.S_ISDIR(os.lstat(folder).st_mode):
         raise FormatError(f"{_FAILED}{os.path.basename(folder)} is not a folder")
-    os.chmod(folder, 0o755)  # noqa: S103 - the worker looks for its segments here
+    os.chmod(folder, 0o755)  # noqa: S103 - verifier and worker look for segments here
     expected = {*files, *folders}
     found: set[str] = set()
     with os.scandir(folder) as entries:
@@ -73,9 +73,10 @@ def _claim(folder: str, *, files: Sequence[str] = (), folders: Sequence[str] = (
 def _adopt_store(new: str, final: str, segments: int, uid: int) -> None:
     """Move a fresh store to its place, or keep the one that is there with what it has fetched.
 
-    The folder and its plan become root's, so that a worker gone wrong can only spoil segments; and the key is looked
-    at, so that a ``prepare`` gone wrong cannot give another image's store another plan. Segment files are made here,
-    empty: nobody else can have put anything into them. Its epoch is for whoever opens it: nothing is written before.
+    The folder and its plan become root's, so that a verifier gone wrong can only spoil segments; and the key is
+    looked at, so that a ``prepare`` gone wrong cannot give another image's store another plan. Segment files are made
+    here, empty: nobody else can have put anything into them. Its epoch is for whoever opens it: nothing is written
+    before.
     """
     key = os.path.basename(final)
     _claim(new, files=[PLAN])

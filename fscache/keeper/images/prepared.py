@@ -113,7 +113,7 @@ class Images:
             for folder in (os.path.join(work, STORES), work):
                 os.chown(folder, self._uids.prepare, self._uids.prepare)
             await self._run(work, bootstrap, provide)
-            final, uid = self._paths.image(image_id), self._uids.worker
+            final, uid = self._paths.image(image_id), self._uids.verifier
             take_over = partial(adopt.adopt, work, final, self._paths.store, uid, self._request.localize)
             await do(take_over, "taking the image over", _PATIENCE)
             background(self._clean_up(), "what is left over is not removed")

@@ -67,12 +67,12 @@ class Asking:
 
     def unwanted(self, store: KeptStore) -> None:
         """No reader waits for any of it any more."""
-        if store.barred is None:
+        if store.known:
             self._send(proto.Unwanted(store.number), [])
 
     def _cannot(self, store: KeptStore) -> bool:
         """Whether the worker could do nothing about it yet, or does not know of it."""
-        return store.pending or store.barred is not None or store in self._held
+        return store.pending or not store.known or store in self._held
 
     def answered(self, store: KeptStore) -> None:
         """The worker brought something of it, or said that it cannot: it is not what workers die over."""

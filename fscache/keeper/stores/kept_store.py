@@ -91,6 +91,8 @@ class KeptStore:
     prefetching: int = 0  # mounts that want it prefetched
     barred: KernelError | None = None  # why no worker knows of it: nothing is written to it until that is over
     pending: bool = False  # where its blob is, is being looked up: the worker cannot fill anything yet
+    shown: bool = False  # the verifier was told to look at it
+    looked: bool = False  # it has: only then the worker is told of it
     synced: bool = False  # complete, and known to be on disk
     reopen: Callable[[], None] | None = None  # look for its blob anew, which may be another file by now
     counters: Counters = field(default_factory=Counters)
@@ -114,6 +116,17 @@ class KeptStore:
     @property
     def complete(self) -> bool:
         return self.left == 0
+
+    @property
+    def known(self) -> bool:
+        """Whether a worker may know of it."""
+        return self.looked and self.barred is None
+
+    @property
+    def filled(self) -> str:
+        """Its complete segments, a bit each, lowest first, as hex."""
+        bits = sum(1 << number for number, have in enumerate(self.have) if have == self.spec.sizes[number])
+        return f"{bits:x}"
 
     @property
     def denial(self) -> int:

@@ -1,7 +1,7 @@
-"""What ends a worker: it said what cannot be true."""
+"""What ends a process of the keeper's: it said what cannot be true."""
 
 from __future__ import annotations
 
 
 class LieError(Exception):
-    """The worker said what cannot be true."""
+    """A process said what cannot be true."""

@@ -1,4 +1,4 @@
-"""What a worker says of stores, and what becomes of it. It is not believed: what cannot be true is a lie.
+"""What verifier and worker say of stores, and what becomes of it. Neither is believed: what cannot be true is a lie.
 
 Which message is for which handler says ``children/dispatch.py``.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import errno
 
-from ...proto import worker as proto
+from ...proto import verifier, worker
 from ...proto.worker import FillReason
 from ..log import logger
 from .kept_store import KeptStore
@@ -27,21 +27,27 @@ class News:
             raise LieError(f"store {store.label} has no segment {segment}")
         return store
 
-    def on_present(self, message: proto.Present) -> None:
-        """What was there of a store when a worker opened it."""
+    # --- the verifier ---
+
+    def on_present(self, message: verifier.Present) -> None:
+        """What was there of a store when a verifier opened it. From now on the worker knows of it."""
         store = self._table.known(message.store)
         if store is None:
             return
         bits = int(message.segments, 16)
-        if bits >> len(store.have):
-            raise LieError(f"store {store.label} has other segments")
+        if bits >> len(store.have) or store.looked or not store.shown:
+            raise LieError(f"store {store.label} has other segments, or was looked at before")
         complete = store.complete
         for segment, size in enumerate(store.spec.sizes):
             if bits >> segment & 1:
                 store.counters.cached += store.grow(segment, size)
+                self._table.answer(segment, store.waits.take_all(segment), store, allow=True, done=True)
         self._completed(store, before=complete)
+        store.looked = True
+        self._table.introduce(store)
+        self._table.asking.all_of(store)
 
-    def on_progress(self, message: proto.Progress) -> None:
+    def on_progress(self, message: verifier.Progress) -> None:
         segment, have = message.segment, message.have
         store = self._segment(message.store, segment)
         if store is None:
@@ -52,7 +58,6 @@ class News:
         new = store.grow(segment, have)
         self._table.asking.answered(store)
         counters = store.counters
-        counters.fetched += message.fetched
         counters.waiting_for = ""
         match message.why:
             case FillReason.DEMAND:
@@ -74,16 +79,22 @@ class News:
         if store.complete and not before:
             self._table.completed(store)
 
-    def on_synced(self, message: proto.Synced) -> None:
+    def on_synced(self, message: verifier.Synced) -> None:
         self._table.known(message.store)
         self._table.synced(message.store)
 
-    def on_postponed(self, message: proto.Postponed) -> None:
+    # --- the worker ---
+
+    def on_fetched(self, message: worker.Fetched) -> None:
+        if (store := self._table.known(message.store)) is not None:
+            store.counters.fetched += message.bytes
+
+    def on_postponed(self, message: worker.Postponed) -> None:
         store = self._segment(message.store, message.segment)
         if store is not None and (message.segment in store.waits or store.prefetching):
             store.counters.waiting_for = message.message
 
-    def on_failed(self, message: proto.Failed) -> None:
+    def on_failed(self, message: worker.Failed) -> None:
         store = self._segment(message.store, message.segment)
         if store is None:
             return

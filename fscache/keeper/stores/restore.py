@@ -18,13 +18,14 @@ from . import epoch
 _SEGMENT = re.compile(r"[0-9]{5,}")
 
 
-def restore(directory: str, uid: int) -> None:
+def restore(directory: str, uid: int, reader: int) -> None:
     """Set aside what a store's segments hold. For children: it may be many files.
 
     May end anywhere: only at its end the store counts as this boot's, and until then it is restored again.
 
     Args:
-        uid: the worker's, to whom segment files belong.
+        uid: the verifier's, to whom segment files belong.
+        reader: the worker's, to whom belongs what was set aside.
     """
     with contextlib.ExitStack() as opened:
         folder = opened.enter_context(Fd(os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)))
@@ -37,6 +38,7 @@ def restore(directory: str, uid: int) -> None:
             os.rename(name, name, src_dir_fd=folder.fd, dst_dir_fd=aside.fd)
         # Also of those that were set aside when an earlier try ended.
         for name in filter(_SEGMENT.fullmatch, os.listdir(aside.fd)):
+            os.chown(name, reader, reader, dir_fd=aside.fd, follow_symlinks=False)
             with contextlib.suppress(FileExistsError):
                 file = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=folder.fd)
                 with Fd(file):

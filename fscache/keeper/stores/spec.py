@@ -1,4 +1,4 @@
-"""What a store is made of, and what a worker must be told and given to serve it: one type for each kind of store."""
+"""What a store is made of, and what verifier and worker must be told and given: one type for each kind of store."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ....erofs.errors import FormatError
 from ...config.backend import Remote
 from ...kernel.fd import Fd
 from ...kernel.plain import open_plain, pass_on_unless_damage
-from ...proto import worker as proto
+from ...proto import verifier, worker
 from ...state.layout import PLAN, segment_name
 from ...state.plan import Plan
 from . import epoch
@@ -25,12 +25,12 @@ class StoreSpec(Protocol):
         """Bytes of each segment."""
         ...
 
-    def message(self, number: int, remotes: list[Remote]) -> proto.OpenStore | proto.OpenObject:
-        """What a worker is told. ``number``: of the store; ``remotes``: where else its blob is."""
+    def for_verifier(self, number: int, files: Sequence[Fd]) -> tuple[verifier.ToVerifier, list[Fd]]:
+        """What a verifier is told, and the descriptors that go with it; the caller's. ``files``: of its blob."""
         ...
 
-    def descriptors(self) -> list[Fd]:
-        """What goes with the message, before the blob's sources; the caller's."""
+    def for_worker(self, number: int, filled: str, remotes: list[Remote]) -> tuple[worker.ToWorker, list[Fd]]:
+        """The same for a worker; the blob's own descriptors come behind. ``remotes``: where else its blob is."""
         ...
 
     def close(self) -> None: ...
@@ -48,11 +48,11 @@ class FolderSpec:
     plan: Fd  # held (O_PATH), as the folder: somebody may remove it, and a new worker must still be told of it
     folder: Fd
 
-    def message(self, number: int, remotes: list[Remote]) -> proto.OpenStore:
-        return proto.OpenStore(number, remotes)
+    def for_verifier(self, number: int, files: Sequence[Fd]) -> tuple[verifier.ToVerifier, list[Fd]]:
+        return verifier.OpenFolder(number), [self.plan.reopen(), self.folder.reopen()]
 
-    def descriptors(self) -> list[Fd]:
-        return [self.plan.reopen(), self.folder.reopen()]
+    def for_worker(self, number: int, filled: str, remotes: list[Remote]) -> tuple[worker.ToWorker, list[Fd]]:
+        return worker.OpenStore(number, filled, True, remotes), [self.plan.reopen(), self.folder.reopen()]
 
     def close(self) -> None:
         self.plan.close()
@@ -67,11 +67,11 @@ class BlobSpec:
     cache_object: Fd
     plan: Fd
 
-    def message(self, number: int, remotes: list[Remote]) -> proto.OpenObject:
-        return proto.OpenObject(number, remotes=remotes)
+    def for_verifier(self, number: int, files: Sequence[Fd]) -> tuple[verifier.ToVerifier, list[Fd]]:
+        return verifier.OpenObject(number), [self.cache_object.dup(), self.plan.dup()]
 
-    def descriptors(self) -> list[Fd]:
-        return [self.cache_object.dup(), self.plan.dup()]
+    def for_worker(self, number: int, filled: str, remotes: list[Remote]) -> tuple[worker.ToWorker, list[Fd]]:
+        return worker.OpenStore(number, filled, False, remotes), [self.plan.dup()]
 
     def close(self) -> None:
         self.cache_object.close()
@@ -87,13 +87,15 @@ class BootstrapSpec:
     cache_object: Fd
     raw_size: int
     segment_size: int
-    published: proto.PublishedBootstrap | None
+    published: worker.PublishedBootstrap | None
 
-    def message(self, number: int, remotes: list[Remote]) -> proto.OpenObject:
-        return proto.OpenObject(number, self.raw_size, self.segment_size, remotes, self.published)
+    def for_verifier(self, number: int, files: Sequence[Fd]) -> tuple[verifier.ToVerifier, list[Fd]]:
+        identity = self.published.identity if self.published is not None else ""
+        message = verifier.OpenObject(number, self.raw_size, self.segment_size, identity)
+        return message, [self.cache_object.dup(), *(file.dup() for file in files)]
 
-    def descriptors(self) -> list[Fd]:
-        return [self.cache_object.dup()]
+    def for_worker(self, number: int, filled: str, remotes: list[Remote]) -> tuple[worker.ToWorker, list[Fd]]:
+        return worker.OpenBootstrap(number, filled, self.raw_size, self.segment_size, self.published), []
 
     def close(self) -> None:
         self.cache_object.close()
@@ -115,7 +117,7 @@ def load_folder(directory: str, uid: int) -> FolderSpec:
     cannot be read now.
 
     Args:
-        uid: the worker's, to whom segment files belong.
+        uid: the verifier's, to whom segment files belong.
     """
     try:
         return _load_folder(directory, uid)

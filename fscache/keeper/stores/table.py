@@ -1,30 +1,28 @@
-"""All open stores: who has them open, what the worker is told of them, and who waits for them.
+"""All open stores: who has them open, what verifier and worker are told of them, and who waits for them.
 
-What the worker may say about them is in ``news.py``.
+A new store is shown to the verifier. When that has said what of it is there, the worker is told to fill the rest.
+What the two may say is in ``news.py``.
 """
 
 from __future__ import annotations
 
-import contextlib
 import errno
-import os
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from math import inf
 
 from ....erofs.errors import KernelError, ServiceError
 from ...config.backend import Remote
 from ...kernel.fd import Fd
+from ...proto import verifier
 from ...proto import worker as proto
-from ...state.layout import SET_ASIDE
 from ..log import logger
 from ..ticker import Ticker
 from ..trouble import refusal, report
-from . import epoch
 from .asking import Asking
 from .clock import MOST, Clock
 from .kept_store import KeptStore, Waiter
 from .lies import LieError
+from .settling import Settling
 from .spec import FolderSpec, StoreSpec
 from .waits import Wait
 
@@ -37,9 +35,9 @@ class StoreTable:
 
     Args:
         send: reaches the worker, if there is one just now; takes the descriptors.
+        show: the same for the verifier.
         later: calls something in so many seconds.
-        write_out: has a folder written to the disk, and then calls back.
-        discard: has a folder removed, if there is one.
+        write_out, discard: as of ``Settling``.
         patience: seconds that readers wait for a store that brings nothing (``clock.py``).
         on_stall: told ``patience`` whenever readers waited in vain.
     """
@@ -47,6 +45,7 @@ class StoreTable:
     def __init__(
         self,
         send: Callable[[proto.ToWorker, Sequence[Fd]], None],
+        show: Callable[[verifier.ToVerifier, Sequence[Fd]], None],
         later: Callable[[float, Callable[[], None]], object],
         write_out: Callable[[str, Callable[[], None]], None],
         discard: Callable[[str], None],
@@ -54,15 +53,15 @@ class StoreTable:
         patience: float,
         on_stall: Callable[[float], None] = lambda _: None,
     ) -> None:
-        self._send, self._later, self._write_out, self._discard = send, later, write_out, discard
+        self._send, self._show = send, show
+        self._later = later
         self.ticker, self._patience, self._on_stall = ticker, patience, on_stall
         ticker.add(self._tick)
         self._waiting: dict[KeptStore, None] = {}  # stores that may have readers waiting
         self.asking = Asking(send, later)
         self._by_key: dict[str, KeptStore] = {}
         self._by_number: dict[int, KeptStore] = {}
-        self._closing: dict[int, KeptStore] = {}  # closed, being written to disk
-        self._opening: Counter[str] = Counter()  # keys of stores about to be opened
+        self.settling = Settling(show, self._by_key.__contains__, write_out, discard)
         self._next = 0
 
     def clock(self) -> Clock:
@@ -72,17 +71,6 @@ class StoreTable:
     def opened(self, key: str) -> KeptStore | None:
         """The store if somebody has it open."""
         return self._by_key.get(key)
-
-    @contextlib.contextmanager
-    def opening(self, key: str) -> Iterator[None]:
-        """While a store is about to be opened, nothing of it is settled: its epoch is what was noted for it."""
-        self._opening[key] += 1
-        try:
-            yield
-        finally:
-            self._opening[key] -= 1
-            if not self._opening[key]:
-                del self._opening[key]
 
     def open(
         self, key: str, spec: StoreSpec, source: Fd | Remote | None = None, *,
@@ -104,7 +92,7 @@ class StoreTable:
             if source is not None:
                 store.sources.add(source)
             self._by_key[key] = self._by_number[store.number] = store
-            self._introduce(store)
+            self._show_store(store)
         else:
             same = store.folder is None or not isinstance(spec, FolderSpec) or spec.inodes == store.folder.inodes
             spec.close()
@@ -149,42 +137,59 @@ class StoreTable:
 
     def _tell(self, store: KeptStore, message: proto.ToWorker, fds: Sequence[Fd] = ()) -> None:
         """Tell the worker something of a store, if it knows of it."""
-        if store.barred is None:
+        if store.known:
             self._send(message, fds)
 
-    def _introduce(self, store: KeptStore) -> None:
+    def _show_store(self, store: KeptStore) -> None:
+        """Let the verifier look at it, and nobody write to it before."""
         if store.barred is not None:
             return
         try:
-            descriptors = [*store.spec.descriptors(), *(fd.dup() for fd in store.sources.files)]
+            message, descriptors = store.spec.for_verifier(store.number, store.sources.files)
         except OSError as error:
-            report("nothing can be fetched", error, store=store.label)
-            store.barred = refusal(error)
-            self._fail(store)
-            self._later(_AGAIN, lambda: self.admit(store))
+            self._bar(store, error)
         else:
-            self._send(store.spec.message(store.number, store.sources.remotes), descriptors)
+            store.shown = True
+            self._show(message, descriptors)
 
-    def _fail(self, store: KeptStore) -> None:
+    def introduce(self, store: KeptStore) -> None:
+        """Tell the worker of a store that the verifier has looked at."""
+        if not store.known:
+            return
+        try:
+            message, descriptors = store.spec.for_worker(store.number, store.filled, store.sources.remotes)
+            descriptors += [fd.dup() for fd in store.sources.files]
+        except OSError as error:
+            self._bar(store, error)
+        else:
+            self._send(message, descriptors)
+
+    def _bar(self, store: KeptStore, error: OSError) -> None:
+        """There are no descriptors for it: try again later."""
+        report("nothing can be fetched", error, store=store.label)
+        store.barred = refusal(error)
         for segment, waits in store.waits.take_older(inf):
             self.answer(segment, waits, store, allow=False, number=store.denial)
+        self._later(_AGAIN, lambda: self.admit(store))
 
     def admit(self, store: KeptStore) -> None:
-        """What barred a store is over: tell the worker all of it."""
-        if store.barred is not None and self.is_open(store):
-            store.barred = None
-            self._tell_all_of(store)
+        """What barred a store is over: tell all of it."""
+        if store.barred is None or not self.is_open(store):
+            return
+        store.barred = None
+        if store.looked:
+            self.introduce(store)
+            self.asking.all_of(store)
+        elif not store.shown:
+            self._show_store(store)
 
     def close(self, store: KeptStore) -> None:
         """One user less; the last one closes it, and what it holds is written to disk in the background."""
         store.users -= 1
         if store.users:
             return
-        folder = store.folder
-        sync = folder is not None and not store.synced and store.barred is None
-        self._tell(store, proto.CloseStore(store.number, sync))
-        if sync:
-            self._closing[store.number] = store
+        self._tell(store, proto.CloseStore(store.number))
+        self.settling.close(store)
         store.spec.close()
         store.sources.close()
         self._waiting.pop(store, None)
@@ -254,35 +259,28 @@ class StoreTable:
             readers=sum(len(waits) for _, waits in given_up),
         )  # fmt: skip
 
-    # --- workers come and go ---
+    # --- processes come and go ---
 
     def introduce_all(self) -> None:
-        """Tell a new worker everything: stores, readers that wait, prefetch, what is not on disk yet."""
+        """Tell a new worker everything: stores, readers that wait, prefetch."""
         for store in self._by_key.values():
-            self._introduce(store)
-            if store.complete:
-                self._sync(store)
+            self.introduce(store)
         self.asking.new_worker(self._by_key.values())
-        for number in list(self._closing):
-            # The worker that wrote it is dead, so nothing is under way, and nobody is left to write it out.
-            self._write_out_closed(number)
 
-    def _tell_all_of(self, store: KeptStore) -> None:
-        self._introduce(store)
-        self.asking.all_of(store)
-        if store.complete:
-            self._sync(store)
+    def on_no_verifier(self) -> None:
+        """Nobody writes any more, and no worker can do anything."""
+        for store in self._by_key.values():
+            store.shown = store.looked = False
 
-    def _write_out_closed(self, number: int) -> None:
-        folder = self._closing[number].folder
-        assert folder is not None
-        self._write_out(folder.directory, lambda: self._settle_closed(number))
+    def show_all(self) -> None:
+        """Show a new verifier everything, also what is not on disk yet."""
+        for store in self._by_key.values():
+            self._show_store(store)
+            if store.complete:
+                self.settling.sync(store)
+        self.settling.new_verifier()
 
-    def _sync(self, store: KeptStore) -> None:
-        if store.folder is not None and not store.synced:
-            self._tell(store, proto.Sync(store.number))
-
-    # --- for who hears of stores (news.py) ---
+    # --- for those who hear of stores (news.py) ---
 
     def known(self, number: int) -> KeptStore | None:
         """The store that a message is about; None when it was closed meanwhile."""
@@ -292,31 +290,12 @@ class StoreTable:
 
     def synced(self, number: int) -> None:
         """A store is on disk, also one that is closed."""
-        store = self._by_number.get(number)
-        if number in self._closing:
-            self._settle_closed(number)
-        elif store is not None and store.complete and store.folder is not None:
-            store.synced = True
-            self._settle(store, store.folder.directory)
-
-    def _settle_closed(self, number: int) -> None:
-        closed = self._closing.pop(number, None)
-        if closed is None or closed.folder is None:
-            return
-        key = closed.key
-        again = key in self._by_key or key in self._opening or any(o.key == key for o in self._closing.values())
-        if not again:  # else somebody has written again since
-            self._settle(closed, closed.folder.directory)
-
-    def _settle(self, store: KeptStore, directory: str) -> None:
-        epoch.settle(directory)
-        if store.complete:
-            self._discard(os.path.join(directory, SET_ASIDE))
+        self.settling.synced(number, self._by_number.get(number))
 
     def completed(self, store: KeptStore) -> None:
         """Nothing of it is missing any more."""
         logger().info("blob complete", store=store.label, bytes=store.total)
-        self._sync(store)
+        self.settling.sync(store)
 
     def prefetch_later(self, store: KeptStore) -> None:
         """There was no room to go on."""
@@ -330,7 +309,6 @@ class StoreTable:
         self, segment: int, waits: Sequence[Wait[Waiter]], store: KeptStore, *,
         allow: bool, done: bool = False, number: int = errno.EIO,
     ) -> None:  # fmt: skip
-        """Let readers of a segment go on, or give them an error (``number``: which errno)."""
         now = self.ticker.now()
         for wait in waits:
             if done:

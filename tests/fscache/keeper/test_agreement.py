@@ -19,9 +19,10 @@ from nydus_erofs.fscache.keeper.engine.agreement import check_agreement
 from nydus_erofs.fscache.keeper.engine.names import Cached, Names
 from nydus_erofs.fscache.kernel.fd import Fd
 from nydus_erofs.fscache.state.plan import CHUNK, MAGIC, SEGMENT, Plan, PlanFlags, PlanHeader
-from nydus_erofs.fscache.worker.cache_object import ObjectSink
-from nydus_erofs.fscache.worker.fill import fill
+from nydus_erofs.fscache.verifier.cache_object import ObjectSink
+from nydus_erofs.fscache.verifier.store import Store as CheckedStore
 from nydus_erofs.fscache.worker.store import Store
+from tests.kit.stores import fill
 
 BLOCK = 4096
 BLOB = "ab" * 32
@@ -102,8 +103,8 @@ def test_images_that_agree_get_their_own_bytes(
         file.truncate(total)
     for name, blob in (("one", evil), ("other", good)):
         plan = Plan(Fd(os.open(folder / name, os.O_RDONLY)))
-        sink = ObjectSink(Fd(os.open(folder / "object", os.O_RDWR)))
-        fill(Store(plan, sink, [Source(blob)]), 0, lambda _: None)
+        checked = CheckedStore(plan, ObjectSink(Fd(os.open(folder / "object", os.O_RDWR))))
+        fill(Store(plan, [Source(blob)]), checked, 0, lambda _: None)
     got, at = (folder / "object").read_bytes(), 0
     for index, size in enumerate(sizes):
         end = at + size * BLOCK

@@ -14,6 +14,7 @@ from nydus_erofs.fscache.keeper.stores.clock import Clock
 from nydus_erofs.fscache.keeper.stores.kept_store import KeptStore, Waiter
 from nydus_erofs.fscache.keeper.stores.waits import Wait
 from nydus_erofs.fscache.kernel.fd import Fd
+from nydus_erofs.fscache.proto import verifier
 from nydus_erofs.fscache.proto import worker as proto
 from tests.kit.ticking import Ticking
 
@@ -26,7 +27,7 @@ class Worker:
         self.time = Ticking()
         self.asking = Asking(self.send, self.time.later)
         self.poison, self.slow = poison, slow
-        self.stores = [KeptStore(number, f"{number}", Spec(), Clock(60)) for number in range(count)]
+        self.stores = [KeptStore(number, f"{number}", Spec(), Clock(60), looked=True) for number in range(count)]
         self.dying = False
         self.deaths = 0
         self.sent: list[proto.ToWorker] = []
@@ -61,11 +62,11 @@ class Spec:
 
     sizes = (4096,)
 
-    def message(self, number: int, remotes: list[Remote]) -> proto.OpenObject:
+    def for_verifier(self, number: int, files: Sequence[Fd]) -> tuple[verifier.ToVerifier, list[Fd]]:
         raise NotImplementedError
 
-    def descriptors(self) -> list[Fd]:
-        return []
+    def for_worker(self, number: int, filled: str, remotes: list[Remote]) -> tuple[proto.ToWorker, list[Fd]]:
+        raise NotImplementedError
 
     def close(self) -> None:
         pass

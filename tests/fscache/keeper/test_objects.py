@@ -21,7 +21,7 @@ from nydus_erofs.fscache.keeper.stores.table import StoreTable
 from nydus_erofs.fscache.kernel import channel
 from nydus_erofs.fscache.kernel.fd import Fd
 from nydus_erofs.fscache.proto import cachefiles as proto
-from nydus_erofs.fscache.proto import worker
+from nydus_erofs.fscache.proto import verifier, worker
 from tests.kit.ticking import TICK, Ticking
 
 SIZES = [1 << 16, 1 << 16, 4096 * 3]
@@ -39,7 +39,7 @@ class Kernel(RuleBasedStateMachine):
         super().__init__()
         self.ticking = Ticking()
         self.table = StoreTable(
-            self.send, self.ticking.later, lambda *_: None, lambda _: None, self.ticking, PATIENCE
+            self.send, self.show, self.ticking.later, lambda *_: None, lambda _: None, self.ticking, PATIENCE
         )
         self.news = News(self.table)
         self.objects = objects.ObjectTable(self.table)
@@ -48,6 +48,7 @@ class Kernel(RuleBasedStateMachine):
         self.patch.setattr(objects, "complete", lambda fd, msg_id: self.completed.append(msg_id))
         self.open: dict[int, objects.CacheObject] = {}
         self.next = 0
+        self.shown: list[int] = []
         self.open_reads: dict[int, int] = {}  # message -> its object
         self.have: dict[KeptStore, list[int]] = {}  # bytes of each segment
         self.asked: dict[tuple[int, int], int] = {}  # (store, segment) -> end that the worker will report on
@@ -61,6 +62,16 @@ class Kernel(RuleBasedStateMachine):
         channel.close(fds)
         if isinstance(message, worker.Fill):
             self.asked[message.store, message.segment] = message.end
+
+    def show(self, message: verifier.ToVerifier, fds: Sequence[Fd] = ()) -> None:
+        channel.close(fds)
+        if isinstance(message, verifier.OpenObject):
+            self.shown.append(message.store)
+
+    def look(self) -> None:
+        """The verifier does, and finds nothing."""
+        while self.shown:
+            self.news.on_present(verifier.Present(self.shown.pop(), "0"))
 
     def number(self) -> int:
         self.next += 1
@@ -95,6 +106,7 @@ class Kernel(RuleBasedStateMachine):
             spec = BlobSpec(SIZES, cache_object.fd.dup(), Fd(os.open(os.devnull, os.O_RDONLY)))
             store = self.objects.add_store(cache_object, plan, spec, None)
             self.have[store] = [0] * len(SIZES)
+            self.look()
 
     @rule(data=st.data())
     @precondition(lambda self: self.stores())
@@ -125,7 +137,7 @@ class Kernel(RuleBasedStateMachine):
         done = have == SIZES[segment]
         if have >= self.asked.get((store.number, segment), 0):
             self.asked.pop((store.number, segment), None)
-        self.news.on_progress(worker.Progress(store.number, segment, have, done, worker.FillReason.DEMAND))
+        self.news.on_progress(verifier.Progress(store.number, segment, have, done, worker.FillReason.DEMAND))
 
     @rule(data=st.data(), segment=st.integers(0, 2), full=st.booleans())
     @precondition(lambda self: self.stores())
@@ -142,6 +154,14 @@ class Kernel(RuleBasedStateMachine):
         if seconds > PATIENCE:
             assert not waited & set(self.open_reads) - set(self.completed)
             assert not self.ticking.timers, "nobody waits"
+
+    @rule()
+    def new_verifier(self) -> None:
+        """It takes the worker with it."""
+        self.asked = {}
+        self.table.on_no_verifier()
+        self.table.show_all()
+        self.look()
 
     @rule()
     def new_worker(self) -> None:
@@ -193,9 +213,10 @@ def test_a_read_that_crosses_the_news_of_its_bytes() -> None:
         (number,) = kernel.open
         spec = BlobSpec(SIZES, kernel.open[number].fd.dup(), Fd(os.open(os.devnull, os.O_RDONLY)))
         store = kernel.objects.add_store(kernel.open[number], "p", spec, None)
+        kernel.look()
         kernel.objects.serve(kernel.open[number])
         kernel.objects.on_read(proto.Read(7, number, 0, 8192))
-        kernel.news.on_progress(worker.Progress(store.number, 0, 8192, False, worker.FillReason.DEMAND))
+        kernel.news.on_progress(verifier.Progress(store.number, 0, 8192, False, worker.FillReason.DEMAND))
         kernel.objects.on_read(proto.Read(8, number, 4096, 4096))
         assert kernel.completed == [7, 8]
     finally:
@@ -223,9 +244,10 @@ def test_a_read_that_comes_before_the_object_can_be_served() -> None:
         assert kernel.completed == [1, 2]
         spec = BlobSpec(SIZES, kernel.open[number].fd.dup(), Fd(os.open(os.devnull, os.O_RDONLY)))
         store = kernel.objects.add_store(kernel.open[number], "p", spec, None)
+        kernel.look()
         kernel.objects.serve(kernel.open[number])
         assert kernel.asked == {(store.number, 0): 4096}
-        kernel.news.on_progress(worker.Progress(store.number, 0, 8192, False, worker.FillReason.DEMAND))
+        kernel.news.on_progress(verifier.Progress(store.number, 0, 8192, False, worker.FillReason.DEMAND))
         assert kernel.completed == [1, 2, 3]
         assert kernel.open[number].counters.denied == 2
         assert not kernel.open[number].trouble

@@ -119,8 +119,8 @@ def test_an_honest_one(ask: Ask, state: StatePaths) -> None:
     assert sorted(path.name for path in store.iterdir()) == ["00000", "00001", "plan"]
     assert sorted(path.name for path in image.iterdir()) == ["boot", "epoch", "image.json"]
     assert {path.name: path.stat().st_uid for path in store.iterdir()} == {
-        "00000": UIDS.worker,
-        "00001": UIDS.worker,
+        "00000": UIDS.verifier,
+        "00001": UIDS.verifier,
         "plan": 0,
     }
     assert (store.stat().st_uid, image.stat().st_uid) == (0, 0)

@@ -28,7 +28,7 @@ from nydus_erofs.fscache.keeper.stores.table import StoreTable
 from nydus_erofs.fscache.kernel import channel
 from nydus_erofs.fscache.kernel.fd import Fd
 from nydus_erofs.fscache.proto import cachefiles as proto
-from nydus_erofs.fscache.proto import worker
+from nydus_erofs.fscache.proto import verifier, worker
 from nydus_erofs.fscache.state.plan import CHUNK, MAGIC, SEGMENT, PlanHeader
 from tests.kit.ticking import Ticking
 
@@ -128,7 +128,9 @@ class World:
             return Names(f"{folder}/names", f"{folder}/objects", lambda key: f"{folder}/{key}/plan")
 
         self.kernel = Kernel(names)
-        self.table = StoreTable(self._send, lambda *_: None, lambda *_: None, lambda _: None, Ticking(), 60)
+        self.table = StoreTable(
+            self._send, self._show, lambda *_: None, lambda *_: None, lambda _: None, Ticking(), 60
+        )
         self.news = News(self.table)
         self.objects = objects.ObjectTable(self.table)
         state: Any = SimpleNamespace(store_of=lambda key: f"{folder}/{key}")
@@ -138,6 +140,13 @@ class World:
         self.served = ServedImages(state, self.table, self.objects, self.known, bootstraps, images)
         self.requests = Requests(cast("Any", self.kernel), self.objects, self.served, self.arrive)
         self.requests.start()
+
+    def _show(self, message: verifier.ToVerifier, fds: Sequence[Fd] = ()) -> None:
+        """The verifier looks at once, and finds nothing."""
+        channel.close(fds)
+        if isinstance(message, verifier.OpenObject):
+            present = verifier.Present(message.store, "0")
+            asyncio.get_running_loop().call_soon(self.news.on_present, present)
 
     def _send(self, message: worker.ToWorker, fds: Sequence[Fd] = ()) -> None:
         self.sent.append(message)
@@ -224,12 +233,12 @@ def test_an_image_from_its_mount_to_its_end(play: Play) -> None:
         boot, blob = world.an_object("one"), world.kernel.asked("d", BLOB)
         assert await world.kernel.answered(blob) == 2 * BLOCK
         read = world.kernel.wants(blob)
-        await world.until(lambda: world.an_object(BLOB).ready)
+        await world.until(lambda: len(world.sent) == 4)
         assert [type(message) for message in world.sent] == [
-            worker.OpenObject, worker.Prefetch, worker.OpenObject, worker.Fill
+            worker.OpenBootstrap, worker.Prefetch, worker.OpenStore, worker.Fill
         ]  # fmt: skip
         store = world.an_object(BLOB).stores[world.images.says["one"][BLOB]]
-        world.news.on_progress(worker.Progress(store.number, 0, 2 * BLOCK, True, worker.FillReason.DEMAND))
+        world.news.on_progress(verifier.Progress(store.number, 0, 2 * BLOCK, True, worker.FillReason.DEMAND))
         assert world.kernel.completed == [read]
         image = world.served.find("d", "one")
         assert image is not None

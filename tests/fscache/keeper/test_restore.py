@@ -28,7 +28,7 @@ def made(open_image: OpenImages, make_store: MakeStore) -> MadeStore:
 
 
 def restore(made: MadeStore) -> None:
-    restoring.restore(str(made.folder), os.geteuid())
+    restoring.restore(str(made.folder), os.geteuid(), os.geteuid())
 
 
 def crash(made: MadeStore) -> None:

@@ -27,6 +27,7 @@ from nydus_erofs.fscache.keeper.stores.spec import load_folder
 from nydus_erofs.fscache.keeper.stores.table import StoreTable
 from nydus_erofs.fscache.kernel import channel
 from nydus_erofs.fscache.kernel.fd import Fd
+from nydus_erofs.fscache.proto import verifier
 from nydus_erofs.fscache.proto import worker as proto
 from nydus_erofs.fscache.proto.worker import FillReason
 from tests.kit.processes import descriptors
@@ -56,15 +57,16 @@ class Reader(Waiter):
 
 
 class Table(StoreTable):
-    """A table that keeps what it sends instead."""
+    """A table that keeps what it sends instead. Its verifier finds nothing, at once."""
 
     def __init__(self) -> None:
-        self.sent: list[proto.ToWorker] = []
+        self.sent: list[Any] = []
         self.postponed: list[Callable[[], None]] = []
         self.written: list[tuple[str, Callable[[], None]]] = []
         self.discarded: list[str] = []
         self.ticking, self.stalls = Ticking(), list[float]()
         super().__init__(
+            self.keep,
             self.keep,
             lambda seconds, call: self.postponed.append(call),
             lambda folder, done: self.written.append((folder, done)),
@@ -73,9 +75,10 @@ class Table(StoreTable):
             PATIENCE,
             lambda patience: self.stalls.append(self.ticking.time),
         )
-        self.handlers = dispatch.table(News(self), TrafficTable(), lambda answer: None)
+        self.of_worker = dispatch.of_worker(News(self), TrafficTable(), lambda answer: None)
+        self.of_verifier = dispatch.of_verifier(News(self))
 
-    def keep(self, message: proto.ToWorker, fds: Sequence[Fd] = ()) -> None:
+    def keep(self, message: proto.ToWorker | verifier.ToVerifier, fds: Sequence[Fd] = ()) -> None:
         self.sent.append(message)
         self.lent = len(fds)
         channel.close(fds)
@@ -85,10 +88,27 @@ class Table(StoreTable):
         spec = load_folder(str(folder), os.geteuid())
         if sum(spec.have) < sum(spec.sizes):
             epoch.begin(str(folder))
-        return self.open(key, spec, source, **options)
+        store = self.open(key, spec, source, **options)
+        self.look()
+        return store
 
-    def on_message(self, message: proto.ToKeeper) -> None:
-        dispatch.handle(self.handlers, proto.encode(message), [])
+    def look(self) -> None:
+        """Say of each store that is new to the verifier that nothing is there."""
+        for store in self._by_key.values():
+            if not store.looked:
+                self.on_message(verifier.Present(store.number, "0"))
+
+    def new_verifier(self) -> None:
+        """The one before is dead, and the worker too."""
+        self.on_no_verifier()
+        self.show_all()
+        self.look()
+
+    def on_message(self, message: proto.ToKeeper | verifier.ToKeeper) -> None:
+        if type(message) in self.of_verifier:
+            dispatch.handle(verifier.decode_for_keeper, self.of_verifier, verifier.encode(message), [])  # type: ignore[arg-type]
+        else:
+            dispatch.handle(proto.decode_for_keeper, self.of_worker, proto.encode(message), [])  # type: ignore[arg-type]
 
     def said(self, kind: type[T]) -> list[T]:
         return [message for message in self.sent if isinstance(message, kind)]
@@ -119,37 +139,39 @@ def finish(
     table: Table, store: KeptStore, segment: int, *, why: FillReason = FillReason.DEMAND, have: int | None = None
 ) -> None:
     size = store.spec.sizes[segment]
-    table.on_message(proto.Progress(store.number, segment, size if have is None else have, have is None, why, 10))
+    table.on_message(verifier.Progress(store.number, segment, size if have is None else have, have is None, why))
 
 
 def test_life_of_a_store(table: Table, folder: Path, source: Callable[..., Fd]) -> None:
     store = table.open_folder(KEY, folder, source())
-    assert [type(message) for message in table.sent] == [proto.OpenStore]
+    assert [type(message) for message in table.sent] == [verifier.OpenFolder, proto.OpenStore]
     assert (folder / "epoch").exists(), "noted before the first byte is written"
     for segment in range(len(store.spec.sizes)):
         finish(table, store, segment, why=[FillReason.DEMAND, FillReason.AHEAD, FillReason.PREFETCH][segment % 3])
     counters = store.counters
     assert store.complete
     assert counters.demand + counters.ahead + counters.prefetch == store.total
-    assert counters.fetched == 10 * len(store.spec.sizes)
-    assert table.said(proto.Sync) == [proto.Sync(store.number)]
-    table.on_message(proto.Synced(store.number))
+    table.on_message(proto.Fetched(store.number, 10))
+    assert counters.fetched == 10
+    assert table.said(verifier.Sync) == [verifier.Sync(store.number)]
+    table.on_message(verifier.Synced(store.number))
     assert not (folder / "epoch").exists()
     table.close(store)
-    assert table.said(proto.CloseStore) == [proto.CloseStore(store.number, False)]
+    assert table.said(proto.CloseStore) == [proto.CloseStore(store.number)]
+    assert table.said(verifier.CloseStore) == [verifier.CloseStore(store.number, False)]
 
 
 def test_what_a_closed_store_still_hears(table: Table, folder: Path, source: Callable[..., Fd]) -> None:
     """Its worker may finish a segment, or all of them, after the close: it is not asked anything about it."""
     store = table.open_folder(KEY, folder, source())
     table.close(store)
-    assert table.said(proto.CloseStore) == [proto.CloseStore(store.number, True)]
+    assert table.said(verifier.CloseStore) == [verifier.CloseStore(store.number, True)]
     for segment in range(len(store.spec.sizes)):
         finish(table, store, segment)
     table.on_message(proto.Failed(store.number, 0, "x"))
-    assert not table.said(proto.Sync)
+    assert not table.said(verifier.Sync)
     assert (folder / "epoch").exists()
-    table.on_message(proto.Synced(store.number))
+    table.on_message(verifier.Synced(store.number))
     assert not (folder / "epoch").exists()
 
 
@@ -157,10 +179,10 @@ def test_a_sync_of_before_says_nothing_of_now(table: Table, folder: Path, source
     first = table.open_folder(KEY, folder, source())
     table.close(first)
     second = table.open_folder(KEY, folder, source())
-    table.on_message(proto.Synced(first.number))
+    table.on_message(verifier.Synced(first.number))
     assert (folder / "epoch").exists(), "the second one writes"
     table.close(second)
-    table.on_message(proto.Synced(second.number))
+    table.on_message(verifier.Synced(second.number))
     assert not (folder / "epoch").exists()
 
 
@@ -264,11 +286,13 @@ def test_who_joins_a_pending_store_with_a_blob_ends_the_wait(
     assert table.said(proto.Fill) == [proto.Fill(first.number, 0, 4096)]
 
 
-def test_a_worker_that_dies_before_it_has_written_out(table: Table, folder: Path, source: Callable[..., Fd]) -> None:
-    """The next one cannot know of it: the folder is written out without a worker, and settled then."""
+def test_a_verifier_that_dies_before_it_has_written_out(
+    table: Table, folder: Path, source: Callable[..., Fd]
+) -> None:
+    """The next one cannot know of it: the folder is written out without it, and settled then."""
     store = table.open_folder(KEY, folder, source())
     table.close(store)
-    table.introduce_all()
+    table.new_verifier()
     ((written, done),) = table.written
     assert written == str(folder)
     assert (folder / "epoch").exists()
@@ -276,22 +300,22 @@ def test_a_worker_that_dies_before_it_has_written_out(table: Table, folder: Path
     assert not (folder / "epoch").exists()
 
 
-def test_a_complete_store_is_written_out_by_the_next_worker(
+def test_a_complete_store_is_written_out_by_the_next_verifier(
     table: Table, folder: Path, source: Callable[..., Fd]
 ) -> None:
     store = table.open_folder(KEY, folder, source())
     for segment in range(len(store.have)):
         finish(table, store, segment)
     table.sent.clear()
-    table.introduce_all()
-    assert table.said(proto.Sync) == [proto.Sync(store.number)]
+    table.new_verifier()
+    assert table.said(verifier.Sync) == [verifier.Sync(store.number)]
 
 
 def test_nothing_is_settled_that_is_about_to_be_opened(table: Table, folder: Path, source: Callable[..., Fd]) -> None:
     store = table.open_folder(KEY, folder, source())
-    with table.opening(KEY):
+    with table.settling.opening(KEY):
         table.close(store)
-        table.on_message(proto.Synced(store.number))
+        table.on_message(verifier.Synced(store.number))
         assert (folder / "epoch").exists(), "it was noted for the one that opens it now"
 
 
@@ -305,7 +329,7 @@ def test_a_folder_that_cannot_be_settled_is_no_error(
         raise OSError(errno.EROFS, "Read-only file system", path)
 
     monkeypatch.setattr(os, "unlink", read_only)
-    table.on_message(proto.Synced(store.number))
+    table.on_message(verifier.Synced(store.number))
     assert (folder / "epoch").exists()
 
 
@@ -332,7 +356,7 @@ def test_a_new_worker_is_told_everything(table: Table, folder: Path, source: Cal
     table.sent.clear()
     table.introduce_all()
     assert table.sent == [
-        proto.OpenStore(store.number),
+        proto.OpenStore(store.number, "4", True),
         proto.Fill(store.number, 1, 8192),
         proto.Prefetch(store.number, True),
     ]
@@ -467,7 +491,7 @@ def test_a_store_that_may_have_lost_data_is_not_opened(table: Table, folder: Pat
     (folder / "epoch").write_text("of another boot")
     with pytest.raises(FormatError, match="may have lost data"):
         table.open_folder(KEY, folder)
-    restore(str(folder), os.geteuid())
+    restore(str(folder), os.geteuid(), os.geteuid())
     assert not table.open_folder(KEY, folder, source()).complete
 
 
@@ -476,25 +500,30 @@ def test_what_was_set_aside_goes_when_it_is_not_needed_any_more(
 ) -> None:
     store = table.open_folder(KEY, folder, source())
     table.close(store)
-    table.on_message(proto.Synced(store.number))
+    table.on_message(verifier.Synced(store.number))
     assert not table.discarded, "segments are missing"
     store = table.open_folder(KEY, folder, source())
     for segment in range(len(store.spec.sizes)):
         finish(table, store, segment)
-    table.on_message(proto.Synced(store.number))
+    table.on_message(verifier.Synced(store.number))
     assert table.discarded == [str(folder / "old")]
 
 
-def test_what_a_worker_finds_there_counts(table: Table, folder: Path, source: Callable[..., Fd]) -> None:
-    """A segment that was completed between the keeper's look and the worker's is reported by nobody else."""
+def test_what_a_verifier_finds_there_counts(table: Table, folder: Path, source: Callable[..., Fd]) -> None:
+    """A segment that was completed between the keeper's look and the verifier's is reported by nobody else."""
     store = table.open_folder(KEY, folder, source())
     for segment in range(1, len(store.spec.sizes)):
         finish(table, store, segment)
-    assert not table.said(proto.Sync)
-    table.on_message(proto.Present(store.number, "1"))
+    reader = Reader()
+    table.wait(store, 0, 4096, reader)
+    assert not table.said(verifier.Sync)
+    table.on_no_verifier()
+    table.show_all()
+    table.on_message(verifier.Present(store.number, "1"))
     assert store.complete
+    assert reader.answers == [True]
     assert store.counters.cached == store.spec.sizes[0]
-    assert table.said(proto.Sync) == [proto.Sync(store.number)]
+    assert table.said(verifier.Sync) == [verifier.Sync(store.number)]
 
 
 def test_a_folder_with_a_file_missing(table: Table, folder: Path, source: Callable[..., Fd]) -> None:
@@ -504,20 +533,22 @@ def test_a_folder_with_a_file_missing(table: Table, folder: Path, source: Callab
 
 
 LIES = [
-    proto.Progress(99, 0, 0, False, FillReason.DEMAND),
-    proto.Progress(0, 0, 0, False, FillReason.DEMAND),
-    proto.Progress(1, 1000, 0, False, FillReason.DEMAND),
-    proto.Progress(1, 0, 1 << 40, False, FillReason.DEMAND),
-    proto.Progress(1, 0, 4096, True, FillReason.DEMAND),
-    proto.Progress(1, 0, 1 << 20, False, FillReason.DEMAND),
-    proto.Progress(1, -1, 0, False, FillReason.DEMAND),
-    proto.Progress(1, 0, -1, False, FillReason.DEMAND),
-    proto.Progress(1, 0, 0, False, FillReason.DEMAND, 1 << 64),
+    verifier.Progress(99, 0, 0, False, FillReason.DEMAND),
+    verifier.Progress(0, 0, 0, False, FillReason.DEMAND),
+    verifier.Progress(1, 1000, 0, False, FillReason.DEMAND),
+    verifier.Progress(1, 0, 1 << 40, False, FillReason.DEMAND),
+    verifier.Progress(1, 0, 4096, True, FillReason.DEMAND),
+    verifier.Progress(1, 0, 1 << 20, False, FillReason.DEMAND),
+    verifier.Progress(1, -1, 0, False, FillReason.DEMAND),
+    verifier.Progress(1, 0, -1, False, FillReason.DEMAND),
+    proto.Fetched(1, 1 << 64),
+    proto.Fetched(99, 1),
     proto.Failed(1, 1000, "x"),
     proto.Failed(1, 0, "x" * 5000),
     proto.Postponed(1, 1000, "x"),
-    proto.Present(1, "1" + "0" * 25),
-    proto.Synced(7),
+    verifier.Present(1, "0"),
+    verifier.Present(99, "0"),
+    verifier.Synced(7),
     proto.Traffic("x" * 5000),
     proto.Traffic("x", requests=-1),
     proto.Traffic("x", seconds=1e308),
@@ -525,7 +556,9 @@ LIES = [
 
 
 @pytest.mark.parametrize("lie", LIES, ids=repr)
-def test_what_cannot_be_true(lie: proto.ToKeeper, table: Table, folder: Path, source: Callable[..., Fd]) -> None:
+def test_what_cannot_be_true(
+    lie: proto.ToKeeper | verifier.ToKeeper, table: Table, folder: Path, source: Callable[..., Fd]
+) -> None:
     store = table.open_folder(KEY, folder, source())
     before = list(store.have)
     with pytest.raises(LieError):
@@ -533,32 +566,55 @@ def test_what_cannot_be_true(lie: proto.ToKeeper, table: Table, folder: Path, so
     assert store.have == before
 
 
+def test_segments_that_it_does_not_have(table: Table, folder: Path) -> None:
+    store = table.open(KEY, load_folder(str(folder), os.geteuid()))
+    with pytest.raises(LieError):
+        table.on_message(verifier.Present(store.number, "1" + "0" * 25))
+    assert not any(store.have)
+
+
 @pytest.mark.parametrize(
     "packet",
     [b"", b"{}", b'{"op":"no such thing"}', b'{"op":"openstore","store":1}', b"\xff", b"[" * 60_000,
      b'{"op":"traffic","backend":"x","seconds":1e400}', b'{"op":"traffic","backend":"x","seconds":NaN}'],
 )  # fmt: skip
-def test_what_is_no_message_of_a_worker(packet: bytes, table: Table) -> None:
+def test_what_is_no_message(packet: bytes, table: Table) -> None:
     with pytest.raises(LieError):
-        dispatch.handle(table.handlers, packet, [])
+        dispatch.handle(proto.decode_for_keeper, table.of_worker, packet, [])
+    with pytest.raises(LieError):
+        dispatch.handle(verifier.decode_for_keeper, table.of_verifier, packet, [])
 
 
-def test_every_message_of_a_worker_has_its_handler(table: Table) -> None:
-    assert set(table.handlers) == set(get_args(proto.ToKeeper))
+def test_a_worker_does_not_say_how_much_is_there(table: Table, folder: Path) -> None:
+    store = table.open_folder(KEY, folder)
+    for message in (
+        verifier.Progress(store.number, 0, 4096, False, FillReason.DEMAND),
+        verifier.Present(store.number, "1"),
+        verifier.Synced(store.number),
+    ):
+        with pytest.raises(LieError):
+            dispatch.handle(proto.decode_for_keeper, table.of_worker, verifier.encode(message), [])
+    assert not any(store.have)
+
+
+def test_every_message_has_its_handler(table: Table) -> None:
+    assert set(table.of_worker) == set(get_args(proto.ToKeeper))
+    assert set(table.of_verifier) == set(get_args(verifier.ToKeeper))
 
 
 def test_descriptors_are_not_for_the_keeper(table: Table) -> None:
     with Fd(os.memfd_create("x")) as fd, pytest.raises(LieError):
-        dispatch.handle(table.handlers, proto.encode(proto.Synced(0)), [fd])
+        dispatch.handle(verifier.decode_for_keeper, table.of_verifier, verifier.encode(verifier.Synced(0)), [fd])
 
 
 messages = st.one_of(
-    st.builds(proto.Progress, st.integers(0, 3), st.integers(-5, 30), st.integers(-10, 1 << 63), st.booleans(),
-              st.sampled_from(FillReason), st.integers(-1, 1 << 40)),
+    st.builds(verifier.Progress, st.integers(0, 3), st.integers(-5, 30), st.integers(-10, 1 << 63), st.booleans(),
+              st.sampled_from(FillReason)),
+    st.builds(proto.Fetched, st.integers(0, 3), st.integers(-1, 1 << 40)),
     st.builds(proto.Failed, st.integers(0, 3), st.integers(-5, 30), st.text(max_size=9), st.text(max_size=9)),
-    st.builds(proto.Synced, st.integers(0, 3)),
+    st.builds(verifier.Synced, st.integers(0, 3)),
     st.builds(proto.Postponed, st.integers(0, 3), st.integers(-5, 30), st.text(max_size=9)),
-    st.builds(proto.Present, st.integers(0, 3), st.from_regex("^[0-9a-f]{1,9}$")),
+    st.builds(verifier.Present, st.integers(0, 3), st.from_regex("^[0-9a-f]{1,9}$")),
 )  # fmt: skip
 
 
@@ -603,12 +659,13 @@ def test_a_barred_store_is_not_written_to(table: Table, folder: Path, source: Ca
     assert (reader.answers, reader.numbers) == ([False], [errno.ENOSPC])
     assert not table.sent
     table.admit(store)
-    assert [type(message) for message in table.sent] == [proto.OpenStore, proto.Prefetch]
+    table.look()
+    assert [type(message) for message in table.sent] == [verifier.OpenFolder, proto.OpenStore, proto.Prefetch]
     assert table.lent == 0
     table.wait(store, 0, 100, Reader())
     assert table.said(proto.Fill) == [proto.Fill(store.number, 0, 100)]
     table.admit(store)  # once is enough
-    assert len(table.said(proto.OpenStore)) == 1
+    assert len(table.said(verifier.OpenFolder)) == len(table.said(proto.OpenStore)) == 1
 
 
 def test_a_barred_store_that_is_closed(table: Table, folder: Path) -> None:
@@ -616,7 +673,7 @@ def test_a_barred_store_that_is_closed(table: Table, folder: Path) -> None:
     table.close(store)
     table.admit(store)
     assert not table.sent
-    assert not table._closing
+    assert not table.settling._closing
 
 
 @pytest.mark.parametrize("kind", [errno.EMFILE, errno.EIO])

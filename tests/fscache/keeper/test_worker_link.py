@@ -14,9 +14,8 @@ import pytest
 
 from nydus_erofs.erofs.errors import FormatError
 from nydus_erofs.fscache.config.backend import HttpProxy
-from nydus_erofs.fscache.keeper.children import dispatch, hearing
+from nydus_erofs.fscache.keeper.children import dispatch, hearing, process_link
 from nydus_erofs.fscache.keeper.children import spawn as spawning
-from nydus_erofs.fscache.keeper.children import worker_link as workerlink
 from nydus_erofs.fscache.keeper.children.traffic import TrafficTable
 from nydus_erofs.fscache.keeper.children.worker_link import WorkerLink
 from nydus_erofs.fscache.keeper.stores.news import News
@@ -39,8 +38,10 @@ class Watched(WorkerLink):
             lambda: self.started.put_nowait(self.pid),
             self.ticker,
         )
-        stores = StoreTable(self.send, lambda *_: None, lambda *_: None, lambda _: None, self.ticker, 60)
-        self.listen(dispatch.table(News(stores), TrafficTable(), self.on_answer))
+        stores = StoreTable(
+            self.send, lambda *_: None, lambda *_: None, lambda *_: None, lambda _: None, self.ticker, 60
+        )
+        self.listen(dispatch.of_worker(News(stores), TrafficTable(), self.on_answer))
 
 
 def run(work: Callable[[Watched], Awaitable[None]]) -> Callable[[Watched], Awaitable[None]]:
@@ -114,7 +115,7 @@ def test_a_call_outside_its_list_is_told(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_a_worker_that_cannot_live(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
     """It is started again and again, more and more slowly."""
-    monkeypatch.setattr(workerlink, "_FIRST_PAUSE", 0.5)
+    monkeypatch.setattr(process_link, "_FIRST_PAUSE", 0.5)
 
     async def work(link: Watched) -> None:
         for _ in range(4):
@@ -129,7 +130,7 @@ def test_a_worker_that_cannot_live(monkeypatch: pytest.MonkeyPatch, capfd: pytes
         await run(work)(Watched(uid=-7))
 
     asyncio.run(main())
-    assert "worker ended" in "".join(capfd.readouterr())
+    assert "process ended" in "".join(capfd.readouterr())
 
 
 @pytest.mark.parametrize("after", [True, False], ids=["later", "at once"])

@@ -16,11 +16,12 @@ from nydus_erofs.fscache.kernel import seccomp
 from nydus_erofs.fscache.kernel.seccomp import Check, Profile
 from nydus_erofs.fscache.kernel.syscall_numbers import NEWEST, NUMBERS
 from nydus_erofs.fscache.prepare import syscalls as prepare
+from nydus_erofs.fscache.verifier import syscalls as verifier
 from nydus_erofs.fscache.worker import syscalls as worker
 from tests.kit.child import run, said
 
 MACHINES = {"x86_64": (0xC000003E, 0), "aarch64": (0xC00000B7, 1)}
-PROFILES = {"worker": worker.PROFILE, "prepare": prepare.PROFILE}
+PROFILES = {"worker": worker.PROFILE, "prepare": prepare.PROFILE, "verifier": verifier.PROFILE}
 HEADERS = {"x86_64": "/usr/include/x86_64-linux-gnu/asm/unistd_64.h", "aarch64": "/usr/include/asm-generic/unistd.h"}
 ALLOW, KILL = 0x7FFF0000, 0x80000000
 

@@ -16,7 +16,6 @@ from nydus_erofs.erofs.head import read_head
 from nydus_erofs.erofs.ids import BlobId
 from nydus_erofs.erofs.source import BufferSource
 from nydus_erofs.fscache.state.layout import segment_name
-from nydus_erofs.fscache.worker.fill import fill
 from tests.fuzz.mutate import NUMBERS
 from tests.fuzz.samples import Sample
 from tests.fuzz.served import prepared
@@ -64,7 +63,7 @@ mount_erofs(bootstrap, folder, devices, target)
 def filled(image: OpenImage, make_store: MakeStore) -> MadeStore:
     made = make_store(image)
     for number in range(len(image.map.segments)):
-        fill(made.store, number, lambda _: None)
+        made.fill(number)
     return made
 
 

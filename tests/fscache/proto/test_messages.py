@@ -6,6 +6,7 @@ import contextlib
 import os
 import threading
 from collections.abc import Callable
+from typing import Any
 
 import msgspec
 import pytest
@@ -14,11 +15,14 @@ from hypothesis import strategies as st
 
 from nydus_erofs.fscache.kernel import channel
 from nydus_erofs.fscache.kernel.fd import Fd
-from nydus_erofs.fscache.proto import prepare, worker
-from nydus_erofs.fscache.proto.worker import Failed, FillReason, Progress, Synced
+from nydus_erofs.fscache.proto import prepare, verifier, worker
+from nydus_erofs.fscache.proto.worker import FillReason
 from tests.kit.processes import descriptors
 
-DECODERS = [worker.decode_for_keeper, worker.decode_for_worker, prepare.decode_for_keeper, prepare.decode_for_prepare]
+DECODERS = [
+    worker.decode_for_keeper, worker.decode_for_worker, prepare.decode_for_keeper, prepare.decode_for_prepare,
+    verifier.decode_for_keeper, verifier.decode_for_verifier, verifier.decode_offer, verifier.decode_verdict,
+]  # fmt: skip
 NONSENSE = [
     b"", b"x", b"[]", b"{}", b'{"op":"nothing"}', b"\xff", b'{"op":"failed","store":"\xff"}',
     b'{"x":' + b"[" * 60_000, b"[" * 60_000, b'{"op":"progress","store":1,"segment":1.5}', b'{"op":"prepared","x":1}',
@@ -42,32 +46,51 @@ def test_any_bytes(packet: bytes) -> None:
 numbers = st.integers(0, (1 << 31) - 1)
 sizes = st.integers(0, (1 << 53) - 1)
 texts = st.text(max_size=40)
+reasons = st.sampled_from(FillReason)
 to_worker = st.one_of(
-    st.builds(worker.OpenStore, numbers),
+    st.builds(worker.Connect),
+    st.builds(worker.OpenStore, numbers, st.just("0f"), st.booleans()),
+    st.builds(worker.OpenBootstrap, numbers, st.just("0f"), sizes, sizes),
     st.builds(worker.AddSource, numbers),
-    st.builds(worker.CloseStore, numbers, st.booleans()),
+    st.builds(worker.CloseStore, numbers),
     st.builds(worker.Fill, numbers, numbers, numbers),
     st.builds(worker.Touch, numbers, numbers),
     st.builds(worker.Prefetch, numbers, st.booleans()),
-    st.builds(worker.Sync, numbers),
 )
-to_keeper = st.one_of(
-    st.builds(worker.Progress, numbers, numbers, sizes, st.booleans(), st.sampled_from(FillReason), sizes),
+from_worker = st.one_of(
+    st.builds(worker.Fetched, numbers, sizes),
     st.builds(worker.Failed, numbers, numbers, texts, texts, st.booleans()),
-    st.builds(worker.Synced, numbers),
+)
+to_verifier = st.one_of(
+    st.builds(verifier.OpenFolder, numbers),
+    st.builds(verifier.OpenObject, numbers, sizes, sizes),
+    st.builds(verifier.CloseStore, numbers, st.booleans()),
+    st.builds(verifier.Sync, numbers),
+    st.builds(verifier.Connect),
+)
+from_verifier = st.one_of(
+    st.builds(verifier.Present, numbers, st.just("0f")),
+    st.builds(verifier.Progress, numbers, numbers, sizes, st.booleans(), reasons),
+    st.builds(verifier.Synced, numbers),
 )
 
 
-@given(to_worker)
-def test_round_trip_to_the_worker(message: worker.ToWorker) -> None:
-    assert worker.decode_for_worker(worker.encode(message)) == message
-
-
-@given(to_keeper)
-def test_round_trip_to_the_keeper(message: Failed | Progress | Synced) -> None:
-    packet = worker.encode(message)
-    assert worker.decode_for_keeper(packet) == message
-    assert len(packet) < worker.MAX_MESSAGE
+@given(st.data())
+def test_round_trips(data: st.DataObject) -> None:
+    for messages, encode, decode in (
+        (to_worker, worker.encode, worker.decode_for_worker),
+        (from_worker, worker.encode, worker.decode_for_keeper),
+        (to_verifier, verifier.encode, verifier.decode_for_verifier),
+        (from_verifier, verifier.encode, verifier.decode_for_keeper),
+        (st.builds(verifier.Piece, numbers, numbers, numbers, st.integers(0, 1000), reasons), verifier.encode,
+         verifier.decode_offer),
+        (st.builds(verifier.Proof, numbers, st.integers(1, 1 << 20)), verifier.encode, verifier.decode_offer),
+        (st.builds(verifier.Verdict, numbers, sizes, texts, st.booleans()), verifier.encode, verifier.decode_verdict),
+    ):  # fmt: skip
+        message: Any = data.draw(messages)
+        packet = encode(message)
+        assert decode(packet) == message
+        assert len(packet) < worker.MAX_MESSAGE
 
 
 # --- packets with descriptors, on real sockets ------------------------------------------------------------

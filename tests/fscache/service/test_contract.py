@@ -322,7 +322,7 @@ def test_a_blob_removed_while_it_is_mounted(service: Service, built: Built) -> N
     compare(built.tree, target)
 
 
-@pytest.mark.failure("worker killed")
+@pytest.mark.failure("worker or verifier killed")
 def test_the_worker_killed_before_it_was_asked(service: Service, built: Built) -> None:
     target = service.mount(built.bootstrap)
     service.kill_worker()

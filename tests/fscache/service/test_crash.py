@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import random
 import shutil
+import signal
 import subprocess
 import time
 from functools import partial
@@ -29,8 +30,15 @@ pytestmark = [pytest.mark.root, pytest.mark.timeout(200 + 4 * KILLS)]
 READERS = 8
 
 
-def restarted(service: Service, times: int) -> bool:
-    return bool(service.status()["worker"]["restarts"] == times)
+def restarted(service: Service, victim: str, times: int) -> bool:
+    return bool(service.status()[victim]["restarts"] == times)
+
+
+def kill(service: Service, victim: str) -> None:
+    """One of the service's processes; returns when there is another one."""
+    pid = getattr(service, victim)
+    os.kill(pid, signal.SIGKILL)
+    wait_for("there is another one", lambda: getattr(service, victim) != pid)
 
 
 def read_on(service: Service, built: Built, target: Path, stop: Path, *options: str) -> list[subprocess.Popen[str]]:
@@ -39,10 +47,9 @@ def read_on(service: Service, built: Built, target: Path, stop: Path, *options: 
 
 
 @pytest.mark.slow
-@pytest.mark.failure("worker killed")
-def test_worker_killed_again_and_again(
-    engine: Engine, make_service: MakeService, built: Built, tmp_path_factory: pytest.TempPathFactory
-) -> None:
+@pytest.mark.failure("worker or verifier killed")
+@pytest.mark.parametrize("victim", ["worker", "verifier"])
+def test_killed_again_and_again(victim: str, engine: Engine, make_service: MakeService, built: Built) -> None:
     """At random moments while it fetches for eight readers: 0 wrong bytes, 0 errors, 0 hung."""
     rng, kills, fetching, reads = random.Random(KILLS), 0, 0, 0
     while kills < KILLS:
@@ -58,7 +65,7 @@ def test_worker_killed_again_and_again(
                 time.sleep(0.001)
             time.sleep(rng.random() * 0.02)
             fetching += not service.status(target)["complete"]
-            service.kill_worker()
+            kill(service, victim)
             kills += 1
         stop.touch()
         for process in readers:
@@ -68,14 +75,14 @@ def test_worker_killed_again_and_again(
             reads += result["reads"]
         compare(built.tree, target)
         # The last one may still be on its way.
-        wait_for("no other worker died", partial(restarted, service, kills - before))
+        wait_for("no other worker died", partial(restarted, service, victim, kills - before))
         assert service.status(target)["failures"] == 0
         assert service.stop() == 0
     assert reads
     assert fetching > KILLS // 3, f"only {fetching} of {kills} kills were in the middle of something"
 
 
-@pytest.mark.failure("keeper and worker killed")
+@pytest.mark.failure("all of its processes killed")
 def test_everything_killed_with_the_mount_alive(service: Service, built: Built) -> None:
     """Keeper and worker at once. Readers get EIO or wait, never a wrong byte; after the restart all is served."""
     if not service.engine.keeps_mounts:
@@ -100,7 +107,7 @@ def test_everything_killed_with_the_mount_alive(service: Service, built: Built) 
     assert service.stop() == 0
 
 
-@pytest.mark.failure("keeper and worker killed")
+@pytest.mark.failure("all of its processes killed")
 def test_the_keeper_killed_alone(service: Service, built: Built) -> None:
     """Its worker ends by itself; nothing else is left behind that a new service could stumble over."""
     target = service.mount(built.bootstrap)

@@ -95,7 +95,7 @@ def test_no_descriptors(service: Service, built: Built) -> None:
             subprocess.run(["mount", "-t", "tmpfs", "none", service.target()], check=True, timeout=20)
             said(service, "the mount table cannot be looked at")
             os.kill(worker, 9)
-            said(service, "no worker can be started")
+            said(service, "no process can be started")
             assert read(target / "large/0") == right
             assert service.keeper.poll() is None
         resource.prlimit(pid, resource.RLIMIT_NOFILE, (ENOUGH, ENOUGH))
@@ -197,7 +197,7 @@ def test_no_processes(name: str, make_service: MakeService, built: Built, tmp_pa
         assert "TasksMax" in caught.value.hint
     service.kill_worker()
     if name == "posix_spawn":
-        said(service, "no worker can be started")
+        said(service, "no process can be started")
     assert len(service.status()["mounts"]) == 1
     assert not list((service.state / "images").glob(".new*")) or name == "fork"
     flag.unlink()

@@ -30,7 +30,7 @@ def test_it_is_ended_and_not_believed(kind: str, make_service: MakeService, buil
     flag.touch()
     service.kill_worker()
     reader = service.reader("read", target / "large/0")
-    wait_for("it is noticed", lambda: len(service.events("worker ended for what it said")) > 1)
+    wait_for("it is noticed", lambda: len(service.events("process ended for what it said")) > 1)
     assert reader.poll() is None
     assert service.answers()
     flag.unlink()

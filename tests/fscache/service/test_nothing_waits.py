@@ -138,4 +138,4 @@ def test_a_folder_whose_opens_hang(make_service: MakeService, built: Built, tmp_
     with opens_hang(folder, HELD):
         stall = longest_stall(service, other, lambda: service.umount(service.mount(meta, built.blob.parent)))
     assert stall < 1.0
-    wait_for("no child is left", lambda: set(children(service.keeper.pid)) <= {service.worker})
+    wait_for("no child is left", lambda: set(children(service.keeper.pid)) <= {service.worker, service.verifier})

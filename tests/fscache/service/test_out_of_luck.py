@@ -56,7 +56,7 @@ def test_any_call_fails(seed: int, make_service: MakeService, built: Built, tmp_
         assert not result["wrong"], result
         assert result["errors"].keys() <= {"EIO"}, result
     compare(built.tree, target)
-    wait_for("no child is left", lambda: set(children(pid)) <= {service.worker})
+    wait_for("no child is left", lambda: set(children(pid)) <= {service.worker, service.verifier})
     again = tmp_path / "again.meta"
     again.write_bytes(built.bootstrap.read_bytes())
     compare(built.tree, service.mount(again, built.blob.parent))

@@ -150,7 +150,7 @@ def test_an_image_that_workers_die_over(
         assert result_of(process) == {"error": "EIO"}
 
 
-@pytest.mark.failure("worker stopped, deaf")
+@pytest.mark.failure("worker or verifier stopped, deaf")
 def test_a_worker_that_is_stopped(service: Service, built: Built) -> None:
     """Somebody else takes over, and no reader has an error."""
     target = service.mount(built.bootstrap)
@@ -160,7 +160,7 @@ def test_a_worker_that_is_stopped(service: Service, built: Built) -> None:
     assert read(target / "large/3") == right(built, "large/3")
     assert service.worker != worker
     compare(built.tree, target)
-    assert service.events("worker replaced: it does not answer")
+    assert service.events("process replaced: it does not answer")
     assert service.status(target)["events_denied"] == 0
 
 

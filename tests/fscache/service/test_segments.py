@@ -141,7 +141,7 @@ def test_verifying_goes_on_after_a_worker_was_killed(service: Service, built: Bu
     assert service.status(target)["bytes_fetched_compressed"] == 0, "verified, not fetched"
 
 
-def test_a_worker_killed_before_it_told_what_it_wrote(service: Service, built: Built) -> None:
+def test_a_verifier_killed_before_it_told_what_it_wrote(service: Service, built: Built) -> None:
     """The next one finds it, so that what is complete is known to be."""
     target = service.mount(built.bootstrap, prefetch=True)
     service.complete(target)
@@ -153,7 +153,7 @@ def test_a_worker_killed_before_it_told_what_it_wrote(service: Service, built: B
     assert not service.status(target)["complete"]
     for path, written in data.items():
         path.write_bytes(written)
-    service.kill_worker()
+    service.kill_verifier()
     service.complete(target)
     assert service.fetched(target) == 0
 
@@ -266,9 +266,9 @@ def test_segments_never_hold_more_than_was_verified(service: Service, built: Bui
 
 
 def test_modes_and_owners(service: Service, built: Built) -> None:
-    """Plans and bootstraps are root's; the worker owns segments and nothing else."""
+    """Plans and bootstraps are root's; the verifier owns segments and nothing else."""
     service.mount(built.bootstrap, prefetch=True)
-    uid = 60987
+    uid = 60989
     for folder in (service.state, service.run, service.state / "images", service.state / "store"):
         assert (folder.stat().st_uid, folder.stat().st_mode & 0o077) == (0, 0), folder
     for folder in (service.state / "images").iterdir():

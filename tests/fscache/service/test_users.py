@@ -1,4 +1,4 @@
-"""The users of worker and prepare can be chosen, and chosen anew: what is cached stays usable."""
+"""The users of the processes can be chosen, and chosen anew: what is cached stays usable."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ def owners(state: Path) -> set[int]:
     return {path.stat().st_uid for path in state.glob("store/*/[0-9]*")}
 
 
-def test_a_cache_that_another_worker_has_filled(make_service: MakeService, built: Built) -> None:
+def test_a_cache_that_another_user_has_filled(make_service: MakeService, built: Built) -> None:
     service = make_service(FANOTIFY)
     target = service.mount(built.bootstrap)
     read(target / "large/1")
-    assert owners(service.state) == {Config().worker_uid}
+    assert owners(service.state) == {Config().verifier_uid}
     assert service.stop() == 0
-    service.config["worker_uid"] = OTHER
+    service.config["verifier_uid"] = OTHER
     service.start()
     target = service.mount(built.bootstrap)
     compare(built.tree, target)
     assert owners(service.state) == {OTHER}
-    assert look_at(service.worker).status["Uid"].split()[0] == str(OTHER)
+    assert look_at(service.verifier).status["Uid"].split()[0] == str(OTHER)
 
 
 def test_mounts_that_stayed(make_service: MakeService, built: Built) -> None:
@@ -44,7 +44,7 @@ def test_mounts_that_stayed(make_service: MakeService, built: Built) -> None:
     target = service.mount(built.bootstrap)
     read(target / "large/1")
     service.kill_all()
-    service.config["worker_uid"] = OTHER
+    service.config["verifier_uid"] = OTHER
     service.start()
     compare(built.tree, target)
     assert owners(service.state) == {OTHER}

@@ -17,7 +17,6 @@ from nydus_erofs.erofs.errors import BackendError, CacheFullError, CorruptError
 from nydus_erofs.erofs.source import FileSource
 from nydus_erofs.fscache.prepare.plan_writer import pack_plan
 from nydus_erofs.fscache.state.plan import PlanChunk, PlanFlags
-from nydus_erofs.fscache.worker import fill as filling
 from nydus_erofs.fscache.worker.fill import RUN_MAX, _runs
 from tests.kit.stores import MadeStore, MakeStore, OpenImage, OpenImages
 
@@ -27,7 +26,7 @@ FIXTURES = ("plain", "lz4", "none-sha256", "toc", "batch")
 def fill(made: MadeStore, segment: int) -> tuple[int, list[int]]:
     """(bytes fetched, what was reported on the way)"""
     seen: list[int] = []
-    fetched = filling.fill(made.store, segment, seen.append)
+    fetched = made.fill(segment, seen.append)
     assert seen == sorted(seen)
     assert seen[-1] == made.store.plan.segments[segment].size
     return fetched, seen
@@ -170,7 +169,7 @@ def test_a_store_tells_which_segments_are_complete(open_image: OpenImages, make_
     image = open_image()
     made = make_store(image)
     fill(made, 0)
-    assert list(made.store.sink.filled(made.store.plan)) == [1] + [0] * (len(image.map.segments) - 1)
+    assert list(made.checked.filled(made.store.plan)) == [1] + [0] * (len(image.map.segments) - 1)
 
 
 @pytest.mark.parametrize("name", FIXTURES)
@@ -182,7 +181,7 @@ def test_a_corrupt_chunk_is_named_and_what_precedes_it_stays(
     blob, chunk = corrupt(image, 1, -1)
     made = make_store(image, blob)
     with pytest.raises(CorruptError) as caught:
-        filling.fill(made.store, 1, lambda _: None)
+        made.fill(1)
     assert image.name in caught.value.message
     assert f"byte {chunk.compressed_offset} " in caught.value.message
     assert caught.value.hint
@@ -207,7 +206,7 @@ def test_heals_in_place(open_image: OpenImages, make_store: MakeStore) -> None:
     blob, _ = corrupt(image, 0)
     made = make_store(image, blob)
     with pytest.raises(CorruptError):
-        filling.fill(made.store, 0, lambda _: None)
+        made.fill(0)
     (source,) = made.store.sources
     assert isinstance(source, FileSource)
     os.pwrite(source.fd, image.blob, 0)
@@ -222,7 +221,7 @@ def test_a_truncated_blob(name: str, left: int, open_image: OpenImages, make_sto
     right = contents(image)[0]
     made = make_store(image, image.blob[:left])
     with pytest.raises(BackendError, match=f"blob {image.name}.*ends"):
-        filling.fill(made.store, 0, lambda _: None)
+        made.fill(0)
     have = made.path(0).read_bytes()
     assert have == right[: len(have)]
     # Another one that is whole is used in its place.
@@ -283,7 +282,7 @@ def test_no_room(open_image: OpenImages, make_store: MakeStore, tmp_path: Path) 
         made = make_store(image, where=small / "store")
         fill(made, 0)
         with pytest.raises(CacheFullError) as caught:
-            filling.fill(made.store, 1, lambda _: None)
+            made.fill(1)
         assert caught.value.errno == errno.ENOSPC
         right = contents(image)
         have = made.path(1).read_bytes()

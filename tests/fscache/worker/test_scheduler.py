@@ -54,14 +54,9 @@ class Scheduling(RuleBasedStateMachine):
     @rule(data=st.data(), segment=segments, end=ends)
     def demand(self, data: st.DataObject, segment: int, end: int) -> None:
         store = data.draw(st.sampled_from(sorted(self.done)))
-        have = self.scheduler.demand(store, segment, end)
+        self.scheduler.demand(store, segment, end)
         job = self.job(store, segment)
-        if segment in self.done[store]:
-            assert have == end
-        elif job and job.job.have >= end:
-            assert have == job.job.have
-        else:
-            assert have is None
+        if segment not in self.done[store] and not (job and job.job.have >= end):
             self.wanted.setdefault((store, segment), []).append(end)
 
     @precondition(lambda self: self.done)
@@ -137,10 +132,9 @@ class Scheduling(RuleBasedStateMachine):
         running = data.draw(st.sampled_from(self.running))
         key = (running.job.store, running.job.segment)
         have = max(have, running.job.have)
-        told = running.job.reached(have)
+        running.job.reached(have)
         if not running.stale:
             waiting = self.wanted.get(key, [])
-            assert told == any(end <= have for end in waiting)
             self.wanted[key] = [end for end in waiting if end > have]
             if not self.wanted[key]:
                 del self.wanted[key]
@@ -257,7 +251,7 @@ def test_a_random_reader_gets_what_he_asks_for_and_one_who_reads_on_gets_it_all(
     scheduler.demand(1, 20, 7)
     job = taken(scheduler)
     assert job.upto == 7
-    assert scheduler.demand(1, 20, 9) is None
+    scheduler.demand(1, 20, 9)
     job.reached(7)
     scheduler.finish(job, complete=False)
     again = taken(scheduler)

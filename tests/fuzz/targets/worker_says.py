@@ -1,4 +1,4 @@
-"""What a worker says to the keeper: any messages in any order, while mounts come and go."""
+"""What worker and verifier say to the keeper: any messages in any order, while mounts come and go."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from nydus_erofs.erofs.errors import BackendError, NydusErofsError
-from nydus_erofs.fscache.config.backend import Registry
+from nydus_erofs.fscache.config.backend import Registry, Remote
 from nydus_erofs.fscache.keeper.children import dispatch
 from nydus_erofs.fscache.keeper.children.traffic import TrafficTable
 from nydus_erofs.fscache.keeper.children.worker_link import WorkerLink, _Asked
@@ -23,7 +23,7 @@ from nydus_erofs.fscache.keeper.stores.spec import BlobSpec, FolderSpec
 from nydus_erofs.fscache.keeper.stores.table import StoreTable
 from nydus_erofs.fscache.kernel import channel
 from nydus_erofs.fscache.kernel.fd import Fd
-from nydus_erofs.fscache.proto import control
+from nydus_erofs.fscache.proto import control, verifier
 from nydus_erofs.fscache.proto import worker as proto
 from nydus_erofs.fscache.proto.fault import Fault
 from nydus_erofs.fscache.proto.worker import FillReason
@@ -49,8 +49,11 @@ class _Folder(FolderSpec):
 
     __slots__ = ()
 
-    def descriptors(self) -> list[Fd]:
-        return []
+    def for_verifier(self, number: int, files: Sequence[Fd]) -> tuple[verifier.ToVerifier, list[Fd]]:
+        return verifier.OpenFolder(number), []
+
+    def for_worker(self, number: int, filled: str, remotes: list[Remote]) -> tuple[proto.ToWorker, list[Fd]]:
+        return proto.OpenStore(number, filled, True, remotes), []
 
     def close(self) -> None: ...
 
@@ -58,8 +61,11 @@ class _Folder(FolderSpec):
 class _Object(BlobSpec):
     __slots__ = ()
 
-    def descriptors(self) -> list[Fd]:
-        return []
+    def for_verifier(self, number: int, files: Sequence[Fd]) -> tuple[verifier.ToVerifier, list[Fd]]:
+        return verifier.OpenFolder(number), []
+
+    def for_worker(self, number: int, filled: str, remotes: list[Remote]) -> tuple[proto.ToWorker, list[Fd]]:
+        return proto.OpenStore(number, filled, True, remotes), []
 
     def close(self) -> None: ...
 
@@ -93,13 +99,16 @@ class Keeper:
         self.link = WorkerLink(proto.Start(1, proto.Limits(1, 1, 1, 1), "/s"), lambda: None, self.ticking)
         self.table = StoreTable(
             self._sent,
+            self._shown,
             lambda _seconds, call: self.postponed.append(call),
             lambda _, done: self.written.append(done),
             lambda _: None,
             self.ticking,
             PATIENCE,
         )
-        self.handlers = dispatch.table(News(self.table), self.traffic, self.link.on_answer)
+        self.news = News(self.table)
+        self.of_worker = dispatch.of_worker(self.news, self.traffic, self.link.on_answer)
+        self.of_verifier = dispatch.of_verifier(self.news)
         self.readers: list[_Reader] = []
         self.opened: list[KeptStore] = []
         self.futures: list[asyncio.Future[Any]] = []
@@ -109,6 +118,16 @@ class Keeper:
         channel.close(fds)
         assert len(proto.encode(message)) < proto.MAX_MESSAGE
         proto.decode_for_worker(proto.encode(message))
+
+    def _shown(self, message: verifier.ToVerifier, fds: Sequence[Fd]) -> None:
+        channel.close(fds)
+        verifier.decode_for_verifier(verifier.encode(message))
+
+    def _look(self) -> None:
+        """The verifier does, and finds nothing."""
+        for store in self.opened:
+            if not store.looked:
+                self.news.on_present(verifier.Present(store.number, "0"))
 
     def _looked(self) -> None:
         self.looks += 1
@@ -123,6 +142,10 @@ class Keeper:
             case "worker", _:
                 self.traffic.on_new_worker()
                 self.table.introduce_all()
+            case "verifier", _:
+                self.table.on_no_verifier()
+                self.table.show_all()
+                self._look()
             case "hopeless", _:
                 self.ticking.wait(2 * PATIENCE)
             case "later", _:
@@ -158,6 +181,7 @@ class Keeper:
         store = self.table.open(key, spec, Registry(host="h", repo="r"), pending=pending)
         store.reopen = self._looked
         self.opened.append(store)
+        self._look()
 
     def _ask(self, kind: int) -> None:
         self.link._ticket += 1
@@ -170,7 +194,11 @@ class Keeper:
         """One packet of the worker; LieError ends that worker, and another one comes."""
         before = {store: list(store.have) for store in self.opened}
         try:
-            message = dispatch.handle(self.handlers, packet[: proto.MAX_MESSAGE], [])
+            packet = packet[: proto.MAX_MESSAGE]
+            if any(word in packet for word in (b"present", b"progress", b"synced")):
+                message = dispatch.handle(verifier.decode_for_keeper, self.of_verifier, packet, [])
+            else:
+                message = dispatch.handle(proto.decode_for_keeper, self.of_worker, packet, [])
         except LieError as error:
             assert before == {store: store.have for store in self.opened}, "a lie changed something"
             assert str(error)
@@ -214,21 +242,29 @@ def _shown(what: object) -> None:
 def _messages() -> Iterator[bytes]:
     faults = [Fault.of(error) for error in (BackendError("no", retryable=False), NydusErofsError("x"))]
     said: list[proto.ToKeeper] = [
-        proto.Progress(1, 0, 4096, False, FillReason.DEMAND, 900), proto.Progress(1, 0, 8192, True, FillReason.AHEAD),
-        proto.Progress(1, 1, 4096, True, FillReason.PREFETCH), proto.Progress(1, 2, 1 << 20, True,
-        FillReason.DEMAND, (1 << 53) - 1), proto.Progress(2, 0, 8192, True, FillReason.DEMAND), proto.Failed(1, 1,
-        "corrupt", "look"), proto.Failed(2, 0, "no room", full=True), proto.Postponed(1, 2, "dead"),
-        proto.Present(1, "7"), proto.Present(2, "1"), proto.Synced(1), proto.Synced(2), proto.Synced(3),
+        proto.Fetched(1, 900), proto.Fetched(2, (1 << 53) - 1), proto.Failed(1, 1, "corrupt", "look"),
+        proto.Failed(2, 0, "no room", full=True), proto.Postponed(1, 2, "dead"), proto.Pong(),
         proto.Traffic("s3 h", 3, 4096, 1, 1, 0.5, 0.25, "e", True), proto.Traffic("s3 h", 4, 8192, down=False),
         proto.Inspected(1, [("ab" * 32, 4096)]), proto.Peeked(2, "n", 4096), proto.RangeFetched(3),
         proto.BootstrapFetched(4, "v"), *[proto.NotDone(1, fault) for fault in faults],
     ]  # fmt: skip
+    checked: list[verifier.ToKeeper] = [
+        verifier.Progress(1, 0, 4096, False, FillReason.DEMAND),
+        verifier.Progress(1, 0, 8192, True, FillReason.AHEAD),
+        verifier.Progress(1, 1, 4096, True, FillReason.PREFETCH),
+        verifier.Progress(1, 2, 1 << 20, True, FillReason.DEMAND), verifier.Progress(2, 0, 8192, True,
+        FillReason.DEMAND), verifier.Present(1, "7"), verifier.Present(2, "1"), verifier.Synced(1),
+        verifier.Synced(2), verifier.Synced(3),
+    ]  # fmt: skip
+    yield from map(verifier.encode, checked)
     yield from map(proto.encode, said)
 
 
-_DOINGS = [b"!open 0", b"!open 1", b"!open 2", b"!open 0 1", b"!worker", b"!hopeless", b"!later", b"!ask 0",
-           b"!ask 1", b"!ask 2", b"!ask 3", b"!close 0", b"!close 1", b"!wait 0 0 4096", b"!wait 0 0 8192",
-           b"!wait 0 2 1048576", b"!wait 1 1 4096", b"!prefetch 0 1", b"!prefetch 0 0", b"!sourced 0"]  # fmt: skip
+_DOINGS = [
+    b"!open 0", b"!open 1", b"!open 2", b"!open 0 1", b"!verifier", b"!worker", b"!hopeless", b"!later", b"!ask 0",
+    b"!ask 1", b"!ask 2", b"!ask 3", b"!close 0", b"!close 1", b"!wait 0 0 4096", b"!wait 0 0 8192",
+    b"!wait 0 2 1048576", b"!wait 1 1 4096", b"!prefetch 0 1", b"!prefetch 0 0", b"!sourced 0",
+]  # fmt: skip
 _LINES = [*_messages(), *_DOINGS, b"!again 2100", b"!again 300"]
 
 

@@ -1,4 +1,4 @@
-"""Where fetched bytes go on the cachefiles engine: an object of the kernel's cache."""
+"""Where verified bytes go on the cachefiles engine: an object of the kernel's cache."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import os
 import time
 from collections.abc import Callable, Iterable, Sequence
 
-from ...erofs.digest import DigestFunction
 from ...erofs.ondisk import BLOCK_SIZE
-from ...erofs.record import Buffer, round_up
+from ...erofs.record import round_up
 from ...erofs.segments import Segment
 from ..kernel.fd import Fd
+from ..proto.verifier import PIECE
 from ..state.plan import AnyPlan, PlanChunk, PlanFlags
-from .store import PIECE, ZEROS, OnPiece, SegmentWriter
+from .store import ZEROS, Bytes
 
 _UNUSED = PlanFlags.UNUSED.value
 _OBJECT_TRIES, _OBJECT_PAUSE = 20, 0.01  # an object takes no writes for a moment after it was opened
@@ -30,16 +30,24 @@ class ObjectSink:
 
     def __init__(self, fd: Fd) -> None:
         self._fd = fd
+        self._have: dict[int, int] = {}  # bytes of segments that were written since
 
     def filled(self, plan: AnyPlan) -> bytearray:
         extents = self._extents(0, plan.size)
         state = bytearray(len(plan.segments))
         for number, segment in enumerate(plan.segments):
             if _overlaps(extents, segment.start, segment.start + segment.size):
-                state[number] = all(
-                    chunk.flags & _UNUSED or _covers(extents, chunk) for chunk in plan.chunks(number)
-                )  # fmt: skip
+                state[number] = all(_is_there(extents, chunk) for chunk in plan.chunks(number))
         return state
+
+    def have(self, number: int, plan: AnyPlan) -> int:
+        known = self._have.get(number)
+        if known is None:
+            start, size = plan.segments[number].start, plan.segments[number].size
+            extents = self._extents(start, start + size)
+            missing = (c.uncompressed_offset for c in plan.chunks(number) if not _is_there(extents, c))
+            known = self._have[number] = next(missing, start + size) - start
+        return known
 
     def _extents(self, start: int, end: int) -> list[tuple[int, int]]:
         """Where data is: (first byte, byte behind the last) of each run of blocks."""
@@ -61,39 +69,39 @@ class ObjectSink:
     def _seek(self, start: int, whence: int) -> int:
         return _patiently(lambda: os.lseek(self._fd.fd, start, whence))
 
-    def open(self, number: int, segment: Segment, on_piece: OnPiece) -> SegmentWriter:
-        present = self._extents(segment.start, segment.start + segment.size)
-        return _ObjectWriter(self._fd.fd, segment, present, on_piece)
+    def write(self, number: int, segment: Segment, content: Sequence[Bytes]) -> None:
+        # Every chunk starts at a block and takes whole blocks; a run of them is one write.
+        run = _Run(self._fd)
+        try:
+            for start, data, _ in content:
+                if len(data):
+                    run.put(segment.start + start, data)
+            run.flush()
+        finally:
+            run.close()
+        self._have[number] = max(self._have.get(number, 0), content[-1].end)
 
     def sync(self) -> None:
         """The kernel's cache looks after itself."""
 
 
-class _ObjectWriter:
-    """Writes missing chunks to their places in an object."""
+class _Run:
+    """Blocks that follow each other, to be written at once."""
 
-    def __init__(self, fd: int, segment: Segment, present: list[tuple[int, int]], on_piece: OnPiece) -> None:
-        self._fd, self._segment, self._present, self._on_piece = fd, segment, present, on_piece
-        # Every chunk starts at a block and takes whole blocks; a run of them is one write.
-        self._buffer = mmap.mmap(-1, max(PIECE, BLOCK_SIZE))
+    def __init__(self, fd: Fd) -> None:
+        self._fd = fd
+        self._buffer = mmap.mmap(-1, PIECE)
         self._start = self._used = 0
 
-    def missing(self, chunks: Sequence[PlanChunk], digest: DigestFunction) -> list[PlanChunk]:
-        out = [c for c in chunks if not c.flags & _UNUSED and not _covers(self._present, c)]
-        first = out[0].uncompressed_offset if out else self._segment.start + self._segment.size
-        if first > self._segment.start:
-            self._on_piece(first - self._segment.start)
-        return out
-
-    def put(self, chunk: PlanChunk, data: Buffer) -> None:
-        if chunk.uncompressed_offset != self._start + self._used:
+    def put(self, at: int, data: bytes | bytearray | memoryview) -> None:
+        if at != self._start + self._used:
             self.flush()
         if not self._used:
-            self._start = chunk.uncompressed_offset
+            self._start = at
         space = round_up(len(data), BLOCK_SIZE)
         if self._used + space > len(self._buffer):
             self.flush()
-            self._start = chunk.uncompressed_offset
+            self._start = at
             if space > len(self._buffer):
                 self._buffer = mmap.mmap(-1, space)
         view = memoryview(self._buffer)
@@ -101,12 +109,8 @@ class _ObjectWriter:
         view[self._used : end] = data
         view[end : self._used + space] = ZEROS[: self._used + space - end]
         self._used += space
-        if self._used >= PIECE:
-            self.flush()
 
     def flush(self) -> None:
-        if not self._used:
-            return
         view, at, left = memoryview(self._buffer), self._start, self._used
         while left:
             # Kernels before 6.1.147 and 6.12.41 may claim more than was asked for.
@@ -117,11 +121,10 @@ class _ObjectWriter:
             at += done
             left -= done
         self._start, self._used = at, 0
-        self._on_piece(at - self._segment.start)
 
     def _write(self, view: memoryview, at: int) -> int:
         try:
-            return _patiently(lambda: os.pwrite(self._fd, view, at))
+            return _patiently(lambda: os.pwrite(self._fd.fd, view, at))
         except OSError as error:
             if error.errno != errno.ENOBUFS:
                 raise
@@ -149,7 +152,9 @@ def _overlaps(extents: Iterable[tuple[int, int]], start: int, end: int) -> bool:
     return any(first < end and last > start for first, last in extents)
 
 
-def _covers(extents: Iterable[tuple[int, int]], chunk: PlanChunk) -> bool:
+def _is_there(extents: Iterable[tuple[int, int]], chunk: PlanChunk) -> bool:
+    if chunk.flags & _UNUSED:
+        return True
     start = chunk.uncompressed_offset
     end = start + round_up(chunk.uncompressed_size, BLOCK_SIZE)
     return any(first <= start and end <= last for first, last in extents)

@@ -1,0 +1,178 @@
+"""The verifier's threads: one hears the keeper, one each a connection of a worker. Any thread's unexpected error ends
+the whole process, so that the keeper starts a new one and nobody waits for a dead thread.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+import threading
+import traceback
+from collections import Counter
+from collections.abc import Callable, Sequence
+
+import msgspec
+
+from ...erofs.source import FileSource
+from ..kernel import channel
+from ..kernel.fd import Fd
+from ..proto import verifier as proto
+from ..state.plan import Plan, RawPlan
+from .cache_object import ObjectSink
+from .segment_files import SegmentFiles
+from .store import RefusedError, Store
+
+CRASHED = 70  # exit code of a verifier that met a bug (EX_SOFTWARE)
+_USUAL = 3 * proto.PIECE  # bytes: a piece of chunks that have a MiB each
+
+
+class Verifier:
+    """Opens what the keeper names, and writes what workers offer and plans allow.
+
+    Args:
+        connections: that a worker may have.
+    """
+
+    def __init__(self, sock: socket.socket, connections: int) -> None:
+        self._sock, self._connections = sock, connections
+        self._stores: dict[int, Store] = {}
+        self._lock = threading.Lock()
+        self._idle = threading.Condition(self._lock)  # nothing of a store is being written any more
+        self._writing: Counter[int] = Counter()  # pieces, by store
+        self._buffers: list[bytearray] = []  # that nobody uses now: as many as pieces were judged at a time
+        self._send_lock = threading.Lock()
+
+    def run(self) -> None:
+        """Serve until the keeper is gone."""
+        while True:
+            packet, fds = channel.receive(self._sock, proto.MAX_MESSAGE)
+            if not packet:
+                return
+            self._handle(proto.decode_for_verifier(packet), fds)
+
+    def _handle(self, message: proto.ToVerifier, fds: Sequence[Fd]) -> None:
+        match message:
+            case proto.OpenFolder(store=number):
+                plan, folder = fds
+                self._open(number, Store(Plan(plan), SegmentFiles(folder)))
+            case proto.OpenObject(store=number, raw_size=0):
+                cache_object, plan = fds
+                self._open(number, Store(Plan(plan), ObjectSink(cache_object)))
+            case proto.OpenObject(store=number):
+                cache_object, *files = fds
+                whole = RawPlan("bootstrap", message.raw_size, message.segment_size)
+                raw = FileSource(files[0].steal()) if files else None
+                self._open(number, Store(whole, ObjectSink(cache_object), raw, message.identity))
+            case proto.CloseStore(store=number, sync=sync):
+                with self._lock:
+                    store = self._stores.pop(number)
+                if sync:
+                    start(self._sync, number, store)
+            case proto.Sync(store=number):
+                start(self._sync, number, self._stores[number])
+            case proto.Ping():
+                self._tell(proto.Pong())
+            case proto.Connect():
+                start(self._welcome, fds[0])
+
+    def _open(self, number: int, store: Store) -> None:
+        bits = sum(1 << segment for segment, there in enumerate(store.filled(store.plan)) if there)
+        with self._lock:
+            self._stores[number] = store
+        self._tell(proto.Present(number, f"{bits:x}"))
+
+    def _sync(self, number: int, store: Store) -> None:
+        with self._lock:
+            while self._writing[number]:
+                self._idle.wait()
+        try:
+            store.sync()
+        except OSError as error:  # so it stays unsettled, and is verified after a crash of the machine
+            sys.stderr.write(f"a store cannot be written out: {error.strerror}\n")
+        else:
+            self._tell(proto.Synced(number))
+
+    def _tell(self, message: proto.ToKeeper) -> None:
+        with self._send_lock:
+            channel.send(self._sock, proto.encode(message))
+
+    # --- workers ---
+
+    def _welcome(self, link: Fd) -> None:
+        """Give a worker the connections that it asks for, as long as it lives."""
+        with socket.socket(fileno=link.steal()) as sock:
+            for _ in range(self._connections):
+                try:
+                    packet, _ = channel.receive(sock, 1, 0)
+                    if not packet:
+                        return
+                    ours, theirs = channel.pair()
+                    memory = Fd(os.memfd_create("chunks", os.MFD_CLOEXEC))
+                    with Fd(theirs.detach()) as end:
+                        channel.send(sock, b"!", [end, memory])
+                except ConnectionError:
+                    return
+                start(self._serve, ours, memory)
+
+    def _serve(self, sock: socket.socket, memory: Fd) -> None:
+        """One connection. Whatever breaks its rules ends it."""
+        with sock, memory:
+            while True:
+                try:
+                    packet, _ = channel.receive(sock, proto.MAX_MESSAGE, 0)
+                    if not packet:
+                        return
+                    offer = proto.decode_offer(packet)
+                except (ConnectionError, msgspec.DecodeError):
+                    return
+                verdict = self._judge(offer, memory)
+                try:
+                    channel.send(sock, proto.encode(verdict))
+                except ConnectionError:
+                    return
+
+    def _judge(self, offer: proto.Offer, memory: Fd) -> proto.Verdict:
+        with self._lock:
+            store = self._stores.get(offer.store)
+            if store is None:
+                return proto.Verdict(0, 0, "the store is closed")
+            self._writing[offer.store] += 1
+            private = self._buffers.pop() if self._buffers else bytearray(_USUAL)
+        try:
+            verdict = store.judge(offer, lambda size: _copy(memory, size, private))
+        finally:
+            with self._lock:
+                if len(private) == _USUAL:
+                    self._buffers.append(private)
+                self._writing[offer.store] -= 1
+                if not self._writing[offer.store]:
+                    self._idle.notify_all()
+        if isinstance(offer, proto.Piece) and not verdict.error:
+            done = verdict.have == store.plan.segments[offer.segment].size
+            self._tell(proto.Progress(offer.store, offer.segment, verdict.have, done, offer.why))
+        return verdict
+
+
+def _copy(memory: Fd, size: int, private: bytearray) -> memoryview:
+    """What a worker has written, where it cannot change it any more."""
+    if size > len(private):
+        private.extend(bytes(size - len(private)))
+    view = memoryview(private)[:size]
+    if size and os.preadv(memory.fd, [view], 0) != size:
+        raise RefusedError("less than it says")
+    return view
+
+
+def start(call: Callable[..., None], *arguments: object) -> None:
+    threading.Thread(target=_fatal, args=(call, *arguments), daemon=True).start()
+
+
+def _fatal(call: Callable[..., None], *arguments: object) -> None:
+    """A thread's body: whatever goes wrong in it ends the process."""
+    try:
+        call(*arguments)
+    except BaseException:
+        traceback.print_exc()
+        sys.stderr.flush()
+        os._exit(CRASHED)
