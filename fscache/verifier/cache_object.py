@@ -81,9 +81,6 @@ class ObjectSink:
             run.close()
         self._have[number] = max(self._have.get(number, 0), content[-1].end)
 
-    def sync(self) -> None:
-        """The kernel's cache looks after itself."""
-
 
 class _Run:
     """Blocks that follow each other, to be written at once."""

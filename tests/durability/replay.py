@@ -60,9 +60,9 @@ class Replay:
         self._work, self._engine, self._disk, self._images, self._seed = work, engine, disk, images, seed
         self._place, self._state = work / "mnt", work / "mnt" / "state"
 
-    def record(self, base: Path, boot: int) -> tuple[Recording, list[int]]:
+    def record(self, base: Path, era: int) -> tuple[Recording, list[int]]:
         """What the workload does to a disk; its moments between steps."""
-        folder = self._work / f"record{boot}"
+        folder = self._work / f"record{era}"
         folder.mkdir()
         image = folder / "image"
         shutil.copyfile(base, image)
@@ -70,7 +70,7 @@ class Replay:
         with disk.mounted(self._place, self._disk.kind, self._disk.options):
             service = Service(folder, self._engine, segment_size=SEGMENT)
             service.state = self._state
-            run = workload.Run(service, self._images, boot, disk.now)
+            run = workload.Run(service, self._images, era, disk.now)
             try:
                 with workload.meddling(self._place, self._seed) if self._disk.meddled else contextlib.nullcontext():
                     workload.work(run)

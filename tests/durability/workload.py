@@ -19,14 +19,14 @@ from tests.kit.reading import read
 from tests.kit.service import Service
 from tests.kit.waiting import wait_for
 
-OTHER_BOOT = Path(__file__).parents[1] / "kit" / "other_boot.py"
+NAMED = Path(__file__).parents[1] / "kit" / "named_service.py"
 _IDLE = 1.5  # seconds, in which filesystems write out what they know of files
 _WRITE = 2  # SYNC_FILE_RANGE_WRITE
 
 
-def boot(number: int) -> str:
-    """Name of a boot of the machine in which the workload runs."""
-    return f"00000000-0000-4000-8000-{number:012d}"
+def era(number: int) -> str:
+    """Name of one in which the workload runs."""
+    return f"{number:032d}"
 
 
 class Run:
@@ -37,15 +37,15 @@ class Run:
         now: tells moments of the disk; those between steps are kept in ``moments``.
     """
 
-    def __init__(self, service: Service, images: dict[str, Image], first_boot: int, now: Callable[[], int]) -> None:
-        self.service, self._images, self._boot, self._now = service, images, first_boot, now
+    def __init__(self, service: Service, images: dict[str, Image], first_era: int, now: Callable[[], int]) -> None:
+        self.service, self._images, self._era, self._now = service, images, first_era, now
         self.moments: list[int] = []
         self._mounted: dict[Path, str] = {}
-        self._new_boot()
+        self._new_era()
 
-    def _new_boot(self) -> None:
-        self.service.program = [*PYTHON, str(OTHER_BOOT), boot(self._boot)]
-        self._boot += 1
+    def _new_era(self) -> None:
+        self.service.program = [*PYTHON, str(NAMED), era(self._era)]
+        self._era += 1
 
     def _step(self) -> None:
         self.moments.append(self._now())
@@ -65,6 +65,7 @@ class Run:
     def restart(self) -> None:
         """The service is killed, and comes back."""
         self.service.kill_all()
+        self._new_era()
         if not self.service.engine.keeps_mounts:
             for target in self._mounted:
                 unmount_all(target)
@@ -74,11 +75,11 @@ class Run:
                 self.mount(name, target=target)
 
     def umount_alone(self, target: Path) -> None:
-        """And whoever was to write it out dies before."""
-        worker = self.service.worker
-        os.kill(worker, signal.SIGSTOP)
+        """And whoever wrote to it dies before he can say that he is done."""
+        verifier = self.service.verifier
+        os.kill(verifier, signal.SIGSTOP)
         self.umount(target)
-        os.kill(worker, signal.SIGKILL)
+        os.kill(verifier, signal.SIGKILL)
 
     def read(self, target: Path, name: str, length: int = -1) -> None:
         assert "error" not in read(target / name, 0, length)
@@ -89,8 +90,8 @@ class Run:
         self._step()
 
     def settled(self, which: str = "*") -> None:
-        """Wait until all that was written in this boot counts for good."""
-        now = boot(self._boot - 1)
+        """Wait until all that was written in this era counts for good."""
+        now = era(self._era - 1)
 
         def settled() -> bool:
             for note in self.service.state.glob(f"{which}/*/epoch"):
@@ -112,7 +113,7 @@ class Run:
         self.service.end_well()
         self._mounted.clear()
         self._step()
-        self._new_boot()
+        self._new_era()
         self.service.start()
 
 

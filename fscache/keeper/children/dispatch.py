@@ -41,7 +41,7 @@ def of_verifier(stores: News) -> Mapping[type, Handler]:
     return {
         verifier.Present: stores.on_present,
         verifier.Progress: stores.on_progress,
-        verifier.Synced: stores.on_synced,
+        verifier.Closed: stores.on_closed,
         verifier.Pong: lambda _: None,
     }
 

@@ -18,6 +18,7 @@ from ...kernel.fd import Fd
 from ...proto import control
 from ...state import image
 from ..children.errands import Errands, Say, errand, in_child
+from ..disk import Disk
 from ..images.bootstraps import Bootstraps
 from ..images.healing import Healer
 from ..images.places import Places, arrive
@@ -49,6 +50,7 @@ class FanotifyEngine:
         self,
         config: Config,
         state: StatePaths,
+        disk: Disk,
         run: RunPaths,
         table: StoreTable,
         bootstraps: Bootstraps,
@@ -61,7 +63,7 @@ class FanotifyEngine:
         self._mounts: list[MountedImage] = []
         self._targets: set[str] = set()  # of mounts under way
         self._restoring = asyncio.Lock()
-        self._images = Images(state, config.segment_size, config.uids, localize=True)
+        self._images = Images(state, disk, config.segment_size, config.uids, localize=True)
 
     def start(self) -> None:
         """Serve what is still mounted from before."""
@@ -144,7 +146,8 @@ class FanotifyEngine:
                 settled.enter_context(self._table.settling.opening(ref.key))
                 directory = self._state.store_of(ref.key)
                 await self._restored(ref.key, directory)
-                specs.append(load_folder(directory, self.config.verifier_uid))
+                in_use = self._table.opened(ref.key) is not None
+                specs.append(load_folder(directory, self.config.verifier_uid, mounted=in_use))
                 undo.callback(specs[-1].close)
             incomplete = [spec.directory for spec in specs if sum(spec.have) < sum(spec.sizes)]
             await places.look_for((blob_id(ref.blob_id) for ref in prepared.stores), begin=incomplete)

@@ -22,7 +22,7 @@ from .asking import Asking
 from .clock import MOST, Clock
 from .kept_store import KeptStore, Waiter
 from .lies import LieError
-from .settling import Settling
+from .settling import Settling, WriteOut
 from .spec import FolderSpec, StoreSpec
 from .waits import Wait
 
@@ -47,7 +47,7 @@ class StoreTable:
         send: Callable[[proto.ToWorker, Sequence[Fd]], None],
         show: Callable[[verifier.ToVerifier, Sequence[Fd]], None],
         later: Callable[[float, Callable[[], None]], object],
-        write_out: Callable[[str, Callable[[], None]], None],
+        write_out: WriteOut,
         discard: Callable[[str], None],
         ticker: Ticker,
         patience: float,
@@ -93,6 +93,8 @@ class StoreTable:
                 store.sources.add(source)
             self._by_key[key] = self._by_number[store.number] = store
             self._show_store(store)
+            if store.complete:
+                self.settling.complete(store)
         else:
             same = store.folder is None or not isinstance(spec, FolderSpec) or spec.inodes == store.folder.inodes
             spec.close()
@@ -271,14 +273,12 @@ class StoreTable:
         """Nobody writes any more, and no worker can do anything."""
         for store in self._by_key.values():
             store.shown = store.looked = False
+        self.settling.on_no_verifier()
 
     def show_all(self) -> None:
-        """Show a new verifier everything, also what is not on disk yet."""
+        """Show a new verifier everything."""
         for store in self._by_key.values():
             self._show_store(store)
-            if store.complete:
-                self.settling.sync(store)
-        self.settling.new_verifier()
 
     # --- for those who hear of stores (news.py) ---
 
@@ -288,14 +288,10 @@ class StoreTable:
             raise LieError(f"there was never a store {number}")
         return self._by_number.get(number)
 
-    def synced(self, number: int) -> None:
-        """A store is on disk, also one that is closed."""
-        self.settling.synced(number, self._by_number.get(number))
-
     def completed(self, store: KeptStore) -> None:
         """Nothing of it is missing any more."""
         logger().info("blob complete", store=store.label, bytes=store.total)
-        self.settling.sync(store)
+        self.settling.complete(store)
 
     def prefetch_later(self, store: KeptStore) -> None:
         """There was no room to go on."""
