@@ -21,16 +21,23 @@ from .tasks import background
 from .trouble import report
 
 _PATIENCE = 3600.0  # seconds for one sync: all that the machine has not written yet may be on its way
-_LOOK = 0.02  # seconds
+_PAUSE = 0.02  # seconds
 LATER = 15.0  # seconds
+LOOK = 30.0  # seconds between looks whether it has lost anything, while anything is written
+LOST = "the disk has lost what was written"
 
 WhenWritten = Callable[[bool], None]  # told whether it is on the disk, and nothing of this era is lost
 
 
 class Disk:
-    """Writes it out, as often as somebody asks; one sync for all who have asked before it."""
+    """Writes it out, as often as somebody asks; one sync for all who have asked before it.
 
-    def __init__(self, root: str) -> None:
+    Args:
+        on_lost: called when an era has ended.
+    """
+
+    def __init__(self, root: str, on_lost: Callable[[], None] = lambda: None) -> None:
+        self._on_lost = on_lost
         self._fd = Fd(os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
         self._asked: list[WhenWritten] = []
         self._deferred: list[WhenWritten] = []
@@ -70,9 +77,23 @@ class Disk:
             await said_by(lambda _: sync_filesystem(fd.fd), "writing the state folder to the disk", _PATIENCE, [fd])
         except NydusErofsError as error:
             epoch.new_era()  # the next sync says nothing of what this one did not write
-            report("the disk has lost what was written", error)
+            report(LOST, error)
+            self._on_lost()
             return False
         return True
+
+    async def look(self, written: Callable[[], int]) -> None:
+        """For ever: while anything is written, see now and then whether the disk takes it.
+
+        Args:
+            written: tells how much was, in any unit.
+        """
+        before = 0
+        while True:
+            await asyncio.sleep(LOOK)
+            if (now := written()) != before:
+                self.write_out(lambda _: None)
+            before = now
 
     async def drained(self, patience: float) -> None:
         """Wait until all that somebody wants written out is, but so many seconds at most."""
@@ -80,4 +101,4 @@ class Disk:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(patience):
                 while self._busy:
-                    await asyncio.sleep(_LOOK)
+                    await asyncio.sleep(_PAUSE)

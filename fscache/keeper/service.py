@@ -75,7 +75,7 @@ class Keeper:
         )
         # They hold what the kernel has for them: each of both is replaced without anybody noticing.
         start = Start(config.worker_uid, limits, self.state.store)
-        self.disk = Disk(self.state.root)
+        self.disk = Disk(self.state.root, self._on_lost)
         later = asyncio.get_running_loop().call_later
         ticker = Ticker(later)
         self.worker = WorkerLink(start, self._on_new_worker, ticker)
@@ -156,7 +156,15 @@ class Keeper:
 
     def _on_no_verifier(self) -> None:
         self.table.on_no_verifier()
+        self.engine.on_no_verifier()
         self.worker.kill()  # its connections are dead
+
+    def _on_lost(self) -> None:
+        """The disk has lost what was written."""
+        if self.engine.on_lost():
+            self.verifier.kill()
+            if not self.verifier.pid:
+                self.engine.on_no_verifier()
 
     def _on_stall(self, patience: float) -> None:
         """Readers waited for something in vain. If nobody works, others do better."""
@@ -183,6 +191,7 @@ class Keeper:
         ]
         self.engine.start()
         background(self._clean_up(), "what is left over is not removed")
+        looking = background(self.disk.look(self.table.bytes_written), "the disk is not looked at")
         signals = Signals(
             stop=lambda: background(self.stop(), "not stopping"),
             reload=lambda: background(self._reload(), "configuration not reloaded"),
@@ -193,6 +202,7 @@ class Keeper:
         try:
             await self._stopped.wait()
         finally:
+            looking.cancel()
             signals.close()
             mounts.close()
             self._server.close()

@@ -1,4 +1,4 @@
-"""``nydus-erofs`` whose first era has this name, and which settles images soon: ``other_boot.py ERA ARGUMENTS``."""
+"""``nydus-erofs`` that looks at the disk often, in an era of this name: ``named_service.py ERA ARGUMENTS``."""
 
 import sys
 
@@ -7,7 +7,7 @@ from nydus_erofs.fscache.keeper import disk
 from nydus_erofs.fscache.keeper.stores import epoch
 
 epoch._era = sys.argv[1].encode()
-disk.LATER = 0.5
+disk.LATER = disk.LOOK = 0.5
 sys.argv[1:2] = []
 sys.argv[0] = "nydus-erofs"
 main()

@@ -238,6 +238,13 @@ class CachefilesEngine:
         finally:
             self._culling = None
 
+    def on_lost(self) -> bool:
+        """The kernel's cache is written to directly: who writes is told."""
+        return False
+
+    def on_no_verifier(self) -> None:
+        pass
+
     async def stop(self) -> list[str]:
         for one in reversed(live()):
             with contextlib.suppress(NydusErofsError):

@@ -32,6 +32,7 @@ from ..stores.spec import FolderSpec, load_folder
 from ..stores.table import StoreTable
 from ..tasks import background
 from .base import MountOrder, mount_status
+from .emptying import Emptying
 from .mounted import MountedImage, MountRecord, boot_of
 from .taking_over import find_blobs, find_live, note_again, take_over
 from .unmounting import unmount_ours
@@ -63,6 +64,8 @@ class FanotifyEngine:
         self._mounts: list[MountedImage] = []
         self._targets: set[str] = set()  # of mounts under way
         self._restoring = asyncio.Lock()
+        self._emptying = Emptying(table, self._restoring)
+        self.on_no_verifier = self._emptying.on_no_verifier
         self._images = Images(state, disk, config.segment_size, config.uids, localize=True)
 
     def start(self) -> None:
@@ -74,6 +77,10 @@ class FanotifyEngine:
         background(looking, "blobs cannot be found")
         background(note_again(self._table, self._mounts), "nothing is fetched for some images")
         background(self.reconcile(), "the mount table cannot be read")
+
+    def on_lost(self) -> bool:
+        self._watcher.ignore_nothing()
+        return self._emptying.on_lost()
 
     # --- mounting ---
 

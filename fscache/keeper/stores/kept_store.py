@@ -31,6 +31,10 @@ class Counters:
     last_error: str = ""
     waiting_for: str = ""  # why readers have to wait longer than usual
 
+    @property
+    def written(self) -> int:
+        return self.demand + self.ahead + self.prefetch
+
 
 class Waiter:
     """Someone with an unanswered event (one engine's kind of it)."""
@@ -90,6 +94,7 @@ class KeptStore:
     users: int = 0
     prefetching: int = 0  # mounts that want it prefetched
     barred: KernelError | None = None  # why no worker knows of it: nothing is written to it until that is over
+    suspect: bool = False  # the disk has lost something of it: nobody is let to what is there
     pending: bool = False  # where its blob is, is being looked up: the worker cannot fill anything yet
     shown: bool = False  # the verifier was told to look at it
     looked: bool = False  # it has: only then the worker is told of it
@@ -141,6 +146,14 @@ class KeptStore:
 
     def size(self, segment: int) -> int:
         return self.spec.sizes[segment]
+
+    def empty(self) -> None:
+        """Nothing is there any more."""
+        counters = self.counters
+        counters.cached = counters.demand = counters.ahead = counters.prefetch = 0
+        self.have[:] = [0] * len(self.have)
+        self.left = len(self.have)
+        self.suspect = False
 
     def grow(self, segment: int, have: int) -> int:
         """Note that the first ``have`` bytes of a segment are there; how many are new."""

@@ -68,6 +68,13 @@ class StoreTable:
         """For readers of something new."""
         return Clock(self._patience)
 
+    def open_stores(self) -> list[KeptStore]:
+        return list(self._by_key.values())
+
+    def bytes_written(self) -> int:
+        """Bytes that were written to stores which are open."""
+        return sum(store.counters.written for store in self._by_key.values())
+
     def opened(self, key: str) -> KeptStore | None:
         """The store if somebody has it open."""
         return self._by_key.get(key)
@@ -170,13 +177,17 @@ class StoreTable:
         """There are no descriptors for it: try again later."""
         report("nothing can be fetched", error, store=store.label)
         store.barred = refusal(error)
+        self.fail(store)
+        self._later(_AGAIN, lambda: self.admit(store))
+
+    def fail(self, store: KeptStore) -> None:
+        """Nobody who waits for it will get anything soon."""
         for segment, waits in store.waits.take_older(inf):
             self.answer(segment, waits, store, allow=False, number=store.denial)
-        self._later(_AGAIN, lambda: self.admit(store))
 
     def admit(self, store: KeptStore) -> None:
         """What barred a store is over: tell all of it."""
-        if store.barred is None or not self.is_open(store):
+        if store.barred is None or store.suspect or not self.is_open(store):
             return
         store.barred = None
         if store.looked:

@@ -9,16 +9,23 @@ from pathlib import Path
 
 import pytest
 
+from tests.kit.command import PYTHON
 from tests.kit.disk import RecordedDisk, make_filesystem
 from tests.kit.engines import FANOTIFY
 from tests.kit.images import Built
-from tests.kit.reading import compare
+from tests.kit.reading import compare, reader, result_of
 from tests.kit.service import MakeService, Service
 from tests.kit.waiting import wait_for
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(180)]
 
 LOST = "the disk has lost what was written"
+NAMED = Path(__file__).parents[2] / "kit" / "named_service.py"
+
+
+def drop_caches() -> None:
+    """What the kernel has in memory and has written, or tried to."""
+    Path("/proc/sys/vm/drop_caches").write_text("1")
 
 
 class Failing:
@@ -41,7 +48,7 @@ class Failing:
     def forget(self) -> None:
         """Nothing of the disk is in memory any more, as after a reboot: what it has lost shows."""
         subprocess.run(["mount", "-o", "remount,ro", self.place], check=True, timeout=60)
-        Path("/proc/sys/vm/drop_caches").write_text("1")
+        drop_caches()
         subprocess.run(["mount", "-o", "remount,rw", self.place], check=True, timeout=60)
 
     def settled(self) -> bool:
@@ -79,7 +86,6 @@ def test_what_was_lost_is_fetched_again(kernel: bool, failing: Failing, built: B
     failing.flush()
     service.umount(target)
     assert service.stop() == 0
-    assert not failing.settled()
     failing.forget()
     service.start()
     service.mount(built.bootstrap, target=target)
@@ -87,6 +93,50 @@ def test_what_was_lost_is_fetched_again(kernel: bool, failing: Failing, built: B
     service.complete(target)
     wait_for("it is on the disk", failing.settled)
     assert len(service.events(LOST)) == 1
+
+
+def test_what_is_mounted_begins_again(failing: Failing, built: Built) -> None:
+    """Nobody is let to what may be lost; it is fetched once more, and the mount stays."""
+    service = failing.service
+    failing.lose(built)
+    target = service.mount(built.bootstrap, prefetch=True)
+    service.complete(target)
+    wait_for("it is noticed", lambda: service.events(LOST))
+    failing.disk.sound()
+    drop_caches()
+    compare_in_the_end(built, target)
+    service.complete(target)
+    wait_for("it is on the disk", failing.settled)
+    drop_caches()
+    compare(built.tree, target)
+    service.umount(target)
+    assert service.stop() == 0
+
+
+def test_it_is_noticed_before_anything_is_settled(failing: Failing, built: Built) -> None:
+    """While it is written to."""
+    service = failing.service
+    assert service.stop() == 0
+    service.program = [*PYTHON, str(NAMED), "a" * 32]
+    service.start()
+    failing.lose(built)
+    target = service.mount(built.bootstrap)
+    (target / "large/3").read_bytes()
+    wait_for("it is noticed", lambda: service.events(LOST))
+    failing.disk.sound()
+    compare_in_the_end(built, target)
+
+
+def compare_in_the_end(built: Built, target: Path) -> None:
+    """Until then there may be errors, and nothing is wrong."""
+
+    def same() -> bool:
+        result = result_of(reader("whole", built.tree, target))
+        assert not result["wrong"], result
+        return not result["errors"]
+
+    wait_for("all is served", same, pause=0.5)
+    compare(built.tree, target)
 
 
 def test_lost_while_no_service_ran(failing: Failing, built: Built) -> None:
