@@ -15,13 +15,13 @@ from collections.abc import Callable
 from ...erofs.errors import NydusErofsError
 from ..kernel.fd import Fd
 from ..kernel.mount import sync_filesystem
-from .children.errands import said_by
+from .children.errands import Say, errand
 from .stores import epoch
 from .tasks import background
 from .trouble import report
 
 _PATIENCE = 3600.0  # seconds for one sync: all that the machine has not written yet may be on its way
-_PAUSE = 0.02  # seconds
+_PAUSE, _AGAIN = 0.02, 5.0  # seconds
 LATER = 15.0  # seconds
 LOOK = 30.0  # seconds between looks whether it has lost anything, while anything is written
 LOST = "the disk has lost what was written"
@@ -66,16 +66,32 @@ class Disk:
             while asked := self._asked:
                 self._asked = []
                 written = await self._sync()
+                if written is None:
+                    self._asked = [*asked, *self._asked]
+                    await asyncio.sleep(_AGAIN)
+                    continue
                 for done in asked:
                     done(written)
         finally:
             self._busy = False
 
-    async def _sync(self) -> bool:
-        fd = self._fd
+    async def _sync(self) -> bool | None:
+        """Whether nothing was lost; None when it could not be tried."""
+        fd, tried = self._fd, False
+
+        def call(say: Say) -> None:
+            say(b"", [])
+            sync_filesystem(fd.fd)
+
+        what = "writing the state folder to the disk"
         try:
-            await said_by(lambda _: sync_filesystem(fd.fd), "writing the state folder to the disk", _PATIENCE, [fd])
+            async with contextlib.aclosing(errand(call, what, _PATIENCE, [fd])) as said:
+                async for _ in said:
+                    tried = True
         except NydusErofsError as error:
+            if not tried:
+                report("nothing is written to the disk", error)
+                return None
             epoch.new_era()  # the next sync says nothing of what this one did not write
             report(LOST, error)
             self._on_lost()

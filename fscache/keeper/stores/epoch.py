@@ -10,11 +10,13 @@ where the kernel may have dropped what it could not write. The data has to be ve
 from __future__ import annotations
 
 import os
+import stat
 
 from ...kernel.plain import pass_on_unless_damage, read_plain
 from ...state.layout import EPOCH
 from ..trouble import report
 
+_ON_DISK = 0o400  # mode of a note that is there, so that nobody has to wait for the disk again
 _era = os.urandom(16).hex().encode()
 
 
@@ -39,12 +41,16 @@ def begin(directory: str, *, anew: bool = False) -> None:
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
         there = os.pread(fd, 64, 0)
-        if not there or (anew and there != _era):  # else there is nothing new for the disk, as a rule
+        if not there or (anew and there != _era):
+            os.fchmod(fd, 0o600)
             os.ftruncate(fd, 0)
             os.pwrite(fd, _era, 0)
+        elif stat.S_IMODE(os.fstat(fd).st_mode) == _ON_DISK:
+            return
         # The name of a new file is on disk with the file on ext4, xfs and btrfs; syncing the folder as well would
         # only make a mount wait for the disk a second time.
         os.fsync(fd)
+        os.fchmod(fd, _ON_DISK)
     finally:
         os.close(fd)
 

@@ -95,6 +95,7 @@ class KeptStore:
     prefetching: int = 0  # mounts that want it prefetched
     barred: KernelError | None = None  # why no worker knows of it: nothing is written to it until that is over
     suspect: bool = False  # the disk has lost something of it: nobody is let to what is there
+    emptied: int = 0  # times
     pending: bool = False  # where its blob is, is being looked up: the worker cannot fill anything yet
     shown: bool = False  # the verifier was told to look at it
     looked: bool = False  # it has: only then the worker is told of it
@@ -153,6 +154,7 @@ class KeptStore:
         counters.cached = counters.demand = counters.ahead = counters.prefetch = 0
         self.have[:] = [0] * len(self.have)
         self.left = len(self.have)
+        self.emptied += 1
         self.suspect = False
 
     def grow(self, segment: int, have: int) -> int:

@@ -58,10 +58,10 @@ class Settling:
     def complete(self, store: KeptStore) -> None:
         """An open store is complete: nobody writes to it any more."""
         if store.folder is not None and not store.synced:
-            self._write_out(partial(self._settle_open, store, store.folder.directory))
+            self._write_out(partial(self._settle_open, store, store.folder.directory, store.emptied))
 
-    def _settle_open(self, store: KeptStore, directory: str, written: bool) -> None:
-        if written and not store.synced:
+    def _settle_open(self, store: KeptStore, directory: str, emptied: int, written: bool) -> None:
+        if written and not store.synced and not store.suspect and store.emptied == emptied:
             store.synced = self._settle(store, directory)
 
     def close(self, store: KeptStore) -> None:

@@ -75,6 +75,28 @@ def test_what_is_lost_ends_an_era(synced: Synced, tmp_path: Path) -> None:
     assert told == [False, True]
 
 
+def test_what_cannot_be_tried_is_not_lost(synced: Synced, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[bool] = []
+    monkeypatch.setattr(disks, "_AGAIN", 0.1)
+    fork, before = os.fork, epoch.era()
+
+    def none_left() -> int:
+        monkeypatch.setattr(os, "fork", fork)
+        raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+
+    monkeypatch.setattr(os, "fork", none_left)
+
+    async def ask() -> None:
+        disk = Disk(str(tmp_path))
+        disk.write_out(told.append)
+        await disk.drained(20)
+
+    run_to_the_end(ask())
+    assert told == [True]
+    assert epoch.era() == before
+    assert len(synced.inodes) == 1
+
+
 def test_what_can_wait_is_written_at_the_end_at_the_latest(synced: Synced, tmp_path: Path) -> None:
     told: list[bool] = []
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
@@ -65,7 +66,36 @@ def test_begun_again(tmp_path: Path) -> None:
 
 def test_only_root_may_read_it(tmp_path: Path) -> None:
     epoch.begin(str(tmp_path))
-    assert (tmp_path / "epoch").stat().st_mode & 0o777 == 0o600
+    assert (tmp_path / "epoch").stat().st_mode & 0o777 == 0o400
+
+
+def test_the_disk_is_waited_for_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """But if the one that waited was killed, or had an error, then once more."""
+    note, waits = tmp_path / "epoch", list[int]()
+    monkeypatch.setattr(os, "fsync", waits.append)
+    for _ in range(3):
+        epoch.begin(str(tmp_path))
+    assert len(waits) == 1
+    epoch.new_era()
+    epoch.begin(str(tmp_path))
+    assert len(waits) == 1
+    epoch.begin(str(tmp_path), anew=True)
+    assert len(waits) == 2
+    note.unlink()
+    note.write_bytes(epoch.era())
+    epoch.begin(str(tmp_path))
+    assert len(waits) == 3
+
+    def fails(fd: int) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "fsync", fails)
+    epoch.new_era()
+    with pytest.raises(OSError, match="Input/output"):
+        epoch.begin(str(tmp_path), anew=True)
+    monkeypatch.setattr(os, "fsync", waits.append)
+    epoch.begin(str(tmp_path))
+    assert len(waits) == 4
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -344,6 +344,44 @@ def test_who_joins_a_pending_store_with_a_blob_ends_the_wait(
     assert table.said(proto.Fill) == [proto.Fill(first.number, 0, 4096)]
 
 
+def test_a_sync_says_nothing_of_what_came_after_it_was_emptied(
+    table: Table, folder: Path, source: Callable[..., Fd]
+) -> None:
+    store = table.open_folder(KEY, folder, source())
+    for segment in range(len(store.have)):
+        finish(table, store, segment)
+    store.suspect, store.barred = True, KernelError("lost")
+    asked, table.written = table.written, []
+    for done in asked:
+        done(True)
+    assert not store.synced
+    store.empty()
+    table.admit(store)
+    for segment in range(len(store.have)):
+        finish(table, store, segment)
+    for done in asked:
+        done(True)
+    assert not store.synced
+    assert (folder / "epoch").exists()
+    table.write_out()
+    assert store.synced
+
+
+def test_nobody_is_admitted_to_what_is_suspect(table: Table, folder: Path, source: Callable[..., Fd]) -> None:
+    store, reader = table.open_folder(KEY, folder, source()), Reader()
+    store.suspect, store.barred = True, KernelError("lost")
+    table.sent.clear()
+    table.admit(store)
+    table.wait(store, 0, 4096, reader)
+    assert reader.numbers == [errno.EIO]
+    table.on_no_verifier()
+    table.show_all()
+    assert not table.sent
+    store.empty()
+    table.admit(store)
+    assert [type(message) for message in table.sent] == [verifier.OpenFolder]
+
+
 @pytest.mark.parametrize("when", ["before the close", "after it"])
 def test_a_verifier_that_dies(when: str, table: Table, folder: Path, source: Callable[..., Fd]) -> None:
     """It writes no more: nobody waits until it says so."""
