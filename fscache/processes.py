@@ -184,7 +184,7 @@ ERRAND = Process(
 
 TOOL = Process(
     name="tool",
-    does="`sync` and `rm -rf --one-file-system`, for what may take long",
+    does="`rm -rf --one-file-system`, which may take long",
     started="by the keeper",
     user="root",
     capabilities="all",

@@ -11,18 +11,18 @@ from collections.abc import Iterator
 def write(path: str, data: bytes) -> None:
     """Give a file these bytes, all or nothing, on disk when this returns: also after a crash of the machine. For
     children: it waits for the disk."""
-    with _new(path, data) as new:
-        replace(new, path)
+    with _new(path, data, sync=True) as new:
+        _place(new, path)
 
 
 def write_until_reboot(path: str, data: bytes) -> None:
     """The same for a file that only has to outlive the service."""
-    with _new(path, data) as new:
+    with _new(path, data, sync=False) as new:
         os.replace(new, path)
 
 
 @contextlib.contextmanager
-def _new(path: str, data: bytes) -> Iterator[str]:
+def _new(path: str, data: bytes, *, sync: bool) -> Iterator[str]:
     """A new file with these bytes, which is removed unless it finds its place."""
     new = f"{path}.new"
     with contextlib.suppress(FileNotFoundError):
@@ -30,6 +30,9 @@ def _new(path: str, data: bytes) -> Iterator[str]:
     try:
         with open(new, "xb") as file:
             file.write(data)
+            if sync:  # by the descriptor that wrote: it is told of what failed
+                file.flush()
+                os.fsync(file.fileno())
         yield new
     except BaseException:
         with contextlib.suppress(OSError):
@@ -40,6 +43,10 @@ def _new(path: str, data: bytes) -> Iterator[str]:
 def replace(new: str, path: str) -> None:
     """Put a file in another one's place, on disk when this returns."""
     _sync(new)
+    _place(new, path)
+
+
+def _place(new: str, path: str) -> None:
     os.replace(new, path)
     _sync(os.path.dirname(path))
 

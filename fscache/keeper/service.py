@@ -30,11 +30,12 @@ from ..kernel.process import own_descriptors, raise_file_limit
 from ..proto import control, verifier, worker
 from ..proto.worker import Limits, Start
 from .children import dispatch
-from .children.errands import remove, write_out
+from .children.errands import remove
 from .children.traffic import TrafficTable
 from .children.verifier_link import VerifierLink
 from .children.worker_link import WorkerLink
 from .control import ControlServer
+from .disk import Disk
 from .engine.base import Engine, MountOrder
 from .images.bootstraps import Bootstraps
 from .images.origin import ImageRequest
@@ -50,7 +51,8 @@ from .tasks import background, on_error
 from .ticker import Ticker
 from .trouble import is_bug, refusal
 
-_GRACE = 5.0  # seconds that a service which is to stop gives mounts under way
+_GRACE = 5.0  # seconds that a service which is to stop gives mounts under way,
+_DRAIN = 10.0  # and the disk
 _LEAST_FDS = 1024
 
 
@@ -74,6 +76,7 @@ class Keeper:
         )
         # They hold what the kernel has for them: each of both is replaced without anybody noticing.
         start = Start(config.worker_uid, limits, self.state.store)
+        self.disk = Disk(self.state.root, self._on_lost)
         later = asyncio.get_running_loop().call_later
         ticker = Ticker(later)
         self.worker = WorkerLink(start, self._on_new_worker, ticker)
@@ -82,7 +85,14 @@ class Keeper:
         if config.backend is not None:
             self.worker.require(config.backend)
         self.table = StoreTable(
-            self.worker.send, self.verifier.send, later, _write_out, _discard, ticker, config.patience, self._on_stall
+            self.worker.send,
+            self.verifier.send,
+            later,
+            self.disk.write_out,
+            _discard,
+            ticker,
+            config.patience,
+            self._on_stall,
         )
         self.traffic = TrafficTable()
         news = News(self.table)
@@ -102,7 +112,10 @@ class Keeper:
 
     def _choose_engine(self) -> Engine:
         """The engine that works on this host, tried rather than guessed."""
-        config, common = self.config, (self.config, self.state, self.run_paths, self.table, self.bootstraps)
+        config, common = (
+            self.config,
+            (self.config, self.state, self.disk, self.run_paths, self.table, self.bootstraps),
+        )
         found = [] if config.engine == "cachefiles" else fanotify.fanotify_engine(self.state.root)
         if found and all(check.ok for check in found):
             from .engine.fanotify import FanotifyEngine  # one engine is loaded, not both
@@ -146,7 +159,15 @@ class Keeper:
     def _on_no_verifier(self) -> None:
         self.table.on_no_verifier()
         self.scrub.on_no_verifier()
+        self.engine.on_no_verifier()
         self.worker.kill()  # its connections are dead
+
+    def _on_lost(self) -> None:
+        """The disk has lost what was written."""
+        if self.engine.on_lost():
+            self.verifier.kill()
+            if not self.verifier.pid:
+                self.engine.on_no_verifier()
 
     def _on_stall(self, patience: float) -> None:
         """Readers waited for something in vain. If nobody works, others do better."""
@@ -173,6 +194,7 @@ class Keeper:
         ]
         self.engine.start()
         background(self._clean_up(), "what is left over is not removed")
+        looking = background(self.disk.look(self.table.bytes_written), "the disk is not looked at")
         signals = Signals(
             stop=lambda: background(self.stop(), "not stopping"),
             reload=lambda: background(self._reload(), "configuration not reloaded"),
@@ -183,6 +205,7 @@ class Keeper:
         try:
             await self._stopped.wait()
         finally:
+            looking.cancel()
             signals.close()
             mounts.close()
             self._server.close()
@@ -211,10 +234,19 @@ class Keeper:
             if busy:
                 logger().error("not stopping: mounts are in use", busy=busy)
             else:
+                await self._drain()
                 self._stopped.set()
         finally:
             self._stopping = self._stopped.is_set()
         return busy
+
+    async def _drain(self) -> None:
+        """What is not on the disk at the end has to be verified by the next service."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_DRAIN):
+                while self.table.settling.closing:
+                    await asyncio.sleep(0.01)
+        await self.disk.drained(_DRAIN)
 
     async def _reload(self) -> None:
         """Take what can be changed from the configuration file; with a mistake in it, everything stays as it is."""
@@ -298,14 +330,6 @@ def _flags(options: list[Any]) -> int:
         if option in wanted:
             wanted -= {option, f"no{option}"}
     return sum(MOUNT_FLAGS[option] for option in wanted)
-
-
-def _write_out(folder: str, done: Callable[[], None]) -> None:
-    async def run() -> None:
-        if await write_out([folder]):
-            done()
-
-    background(run(), "a folder is not written out")
 
 
 def _discard(folder: str) -> None:

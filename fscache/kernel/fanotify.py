@@ -9,7 +9,7 @@ from .libc import checked, ffi, lib
 
 _CLASS_PRE_CONTENT, _CLOEXEC, _NONBLOCK = 0x08, 0x01, 0x02
 _UNLIMITED_QUEUE, _UNLIMITED_MARKS = 0x10, 0x20
-_MARK_ADD, _MARK_REMOVE, _MARK_MOUNT = 0x01, 0x02, 0x10
+_MARK_ADD, _MARK_REMOVE, _MARK_MOUNT, _MARK_FLUSH = 0x01, 0x02, 0x10, 0x80
 _MARK_IGNORED_SURV_MODIFY, _MARK_EVICTABLE, _MARK_IGNORE = 0x40, 0x200, 0x400
 _PRE_ACCESS = 0x0010_0000
 _AT_FDCWD = -100
@@ -40,9 +40,13 @@ class Group:
         with contextlib.suppress(FileNotFoundError):  # there is no such mark
             self._mark(_MARK_REMOVE | _MARK_IGNORE, _AT_FDCWD, path)
 
-    def _mark(self, flags: int, dirfd: int, path: str) -> None:
+    def ignore_nothing(self) -> None:
+        """Raise events again for all files that were ignored."""
+        self._mark(_MARK_FLUSH, _AT_FDCWD, "/", 0)
+
+    def _mark(self, flags: int, dirfd: int, path: str, mask: int = _PRE_ACCESS) -> None:
         name = ffi.new("char[]", os.fsencode(path))
-        checked(lib.fanotify_mark(self.fd, flags, _PRE_ACCESS, dirfd, name), f"fanotify_mark {path}")
+        checked(lib.fanotify_mark(self.fd, flags, mask, dirfd, name), f"fanotify_mark {path}")
 
     def read(self, size: int) -> bytes:
         """Event records, whole ones only; empty when none waits. Each carries an open descriptor.

@@ -59,14 +59,7 @@ class OpenObject(_Message):
 
 
 class CloseStore(_Message):
-    """Forget this store. With ``sync``, then write it to disk and say so."""
-
-    store: int
-    sync: bool
-
-
-class Sync(_Message):
-    """Write the store to disk and say so."""
+    """Forget this store, and say when nothing is written to it any more."""
 
     store: int
 
@@ -125,8 +118,8 @@ class Progress(_Message):
     why: FillReason
 
 
-class Synced(_Message):
-    """The store is on disk."""
+class Closed(_Message):
+    """The store is forgotten, and nothing is written to it any more."""
 
     store: Number
 
@@ -196,8 +189,8 @@ class Verdict(msgspec.Struct, forbid_unknown_fields=True, array_like=True):
     full: bool = False
 
 
-ToVerifier = OpenFolder | OpenObject | CloseStore | Sync | Scrub | EndScrub | Cut | Connect | Ping
-ToKeeper = Present | Progress | Synced | Checked | Scrubbed | Shortened | Pong
+ToVerifier = OpenFolder | OpenObject | CloseStore | Scrub | EndScrub | Cut | Connect | Ping
+ToKeeper = Present | Progress | Closed | Checked | Scrubbed | Shortened | Pong
 Offer = Piece | Proof
 
 _encode = msgspec.json.Encoder().encode

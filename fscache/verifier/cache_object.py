@@ -73,9 +73,6 @@ class ObjectSink:
         a hole that is made under its feet it would read as zeros."""
         self._have[number] = have
 
-    def sync(self) -> None:
-        """The kernel's cache looks after itself."""
-
 
 class _Run:
     """Blocks that follow each other, to be written at once."""

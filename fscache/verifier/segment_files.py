@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from ...erofs.record import Buffer
 from ...erofs.segments import Segment
 from ..kernel.fd import Fd
-from ..kernel.mount import sync_filesystem
 from ..state.layout import segment_name
 from ..state.plan import AnyPlan
 from .scrub import Held
@@ -72,9 +71,6 @@ class SegmentFiles:
         # It exists, because the keeper made it.
         flags = os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW
         return Fd(os.open(segment_name(number), flags, dir_fd=self._folder.fd))
-
-    def sync(self) -> None:
-        sync_filesystem(self._folder.fd)
 
 
 def _write_all(file: Fd, parts: list[Buffer], at: int) -> None:

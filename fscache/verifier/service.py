@@ -66,13 +66,14 @@ class Verifier:
                 whole = RawPlan("bootstrap", message.raw_size, message.segment_size)
                 raw = FileSource(files[0].steal()) if files else None
                 self._open(number, Store(whole, ObjectSink(cache_object), raw, message.identity))
-            case proto.CloseStore(store=number, sync=sync):
+            case proto.CloseStore(store=number):
                 with self._lock:
-                    store = self._stores.pop(number)
-                if sync:
-                    start(self._sync, number, store)
-            case proto.Sync(store=number):
-                start(self._sync, number, self._stores[number])
+                    del self._stores[number]
+                    writing = self._writing[number]
+                if writing:
+                    start(self._close, number)
+                else:
+                    self._tell(proto.Closed(number))
             case proto.Scrub():
                 self._scrubbing = message.ticket
                 start(self._scrub, message, self._stores[message.store], fds)
@@ -91,16 +92,11 @@ class Verifier:
             self._stores[number] = store
         self._tell(proto.Present(number, f"{bits:x}"))
 
-    def _sync(self, number: int, store: Store) -> None:
+    def _close(self, number: int) -> None:
         with self._lock:
             while self._writing[number]:
                 self._idle.wait()
-        try:
-            store.sync()
-        except OSError as error:  # so it stays unsettled, and is verified after a crash of the machine
-            sys.stderr.write(f"a store cannot be written out: {error.strerror}\n")
-        else:
-            self._tell(proto.Synced(number))
+        self._tell(proto.Closed(number))
 
     def _scrub(self, message: proto.Scrub, store: Store, files: Sequence[Fd]) -> None:
         number, plan, sink, error = message.store, store.plan, store.sink, ""

@@ -55,10 +55,6 @@ class Sink(Protocol):
         """Leave no more than the first bytes of a segment; OSError."""
         ...
 
-    def sync(self) -> None:
-        """Everything is on disk when this returns."""
-        ...
-
 
 class Store:
     """An open store. What it refers to closes its descriptors with the last reference.
@@ -73,7 +69,7 @@ class Store:
         self._tree: verity.Tree | None = None
         self._digest = digest_function(plan.digest_algo)
         self._locks = [threading.Lock() for _ in range(_LOCKS)]
-        self.filled, self.sync = sink.filled, sink.sync
+        self.filled = sink.filled
 
     def judge(self, offer: Offer, copy: Callable[[int], memoryview]) -> Verdict:
         """Write the chunks of a piece that are right, up to the first wrong one; or take a proof.

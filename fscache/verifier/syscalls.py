@@ -13,7 +13,7 @@ _SIGNALS = ("restart_syscall", "rt_sigaction", "rt_sigprocmask", "rt_sigreturn",
 _TIME = ("clock_getres", "clock_gettime", "clock_nanosleep", "gettimeofday", "nanosleep", "time")
 _BYTES = ("lseek", "pread64", "preadv", "preadv2", "pwrite64", "pwritev", "pwritev2", "read", "readv", "write",
           "writev")  # fmt: skip
-_SEGMENTS = ("close", "dup", "fcntl", "fstat", "ftruncate", "newfstatat", "openat", "statx", "syncfs")
+_SEGMENTS = ("close", "dup", "fcntl", "fstat", "ftruncate", "newfstatat", "openat", "statx")
 _SOCKETS = ("getpeername", "getsockname", "getsockopt", "recvmsg", "sendmsg", "sendto", "socketpair")
 _ITSELF = ("getpid", "getrandom", "sysinfo")
 _NAMES = ("access", "faccessat", "faccessat2", "getcwd", "getdents64", "readlink", "readlinkat")  # for a traceback

@@ -15,7 +15,7 @@ _TIME = ("clock_getres", "clock_gettime", "clock_nanosleep", "gettimeofday", "na
 _BYTES = ("lseek", "pread64", "preadv", "preadv2", "pwrite64", "pwritev", "pwritev2", "read", "readv", "write",
           "writev")  # fmt: skip
 _SEGMENTS = ("close", "dup", "fallocate", "fcntl", "fdatasync", "fstat", "fsync", "ftruncate", "memfd_create",
-             "newfstatat", "openat", "statx", "syncfs")  # fmt: skip
+             "newfstatat", "openat", "statx")  # fmt: skip
 # Certificates, credentials, the resolver's configuration, modules that are loaded late.
 _NAMES = ("access", "faccessat", "faccessat2", "fstatfs", "getcwd", "getdents64", "readlink", "readlinkat", "statfs")
 # Also the keeper's socket. bind and getsockname: libc asks the kernel for the host's own addresses (netlink).

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from pathlib import Path
 
@@ -15,7 +16,10 @@ from nydus_erofs.fscache.state.plan import Plan, PlanFlags
 def check(state: Path) -> None:
     """What counts in its stores is right, byte for byte, as far as digests tell."""
     for store in state.glob("store/*"):
-        if store.is_dir() and (store / "plan").is_file() and epoch.trusted(str(store)):
+        plan = store / "plan"
+        # By a damaged plan nothing is read.
+        whole = plan.is_file() and hashlib.sha256(plan.read_bytes()).hexdigest() == store.name
+        if whole and epoch.trusted(str(store)):
             _check_store(store)
 
 

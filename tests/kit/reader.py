@@ -4,6 +4,7 @@
     reader.py mapped TREE MNT                 every file, compared through mmap
     reader.py loop TREE MNT STOP SEED [SHARE] compare random pieces of random files until the file STOP exists,
                                               SHARE of them (default 0.1) through mmap
+    reader.py whole TREE MNT                  every file, compared; errors are counted by name
     reader.py read FILE [OFFSET LENGTH]       read it; print the SHA-256, or the error's name
     reader.py each NAME MNT...                read NAME below each; print what "read" does, in order
     reader.py touch FILE                      its first byte through mmap; print the signal that this ends with, or ""
@@ -131,6 +132,22 @@ def loop(tree: str, root: str, stop: str, seed: str, share: str = "0.1") -> dict
     return {"reads": reads, "bytes": total, "errors": errors, "wrong": wrong}
 
 
+def whole(tree: str, root: str) -> dict[str, object]:
+    right, errors, wrong = 0, Counter[str](), []
+    for name in files(os.fsencode(tree)):
+        with open(os.path.join(os.fsencode(tree), name), "rb") as file:
+            want = file.read()
+        try:
+            same = read_piece(os.path.join(os.fsencode(root), name), 0, len(want) + 1, mapped=False) == want
+        except OSError as error:
+            errors[named(error)] += 1
+            continue
+        right += same
+        if not same:
+            wrong.append(repr(name))
+    return {"files": right, "errors": errors, "wrong": wrong}
+
+
 def named(error: OSError) -> str:
     """EIO and the like."""
     return errno.errorcode.get(error.errno or 0, str(error.errno))
@@ -194,6 +211,7 @@ if __name__ == "__main__":
         "expected": expected,
         "mapped": mapped,
         "loop": loop,
+        "whole": whole,
         "read": read,
         "each": each,
         "touch": touch,

@@ -42,7 +42,7 @@ def of_verifier(stores: News, scrub: Scrub) -> Mapping[type, Handler]:
     return {
         verifier.Present: stores.on_present,
         verifier.Progress: stores.on_progress,
-        verifier.Synced: stores.on_synced,
+        verifier.Closed: stores.on_closed,
         verifier.Checked: scrub.on_checked,
         verifier.Scrubbed: scrub.on_scrubbed,
         verifier.Shortened: scrub.on_shortened,

@@ -253,11 +253,6 @@ async def remove(folders: Sequence[str]) -> None:
         await _tool("rm", "-rf", "--one-file-system", "--", *folders)
 
 
-async def write_out(paths: Sequence[str]) -> bool:
-    """Write files and folders to the disk, however long that takes (sync(1) does it); whether it was done."""
-    return await _tool("sync", "--", *paths) == 0
-
-
 async def _tool(*command: str) -> int:
     """Run a program of the system's; its exit code."""
     try:

@@ -55,6 +55,14 @@ class Engine(Protocol):
         """The mount table may have changed, by others' doing too."""
         ...
 
+    def on_lost(self) -> bool:
+        """The disk has lost something of what is not settled; whether nobody may write until all has begun again."""
+        ...
+
+    def on_no_verifier(self) -> None:
+        """Nobody writes just now."""
+        ...
+
     async def stop(self) -> list[str]:
         """Unmount everything; the targets that are busy and stay."""
         ...

@@ -27,6 +27,7 @@ from ...proto import cachefiles as proto
 from ...proto.control import MountStatus
 from ...state.layout import PLAN
 from ..children.errands import in_child
+from ..disk import Disk
 from ..images.bootstraps import Bootstraps
 from ..images.places import Places, arrive, arrive_by_name
 from ..images.prepared import Images
@@ -59,6 +60,7 @@ class CachefilesEngine:
         self,
         config: Config,
         state: StatePaths,
+        disk: Disk,
         run: RunPaths,
         table: StoreTable,
         bootstraps: Bootstraps,
@@ -66,7 +68,7 @@ class CachefilesEngine:
     ) -> None:
         self.config, self._state, self._bootstraps, self._device = config, state, bootstraps, device
         self._objects = ObjectTable(table)
-        self._prepared = Images(state, config.segment_size, config.uids, localize=False)
+        self._prepared = Images(state, disk, config.segment_size, config.uids, localize=False)
         self._names = Names(
             os.path.join(run.root, "names.json"),
             os.path.join(state.root, "objects.json"),
@@ -237,6 +239,13 @@ class CachefilesEngine:
                 logger().info("made room", files=gone)
         finally:
             self._culling = None
+
+    def on_lost(self) -> bool:
+        """The kernel's cache is written to directly: who writes is told."""
+        return False
+
+    def on_no_verifier(self) -> None:
+        pass
 
     async def stop(self) -> list[str]:
         for one in reversed(live()):

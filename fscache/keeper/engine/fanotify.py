@@ -18,6 +18,7 @@ from ...kernel.fd import Fd
 from ...proto import control
 from ...state import image
 from ..children.errands import Errands, Say, errand, in_child
+from ..disk import Disk
 from ..images.bootstraps import Bootstraps
 from ..images.healing import Healer
 from ..images.places import Places, arrive
@@ -31,6 +32,7 @@ from ..stores.spec import FolderSpec, load_folder
 from ..stores.table import StoreTable
 from ..tasks import background
 from .base import MountOrder, mount_status
+from .emptying import Emptying
 from .kept import KeptStores
 from .mounted import MountedImage, MountRecord, boot_of
 from .taking_over import find_blobs, find_live, note_again, take_over
@@ -52,6 +54,7 @@ class FanotifyEngine:
         self,
         config: Config,
         state: StatePaths,
+        disk: Disk,
         run: RunPaths,
         table: StoreTable,
         bootstraps: Bootstraps,
@@ -64,7 +67,9 @@ class FanotifyEngine:
         self._mounts: list[MountedImage] = []
         self._targets: set[str] = set()  # of mounts under way
         self._restoring = asyncio.Lock()
-        self._images = Images(state, config.segment_size, config.uids, localize=True)
+        self._emptying = Emptying(table, self._restoring)
+        self.on_no_verifier = self._emptying.on_no_verifier
+        self._images = Images(state, disk, config.segment_size, config.uids, localize=True)
         self.kept = KeptStores(config.verifier_uid, state, table, self._images, self._mounts)
 
     def start(self) -> None:
@@ -76,6 +81,10 @@ class FanotifyEngine:
         background(looking, "blobs cannot be found")
         background(note_again(self._table, self._mounts), "nothing is fetched for some images")
         background(self.reconcile(), "the mount table cannot be read")
+
+    def on_lost(self) -> bool:
+        self._watcher.ignore_nothing()
+        return self._emptying.on_lost()
 
     # --- mounting ---
 
@@ -148,7 +157,8 @@ class FanotifyEngine:
                 settled.enter_context(self._table.settling.opening(ref.key))
                 directory = self._state.store_of(ref.key)
                 await self._restored(ref.key, directory)
-                specs.append(load_folder(directory, self.config.verifier_uid))
+                in_use = self._table.opened(ref.key) is not None
+                specs.append(load_folder(directory, self.config.verifier_uid, mounted=in_use))
                 undo.callback(specs[-1].close)
             incomplete = [spec.directory for spec in specs if sum(spec.have) < sum(spec.sizes)]
             await places.look_for((blob_id(ref.blob_id) for ref in prepared.stores), begin=incomplete)

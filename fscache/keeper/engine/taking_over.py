@@ -80,7 +80,7 @@ def _watch(folder: str, state: StatePaths, table: StoreTable, watcher: Watcher, 
     with contextlib.ExitStack() as undo:
         stores = []
         for ref in prepared.stores:
-            spec = load_folder(state.store_of(ref.key), uid)
+            spec = load_folder(state.store_of(ref.key), uid, mounted=True)
             stores.append(table.open(ref.key, spec, pending=True, barred=_begin(spec)))
             undo.callback(table.close, stores[-1])
         watched = watcher.attach(state.store, os.path.join(folder, "through"), stores, bound=True)
@@ -92,9 +92,9 @@ def _watch(folder: str, state: StatePaths, table: StoreTable, watcher: Watcher, 
 
 
 def _begin(spec: FolderSpec) -> KernelError | None:
-    """Note on disk that this boot writes to a store; why nothing may be written to it, when that cannot be noted:
-    after a power cut nobody would know that it has to be verified."""
-    if not spec.begun and sum(spec.have) < sum(spec.sizes):
+    """Note on disk that a store is written to; why nothing may be written to it, when that cannot be noted: after a
+    power cut nobody would know that it has to be verified."""
+    if sum(spec.have) < sum(spec.sizes):
         try:
             epoch.begin(spec.directory)
         except OSError as error:

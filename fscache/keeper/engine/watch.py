@@ -132,6 +132,10 @@ class Watcher:
         """Events for a segment again; OSError."""
         self._group.unignore(path)
 
+    def ignore_nothing(self) -> None:
+        """What was complete may be so no more."""
+        self._group.ignore_nothing()
+
     def answer(self, fd: int, allow: bool, number: int = errno.EIO) -> None:
         """Answer the event that came with ``fd``, which is closed; ``number``: what a denied reader is told."""
         self._group.answer(proto.response(fd, allow, number))
@@ -163,7 +167,10 @@ class WatchedImage:
             return
         store, segment = found
         size, have = store.size(segment), store.shortening.get(segment, status.size)
-        if have >= size:
+        if store.suspect:
+            self.counters.denied += 1
+            self._watcher.answer(event.fd, False)
+        elif have >= size:
             self.ignore(store, segment)
             self._table.touch(store, segment)
             self._watcher.answer(event.fd, True)

@@ -27,8 +27,9 @@ from ...proto import prepare as proto
 from ...proto.fault import Fault
 from ...state import image
 from ...state.layout import PLAN, STORES
-from ..children.errands import Do, in_child, remove, said_by
+from ..children.errands import Do, remove, said_by
 from ..children.spawn import ended, spawn
+from ..disk import Disk
 from ..paths import NEW, StatePaths, new_name
 from ..stores import epoch
 from ..tasks import background
@@ -36,7 +37,6 @@ from . import adopt
 
 _PATIENCE = 300.0  # seconds
 _MOST = 16  # prepares at a time, of which all but one wait for bytes
-_SETTLE_AFTER = 15.0  # seconds
 FAILED = "preparing the image failed: "
 
 
@@ -48,13 +48,13 @@ class Images:
     """Prepared images by id, each made once, however many want it. One ``prepare`` works at a time; those that wait
     for bytes of a server hold up nobody, and are few."""
 
-    def __init__(self, paths: StatePaths, segment_size: int, uids: Uids, *, localize: bool) -> None:
-        self._paths, self._uids = paths, uids
+    def __init__(self, paths: StatePaths, disk: Disk, segment_size: int, uids: Uids, *, localize: bool) -> None:
+        self._paths, self._disk, self._uids = paths, disk, uids
         self._request = proto.Prepare(segment_size, localize)
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._one, self._few = asyncio.Lock(), asyncio.Semaphore(_MOST)
         self._failed: list[str] = []  # folders to be removed
-        self._fresh: list[str] = []  # folders of images that may not be on disk
+        self._fresh: dict[str, str] = {}  # images that may not be on disk -> the folder that became theirs
 
     def id_of(self, bootstrap: Fd) -> str:
         return image.image_id(bootstrap.fd, self._request.segment_size)
@@ -85,9 +85,7 @@ class Images:
             if not anew and (found := self.find(image_id)) is not None:
                 return found
             async with self._few, self._one:
-                record = await self._make(image_id, bootstrap, provide_meanwhile, do)
-            self._settle_later(image_id)
-            return record
+                return await self._make(image_id, bootstrap, provide_meanwhile, do)
 
     def find(self, image_id: str) -> image.ImageRecord | None:
         """An image that is prepared already."""
@@ -113,9 +111,12 @@ class Images:
             for folder in (os.path.join(work, STORES), work):
                 os.chown(folder, self._uids.prepare, self._uids.prepare)
             await self._run(work, bootstrap, provide)
+            self._fresh.pop(image_id, None)
             final, uid = self._paths.image(image_id), self._uids.verifier
             take_over = partial(adopt.adopt, work, final, self._paths.store, uid, self._request.localize)
             await do(take_over, "taking the image over", _PATIENCE)
+            self._fresh[image_id] = work
+            self._disk.write_out_later(partial(self._settle, image_id, work))  # once its mount has what it needs
             background(self._clean_up(), "what is left over is not removed")
             return image.load(final)
         except BaseException:
@@ -154,17 +155,11 @@ class Images:
         if isinstance(result, proto.NotPrepared):
             raise result.fault.error()
 
-    def _settle_later(self, image_id: str) -> None:
-        self._fresh.append(self._paths.image(image_id))
-        if len(self._fresh) == 1:
-            background(self._settle(), "prepared images are not settled")
-
-    async def _settle(self) -> None:
-        """Have fresh images outlive a crash of the machine, once their mounts have what they need of the disk; all
-        at once, as each would wait for it again."""
-        await asyncio.sleep(_SETTLE_AFTER)
-        fresh, self._fresh = self._fresh, []
-        await in_child(partial(epoch.settle_all, self._paths.root, fresh), "writing images to the disk", _PATIENCE)
+    def _settle(self, image_id: str, work: str, written: bool) -> None:
+        if self._fresh.get(image_id) == work:  # else another one has come in its place, and may not be on disk
+            del self._fresh[image_id]
+            if written:
+                epoch.settle(self._paths.image(image_id))
 
 
 async def _converse(sock: socket.socket, provide: Provide) -> proto.Prepared | proto.NotPrepared:

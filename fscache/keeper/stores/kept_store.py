@@ -33,6 +33,10 @@ class Counters:
     last_error: str = ""
     waiting_for: str = ""  # why readers have to wait longer than usual
 
+    @property
+    def written(self) -> int:
+        return self.demand + self.ahead + self.prefetch
+
 
 class Waiter:
     """Someone with an unanswered event (one engine's kind of it)."""
@@ -92,6 +96,8 @@ class KeptStore:
     users: int = 0
     prefetching: int = 0  # mounts that want it prefetched
     barred: KernelError | None = None  # why no worker knows of it: nothing is written to it until that is over
+    suspect: bool = False  # the disk has lost something of it: nobody is let to what is there
+    emptied: int = 0  # times
     pending: bool = False  # where its blob is, is being looked up: the worker cannot fill anything yet
     shown: bool = False  # the verifier was told to look at it
     looked: bool = False  # it has: only then the worker is told of it
@@ -157,7 +163,17 @@ class KeptStore:
         """Note that only the first ``have`` bytes of a segment count."""
         self.left += self.have[segment] == self.size(segment) != have
         self.have[segment] = min(have, self.have[segment])
-        self.synced = self.synced and not self.left
+        self.synced = False
+        self.emptied += 1
+
+    def empty(self) -> None:
+        """Nothing is there any more."""
+        counters = self.counters
+        counters.cached = counters.demand = counters.ahead = counters.prefetch = 0
+        self.have[:] = [0] * len(self.have)
+        self.left = len(self.have)
+        self.emptied += 1
+        self.suspect = False
 
     def grow(self, segment: int, have: int) -> int:
         """Note that the first ``have`` bytes of a segment are there; how many are new."""

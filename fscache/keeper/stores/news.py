@@ -81,9 +81,10 @@ class News:
         if store.complete and not before:
             self._table.completed(store)
 
-    def on_synced(self, message: verifier.Synced) -> None:
-        self._table.known(message.store)
-        self._table.synced(message.store)
+    def on_closed(self, message: verifier.Closed) -> None:
+        if self._table.known(message.store) is not None:
+            raise LieError(f"store {message.store} is open")
+        self._table.settling.closed(message.store)
 
     # --- the worker ---
 

@@ -43,7 +43,7 @@ def restore(directory: str, uid: int, reader: int) -> None:
                 file = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=folder.fd)
                 with Fd(file):
                     os.fchown(file, uid, uid)
-    epoch.begin(directory)
+    epoch.begin(directory, anew=True)
 
 
 def _filled(folder: Fd) -> list[str]:

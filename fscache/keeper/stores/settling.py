@@ -1,4 +1,4 @@
-"""Stores on their way to the disk: what is there is written out, and its epoch then ends (``epoch.py``)."""
+"""Stores on their way to the disk: once what is there is written out, their epoch ends (``epoch.py``)."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from ...state.layout import SET_ASIDE
 from . import epoch
 from .kept_store import KeptStore
 
+WriteOut = Callable[[Callable[[bool], None]], None]
+
 
 class Settling:
     """Has stores of segment files written to disk, and settles those that nobody has written to since.
@@ -21,7 +23,7 @@ class Settling:
     Args:
         show: reaches the verifier, if there is one just now.
         is_open: whether somebody has the store of this key open.
-        write_out: has a folder written to the disk, and then calls back.
+        write_out: has all that was written until now written to the disk, and then tells whether it is there.
         discard: has a folder removed, if there is one.
     """
 
@@ -29,12 +31,18 @@ class Settling:
         self,
         show: Callable[[verifier.ToVerifier, Sequence[Fd]], None],
         is_open: Callable[[str], bool],
-        write_out: Callable[[str, Callable[[], None]], None],
+        write_out: WriteOut,
         discard: Callable[[str], None],
     ) -> None:
         self._show, self._is_open, self._write_out, self._discard = show, is_open, write_out, discard
-        self._closing: dict[int, KeptStore] = {}  # closed, being written to disk
+        self._closing: dict[int, KeptStore] = {}  # closed: the verifier may be writing to it still
+        self._written: dict[int, KeptStore] = {}  # closed: nobody writes to it any more
         self._opening: Counter[str] = Counter()  # keys of stores about to be opened
+
+    @property
+    def closing(self) -> bool:
+        """Whether the verifier has yet to say that it is done with a store."""
+        return bool(self._closing)
 
     @contextlib.contextmanager
     def opening(self, key: str) -> Iterator[None]:
@@ -47,43 +55,44 @@ class Settling:
             if not self._opening[key]:
                 del self._opening[key]
 
-    def sync(self, store: KeptStore) -> None:
-        """An open store is complete."""
-        if store.folder is not None and store.shown and not store.synced:
-            self._show(verifier.Sync(store.number), [])
+    def complete(self, store: KeptStore) -> None:
+        """An open store is complete: nobody writes to it any more."""
+        if store.folder is not None and not store.synced:
+            self._write_out(partial(self._settle_open, store, store.folder.directory, store.emptied))
+
+    def _settle_open(self, store: KeptStore, directory: str, emptied: int, written: bool) -> None:
+        if written and not store.synced and not store.suspect and store.emptied == emptied:
+            store.synced = self._settle(store, directory)
 
     def close(self, store: KeptStore) -> None:
-        """It is closed: the verifier forgets it, and writes out what it has not yet."""
-        sync = store.folder is not None and not store.synced and store.barred is None
-        if store.shown:
-            self._show(verifier.CloseStore(store.number, sync), [])
-        if sync:
+        """It is closed: the verifier forgets it, and what it wrote is written out."""
+        if store.folder is not None and not store.synced and store.barred is None:
             self._closing[store.number] = store
+        if store.shown:
+            self._show(verifier.CloseStore(store.number), [])
+        else:
+            self.closed(store.number)
 
-    def new_verifier(self) -> None:
-        """The one that wrote is dead, so nothing is under way, and nobody is left to write out what was closed."""
-        for number, store in list(self._closing.items()):
-            assert store.folder is not None
-            self._write_out(store.folder.directory, partial(self._settle_closed, number))
+    def closed(self, number: int) -> None:
+        """The verifier has forgotten a store."""
+        if (store := self._closing.pop(number, None)) is not None:
+            self._written[number] = store
+            self._write_out(partial(self._settle_closed, number))
 
-    def synced(self, number: int, store: KeptStore | None) -> None:
-        """Store ``number`` is on disk: ``store``, or one that was closed."""
-        if number in self._closing:
-            self._settle_closed(number)
-        elif store is not None and store.complete and store.folder is not None:
-            store.synced = True
+    def on_no_verifier(self) -> None:
+        """The one that wrote is dead, so nothing is under way."""
+        for number in list(self._closing):
+            self.closed(number)
+
+    def _settle_closed(self, number: int, written: bool) -> None:
+        store = self._written.pop(number)
+        key, others = store.key, [*self._closing.values(), *self._written.values()]
+        again = self._is_open(key) or key in self._opening or any(other.key == key for other in others)
+        if written and not again and store.folder is not None:  # else somebody may have written again since
             self._settle(store, store.folder.directory)
 
-    def _settle_closed(self, number: int) -> None:
-        closed = self._closing.pop(number, None)
-        if closed is None or closed.folder is None:
-            return
-        key = closed.key
-        again = self._is_open(key) or key in self._opening or any(o.key == key for o in self._closing.values())
-        if not again:  # else somebody has written again since
-            self._settle(closed, closed.folder.directory)
-
-    def _settle(self, store: KeptStore, directory: str) -> None:
-        epoch.settle(directory)
-        if store.complete:
+    def _settle(self, store: KeptStore, directory: str) -> bool:
+        settled = epoch.settle(directory)
+        if settled and store.complete:
             self._discard(os.path.join(directory, SET_ASIDE))
+        return settled

@@ -112,25 +112,26 @@ def load_plan(path: str) -> tuple[list[int], Fd]:
     return [segment.size for segment in Plan(file.dup()).segments], file
 
 
-def load_folder(directory: str, uid: int) -> FolderSpec:
+def load_folder(directory: str, uid: int, *, mounted: bool = False) -> FolderSpec:
     """Read a store's folder, which keeps the law (``restore.py``); FormatError when it is damaged, OSError when it
     cannot be read now.
 
     Args:
         uid: the verifier's, to whom segment files belong.
+        mounted: it has kept the law since something was mounted from it, in whatever era that was.
     """
     try:
-        return _load_folder(directory, uid)
+        return _load_folder(directory, uid, mounted)
     except OSError as error:
         pass_on_unless_damage(error)
         raise FormatError(f"store {directory} is damaged: {error.strerror}") from None
 
 
-def _load_folder(directory: str, uid: int) -> FolderSpec:
+def _load_folder(directory: str, uid: int, mounted: bool) -> FolderSpec:
     folder = Fd(os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
     plan = open_plain(PLAN, folder)
     sizes = [segment.size for segment in Plan(plan.dup()).segments]
-    if not epoch.trusted(directory):
+    if not mounted and not epoch.trusted(directory):
         raise FormatError(f"store {directory} may have lost data in a crash")
     begun = epoch.begun(directory)
     segments = {segment_name(number): number for number in range(len(sizes))}

@@ -22,7 +22,7 @@ from .asking import Asking
 from .clock import MOST, Clock
 from .kept_store import KeptStore, Waiter
 from .lies import LieError
-from .settling import Settling
+from .settling import Settling, WriteOut
 from .spec import FolderSpec, StoreSpec
 from .waits import Wait
 
@@ -47,7 +47,7 @@ class StoreTable:
         send: Callable[[proto.ToWorker, Sequence[Fd]], None],
         show: Callable[[verifier.ToVerifier, Sequence[Fd]], None],
         later: Callable[[float, Callable[[], None]], object],
-        write_out: Callable[[str, Callable[[], None]], None],
+        write_out: WriteOut,
         discard: Callable[[str], None],
         ticker: Ticker,
         patience: float,
@@ -67,6 +67,13 @@ class StoreTable:
     def clock(self) -> Clock:
         """For readers of something new."""
         return Clock(self._patience)
+
+    def open_stores(self) -> list[KeptStore]:
+        return list(self._by_key.values())
+
+    def bytes_written(self) -> int:
+        """Bytes that were written to stores which are open."""
+        return sum(store.counters.written for store in self._by_key.values())
 
     def opened(self, key: str) -> KeptStore | None:
         """The store if somebody has it open."""
@@ -93,6 +100,8 @@ class StoreTable:
                 store.sources.add(source)
             self._by_key[key] = self._by_number[store.number] = store
             self._show_store(store)
+            if store.complete:
+                self.settling.complete(store)
         else:
             same = store.folder is None or not isinstance(spec, FolderSpec) or spec.inodes == store.folder.inodes
             spec.close()
@@ -168,13 +177,17 @@ class StoreTable:
         """There are no descriptors for it: try again later."""
         report("nothing can be fetched", error, store=store.label)
         store.barred = refusal(error)
+        self.fail(store)
+        self._later(_AGAIN, lambda: self.admit(store))
+
+    def fail(self, store: KeptStore) -> None:
+        """Nobody who waits for it will get anything soon."""
         for segment, waits in store.waits.take_older(inf):
             self.answer(segment, waits, store, allow=False, number=store.denial)
-        self._later(_AGAIN, lambda: self.admit(store))
 
     def admit(self, store: KeptStore) -> None:
         """What barred a store is over: tell all of it."""
-        if store.barred is None or not self.is_open(store):
+        if store.barred is None or store.suspect or not self.is_open(store):
             return
         store.barred = None
         if store.looked:
@@ -292,14 +305,12 @@ class StoreTable:
         """Nobody writes any more, and no worker can do anything."""
         for store in self._by_key.values():
             store.shown = store.looked = False
+        self.settling.on_no_verifier()
 
     def show_all(self) -> None:
-        """Show a new verifier everything, also what is not on disk yet."""
+        """Show a new verifier everything."""
         for store in self._by_key.values():
             self._show_store(store)
-            if store.complete:
-                self.settling.sync(store)
-        self.settling.new_verifier()
 
     # --- for those who hear of stores (news.py) ---
 
@@ -309,14 +320,10 @@ class StoreTable:
             raise LieError(f"there was never a store {number}")
         return self._by_number.get(number)
 
-    def synced(self, number: int) -> None:
-        """A store is on disk, also one that is closed."""
-        self.settling.synced(number, self._by_number.get(number))
-
     def completed(self, store: KeptStore) -> None:
         """Nothing of it is missing any more."""
         logger().info("blob complete", store=store.label, bytes=store.total)
-        self.settling.sync(store)
+        self.settling.complete(store)
 
     def prefetch_later(self, store: KeptStore) -> None:
         """There was no room to go on."""

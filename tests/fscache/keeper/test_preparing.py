@@ -21,6 +21,7 @@ import pytest
 from nydus_erofs.erofs.errors import BlobNotFoundError, CorruptError, FormatError, NydusErofsError
 from nydus_erofs.erofs.ids import BlobId
 from nydus_erofs.fscache.config.service import Config
+from nydus_erofs.fscache.keeper.disk import Disk
 from nydus_erofs.fscache.keeper.images import prepared as preparing
 from nydus_erofs.fscache.keeper.paths import StatePaths
 from nydus_erofs.fscache.kernel import channel
@@ -92,6 +93,10 @@ def play(monkeypatch: pytest.MonkeyPatch) -> Callable[[Act], None]:
     return play
 
 
+def images_of(state: StatePaths) -> preparing.Images:
+    return preparing.Images(state, Disk(state.root), 1 << 20, UIDS, localize=True)
+
+
 @pytest.fixture
 def ask(state: StatePaths, play: Callable[[Act], None], tmp_path: Path) -> Ask:
     """`ask(act)`: one preparation by a child that runs `act(socket)` in its folder; the record."""
@@ -101,7 +106,7 @@ def ask(state: StatePaths, play: Callable[[Act], None], tmp_path: Path) -> Ask:
         boot = Fd(os.open(tmp_path / "published", os.O_RDWR | os.O_CREAT))
 
         async def get() -> ImageRecord:
-            return await preparing.Images(state, 1 << 20, UIDS, localize=True).get("0" * 32, boot, provide, anew=True)
+            return await images_of(state).get("0" * 32, boot, provide, anew=True)
 
         try:
             return asyncio.run(get())
@@ -126,22 +131,39 @@ def test_an_honest_one(ask: Ask, state: StatePaths) -> None:
     assert (store.stat().st_uid, image.stat().st_uid) == (0, 0)
 
 
-def test_fresh_images_are_written_to_disk_and_then_outlive_a_crash(
-    ask: Ask, state: StatePaths, monkeypatch: pytest.MonkeyPatch
+class Waiting:
+    """A disk that writes out when it is told to."""
+
+    def __init__(self) -> None:
+        self.asked: list[Callable[[bool], None]] = []
+        self.write_out_later = self.asked.append
+
+
+def test_fresh_images_are_settled_when_they_are_on_the_disk(
+    play: Callable[[Act], None], state: StatePaths, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(preparing, "_SETTLE_AFTER", 0.0)
-    ask(lambda sock: leave())
-    directory = Path(state.image("0" * 32))
-    assert (directory / "epoch").exists()
+    """But not by the sync for one in whose place another has come since."""
+    disk: Any = Waiting()
+    images = preparing.Images(state, disk, 1 << 20, UIDS, localize=True)
+    note = Path(state.image("0" * 32), "epoch")
 
-    async def settled() -> None:
-        images = preparing.Images(state, 1 << 20, UIDS, localize=True)
-        for name in ("0" * 32, "1" * 32):  # the other one has gone meanwhile
-            images._settle_later(name)
-        await images._settle()
+    def make() -> None:
+        play(lambda sock: leave())
+        with Fd(os.open(tmp_path / "published", os.O_RDWR | os.O_CREAT)) as boot:
+            asyncio.run(images.get("0" * 32, boot, nothing_known, anew=True))
 
-    asyncio.run(settled())
-    assert not (directory / "epoch").exists()
+    for written in (False, True):
+        make()
+        assert note.exists()
+        disk.asked.pop()(written)
+        assert note.exists() == (not written)
+    make()
+    make()
+    first, second = disk.asked
+    first(True)
+    assert note.exists()
+    second(True)
+    assert not note.exists()
 
 
 def test_a_second_time_keeps_what_was_fetched(ask: Ask, state: StatePaths) -> None:

@@ -63,14 +63,14 @@ class Table(StoreTable):
     def __init__(self) -> None:
         self.sent: list[Any] = []
         self.postponed: list[Callable[[], None]] = []
-        self.written: list[tuple[str, Callable[[], None]]] = []
+        self.written: list[Callable[[bool], None]] = []
         self.discarded: list[str] = []
         self.ticking, self.stalls = Ticking(), list[float]()
         super().__init__(
             self.keep,
             self.keep,
             lambda seconds, call: self.postponed.append(call),
-            lambda folder, done: self.written.append((folder, done)),
+            lambda done: self.written.append(done),
             self.discarded.append,
             self.ticking,
             PATIENCE,
@@ -98,6 +98,12 @@ class Table(StoreTable):
         for store in self._by_key.values():
             if not store.looked:
                 self.on_message(verifier.Present(store.number, "0"))
+
+    def write_out(self, *, written: bool = True) -> None:
+        """All that was asked for is on the disk, or something is lost."""
+        asked, self.written = self.written, []
+        for done in asked:
+            done(written)
 
     def new_verifier(self) -> None:
         """The one before is dead, and the worker too."""
@@ -154,36 +160,88 @@ def test_life_of_a_store(table: Table, folder: Path, source: Callable[..., Fd]) 
     assert counters.demand + counters.ahead + counters.prefetch == store.total
     table.on_message(proto.Fetched(store.number, 10))
     assert counters.fetched == 10
-    assert table.said(verifier.Sync) == [verifier.Sync(store.number)]
-    table.on_message(verifier.Synced(store.number))
+    assert (folder / "epoch").exists()
+    table.write_out()
     assert not (folder / "epoch").exists()
     table.close(store)
     assert table.said(proto.CloseStore) == [proto.CloseStore(store.number)]
-    assert table.said(verifier.CloseStore) == [verifier.CloseStore(store.number, False)]
+    assert table.said(verifier.CloseStore) == [verifier.CloseStore(store.number)]
+    table.on_message(verifier.Closed(store.number))
+    assert not table.written, "it is on the disk"
 
 
 def test_what_a_closed_store_still_hears(table: Table, folder: Path, source: Callable[..., Fd]) -> None:
     """Its worker may finish a segment, or all of them, after the close: it is not asked anything about it."""
     store = table.open_folder(KEY, folder, source())
     table.close(store)
-    assert table.said(verifier.CloseStore) == [verifier.CloseStore(store.number, True)]
+    assert table.said(verifier.CloseStore) == [verifier.CloseStore(store.number)]
     for segment in range(len(store.spec.sizes)):
         finish(table, store, segment)
     table.on_message(proto.Failed(store.number, 0, "x"))
-    assert not table.said(verifier.Sync)
+    assert not table.written, "the verifier may be writing"
+    table.on_message(verifier.Closed(store.number))
     assert (folder / "epoch").exists()
-    table.on_message(verifier.Synced(store.number))
+    table.write_out()
     assert not (folder / "epoch").exists()
 
 
 def test_a_sync_of_before_says_nothing_of_now(table: Table, folder: Path, source: Callable[..., Fd]) -> None:
     first = table.open_folder(KEY, folder, source())
     table.close(first)
+    table.on_message(verifier.Closed(first.number))
     second = table.open_folder(KEY, folder, source())
-    table.on_message(verifier.Synced(first.number))
+    table.write_out()
     assert (folder / "epoch").exists(), "the second one writes"
     table.close(second)
-    table.on_message(verifier.Synced(second.number))
+    table.on_message(verifier.Closed(second.number))
+    table.write_out()
+    assert not (folder / "epoch").exists()
+
+
+def test_two_on_their_way_to_the_disk(table: Table, folder: Path, source: Callable[..., Fd]) -> None:
+    """The first one says nothing of what was written for the second."""
+    first = table.open_folder(KEY, folder, source())
+    table.close(first)
+    second = table.open_folder(KEY, folder, source())
+    table.close(second)
+    table.on_message(verifier.Closed(first.number))
+    table.write_out()
+    assert (folder / "epoch").exists()
+    table.on_message(verifier.Closed(second.number))
+    table.write_out()
+    assert not (folder / "epoch").exists()
+
+
+@pytest.mark.parametrize("complete", [True, False])
+def test_what_the_disk_has_lost(complete: bool, table: Table, folder: Path, source: Callable[..., Fd]) -> None:
+    """It is never settled, however many syncs succeed later, until it is begun anew."""
+    store = table.open_folder(KEY, folder, source())
+    if complete:
+        for segment in range(len(store.spec.sizes)):
+            finish(table, store, segment)
+        epoch.new_era()
+        table.write_out(written=False)
+        assert not store.synced
+    else:
+        epoch.new_era()
+    for number in range(2):
+        table.close(store)
+        table.on_message(verifier.Closed(store.number))
+        table.write_out()
+        assert (folder / "epoch").exists()
+        if number:
+            break
+        with pytest.raises(FormatError, match="may have lost data"):
+            load_folder(str(folder), os.geteuid())
+        store = table.open(KEY, load_folder(str(folder), os.geteuid(), mounted=True))
+        table.write_out()
+        table.look()
+    assert not table.discarded
+    restore(str(folder), os.geteuid(), os.geteuid())
+    store = table.open_folder(KEY, folder, source())
+    table.close(store)
+    table.on_message(verifier.Closed(store.number))
+    table.write_out()
     assert not (folder / "epoch").exists()
 
 
@@ -287,36 +345,81 @@ def test_who_joins_a_pending_store_with_a_blob_ends_the_wait(
     assert table.said(proto.Fill) == [proto.Fill(first.number, 0, 4096)]
 
 
-def test_a_verifier_that_dies_before_it_has_written_out(
-    table: Table, folder: Path, source: Callable[..., Fd]
-) -> None:
-    """The next one cannot know of it: the folder is written out without it, and settled then."""
-    store = table.open_folder(KEY, folder, source())
-    table.close(store)
-    table.new_verifier()
-    ((written, done),) = table.written
-    assert written == str(folder)
-    assert (folder / "epoch").exists()
-    done()
-    assert not (folder / "epoch").exists()
-
-
-def test_a_complete_store_is_written_out_by_the_next_verifier(
+def test_a_sync_says_nothing_of_what_came_after_it_was_emptied(
     table: Table, folder: Path, source: Callable[..., Fd]
 ) -> None:
     store = table.open_folder(KEY, folder, source())
     for segment in range(len(store.have)):
         finish(table, store, segment)
+    store.suspect, store.barred = True, KernelError("lost")
+    asked, table.written = table.written, []
+    for done in asked:
+        done(True)
+    assert not store.synced
+    store.empty()
+    table.admit(store)
+    for segment in range(len(store.have)):
+        finish(table, store, segment)
+    for done in asked:
+        done(True)
+    assert not store.synced
+    assert (folder / "epoch").exists()
+    table.write_out()
+    assert store.synced
+
+
+def test_nobody_is_admitted_to_what_is_suspect(table: Table, folder: Path, source: Callable[..., Fd]) -> None:
+    store, reader = table.open_folder(KEY, folder, source()), Reader()
+    store.suspect, store.barred = True, KernelError("lost")
     table.sent.clear()
-    table.new_verifier()
-    assert table.said(verifier.Sync) == [verifier.Sync(store.number)]
+    table.admit(store)
+    table.wait(store, 0, 4096, reader)
+    assert reader.numbers == [errno.EIO]
+    table.on_no_verifier()
+    table.show_all()
+    assert not table.sent
+    store.empty()
+    table.admit(store)
+    assert [type(message) for message in table.sent] == [verifier.OpenFolder]
+
+
+@pytest.mark.parametrize("when", ["before the close", "after it"])
+def test_a_verifier_that_dies(when: str, table: Table, folder: Path, source: Callable[..., Fd]) -> None:
+    """It writes no more: nobody waits until it says so."""
+    store = table.open_folder(KEY, folder, source())
+    if when == "before the close":
+        table.on_no_verifier()
+        table.close(store)
+    else:
+        table.close(store)
+        assert table.settling.closing
+        table.on_no_verifier()
+    assert not table.settling.closing
+    assert (folder / "epoch").exists()
+    table.write_out()
+    assert not (folder / "epoch").exists()
+
+
+def test_a_store_that_was_complete_as_it_was_opened(table: Table, folder: Path, source: Callable[..., Fd]) -> None:
+    """But was not settled."""
+    store = table.open_folder(KEY, folder, source())
+    for number, size in enumerate(store.spec.sizes):
+        os.truncate(folder / f"{number:05d}", size)
+    table.close(store)
+    store = table.open_folder(KEY, folder, source())
+    assert store.complete
+    assert not store.synced
+    table.write_out()
+    assert store.synced
+    assert not (folder / "epoch").exists()
 
 
 def test_nothing_is_settled_that_is_about_to_be_opened(table: Table, folder: Path, source: Callable[..., Fd]) -> None:
     store = table.open_folder(KEY, folder, source())
     with table.settling.opening(KEY):
         table.close(store)
-        table.on_message(verifier.Synced(store.number))
+        table.on_message(verifier.Closed(store.number))
+        table.write_out()
         assert (folder / "epoch").exists(), "it was noted for the one that opens it now"
 
 
@@ -330,7 +433,8 @@ def test_a_folder_that_cannot_be_settled_is_no_error(
         raise OSError(errno.EROFS, "Read-only file system", path)
 
     monkeypatch.setattr(os, "unlink", read_only)
-    table.on_message(verifier.Synced(store.number))
+    table.on_message(verifier.Closed(store.number))
+    table.write_out()
     assert (folder / "epoch").exists()
 
 
@@ -501,12 +605,13 @@ def test_what_was_set_aside_goes_when_it_is_not_needed_any_more(
 ) -> None:
     store = table.open_folder(KEY, folder, source())
     table.close(store)
-    table.on_message(verifier.Synced(store.number))
+    table.on_message(verifier.Closed(store.number))
+    table.write_out()
     assert not table.discarded, "segments are missing"
     store = table.open_folder(KEY, folder, source())
     for segment in range(len(store.spec.sizes)):
         finish(table, store, segment)
-    table.on_message(verifier.Synced(store.number))
+    table.write_out()
     assert table.discarded == [str(folder / "old")]
 
 
@@ -517,14 +622,14 @@ def test_what_a_verifier_finds_there_counts(table: Table, folder: Path, source: 
         finish(table, store, segment)
     reader = Reader()
     table.wait(store, 0, 4096, reader)
-    assert not table.said(verifier.Sync)
+    assert not table.written
     table.on_no_verifier()
     table.show_all()
     table.on_message(verifier.Present(store.number, "1"))
     assert store.complete
     assert reader.answers == [True]
     assert store.counters.cached == store.spec.sizes[0]
-    assert table.said(verifier.Sync) == [verifier.Sync(store.number)]
+    assert len(table.written) == 1
 
 
 def test_a_folder_with_a_file_missing(table: Table, folder: Path, source: Callable[..., Fd]) -> None:
@@ -549,7 +654,8 @@ LIES = [
     proto.Postponed(1, 1000, "x"),
     verifier.Present(1, "0"),
     verifier.Present(99, "0"),
-    verifier.Synced(7),
+    verifier.Closed(7),
+    verifier.Closed(1),
     proto.Traffic("x" * 5000),
     proto.Traffic("x", requests=-1),
     proto.Traffic("x", seconds=1e308),
@@ -591,7 +697,7 @@ def test_a_worker_does_not_say_how_much_is_there(table: Table, folder: Path) -> 
     for message in (
         verifier.Progress(store.number, 0, 4096, False, FillReason.DEMAND),
         verifier.Present(store.number, "1"),
-        verifier.Synced(store.number),
+        verifier.Closed(store.number),
     ):
         with pytest.raises(LieError):
             dispatch.handle(proto.decode_for_keeper, table.of_worker, verifier.encode(message), [])
@@ -605,7 +711,7 @@ def test_every_message_has_its_handler(table: Table) -> None:
 
 def test_descriptors_are_not_for_the_keeper(table: Table) -> None:
     with Fd(os.memfd_create("x")) as fd, pytest.raises(LieError):
-        dispatch.handle(verifier.decode_for_keeper, table.of_verifier, verifier.encode(verifier.Synced(0)), [fd])
+        dispatch.handle(verifier.decode_for_keeper, table.of_verifier, verifier.encode(verifier.Closed(0)), [fd])
 
 
 messages = st.one_of(
@@ -613,7 +719,7 @@ messages = st.one_of(
               st.sampled_from(FillReason)),
     st.builds(proto.Fetched, st.integers(0, 3), st.integers(-1, 1 << 40)),
     st.builds(proto.Failed, st.integers(0, 3), st.integers(-5, 30), st.text(max_size=9), st.text(max_size=9)),
-    st.builds(verifier.Synced, st.integers(0, 3)),
+    st.builds(verifier.Closed, st.integers(0, 3)),
     st.builds(proto.Postponed, st.integers(0, 3), st.integers(-5, 30), st.text(max_size=9)),
     st.builds(verifier.Present, st.integers(0, 3), st.from_regex("^[0-9a-f]{1,9}$")),
 )  # fmt: skip

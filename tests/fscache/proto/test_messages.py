@@ -64,14 +64,13 @@ from_worker = st.one_of(
 to_verifier = st.one_of(
     st.builds(verifier.OpenFolder, numbers),
     st.builds(verifier.OpenObject, numbers, sizes, sizes),
-    st.builds(verifier.CloseStore, numbers, st.booleans()),
-    st.builds(verifier.Sync, numbers),
+    st.builds(verifier.CloseStore, numbers),
     st.builds(verifier.Connect),
 )
 from_verifier = st.one_of(
     st.builds(verifier.Present, numbers, st.just("0f")),
     st.builds(verifier.Progress, numbers, numbers, sizes, st.booleans(), reasons),
-    st.builds(verifier.Synced, numbers),
+    st.builds(verifier.Closed, numbers),
 )
 
 

@@ -87,8 +87,8 @@ def test_the_keeper_hears_how_far_it_is(running: Running, made: MadeStore) -> No
     assert heard[-1] == proto.Progress(1, 0, size, True, FillReason.DEMAND)
     fill(made, connection, 0, seen)  # nothing to do, and it is said all the same
     assert running.said() == heard[-1]
-    running.tell(proto.Sync(1))
-    assert running.said() == proto.Synced(1)
+    running.tell(proto.CloseStore(1))
+    assert running.said() == proto.Closed(1)
 
 
 def test_threads_of_a_worker_do_not_wait_for_each_other(running: Running, made: MadeStore) -> None:
@@ -129,8 +129,8 @@ def test_no_more_connections_than_a_worker_needs(running: Running) -> None:
 
 def test_a_closed_store_takes_nothing(running: Running, made: MadeStore) -> None:
     connection = Link(running.link()).connect()
-    running.tell(proto.CloseStore(1, True))
-    assert running.said() == proto.Synced(1)
+    running.tell(proto.CloseStore(1))
+    assert running.said() == proto.Closed(1)
     verdict = connection.ask(proto.Piece(1, 0, 0, 1, FillReason.DEMAND), [b"x" * 5000])
     assert verdict.error == "the store is closed"
     assert made.path(0).stat().st_size == 0

@@ -114,7 +114,7 @@ def store_folder(data: bytes) -> object:
         for number in range(3):
             put(f"store/{segment_name(number)}", bytes(4096 << number))
     put("store/plan", data)
-    put("store/epoch", epochs.boot_id().encode() if len(data) % 2 else data[-36:])
+    put("store/epoch", epochs.era() if len(data) % 2 else data[-32:])
     spec = load_folder(path, os.geteuid())
     try:
         assert 0 < len(spec.sizes) == len(spec.have) == len(spec.inodes) <= 3
@@ -219,7 +219,7 @@ def names(data: bytes) -> object:
 
 
 def _epoch_seeds() -> Iterator[bytes]:
-    yield epochs.boot_id().encode()
+    yield epochs.era()
     yield b""
 
 
@@ -227,6 +227,6 @@ def _epoch_seeds() -> Iterator[bytes]:
 def epoch(data: bytes) -> object:
     put("epoch", data)
     trusted = epochs.trusted(folder())
-    assert trusted == (data[:64] == epochs.boot_id().encode())
+    assert trusted == (data[:64] == epochs.era())
     assert epochs.begun(folder())
     return trusted

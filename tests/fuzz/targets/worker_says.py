@@ -44,6 +44,8 @@ _QUESTIONS: list[Any] = [
     repo="r"), "n"),
 ]  # fmt: skip
 
+_OF_VERIFIERS = (b"present", b"progress", b"closed", b"checked", b"scrubbed", b"shortened")
+
 
 class _Folder(FolderSpec):
     """A folder without descriptors."""
@@ -94,7 +96,7 @@ class Keeper:
 
     def __init__(self) -> None:
         self.postponed: list[Callable[[], None]] = []
-        self.written: list[Callable[[], None]] = []
+        self.written: list[Callable[[bool], None]] = []
         self.traffic = TrafficTable()
         self.ticking = Ticking()
         self.link = WorkerLink(proto.Start(1, proto.Limits(1, 1, 1, 1), "/s"), lambda: None, self.ticking)
@@ -102,7 +104,7 @@ class Keeper:
             self._sent,
             self._shown,
             lambda _seconds, call: self.postponed.append(call),
-            lambda _, done: self.written.append(done),
+            lambda done: self.written.append(done),
             lambda _: None,
             self.ticking,
             PATIENCE,
@@ -152,8 +154,10 @@ class Keeper:
             case "hopeless", _:
                 self.ticking.wait(2 * PATIENCE)
             case "later", _:
-                for call in [*self.postponed[:50], *self.written[:50]]:
+                for call in self.postponed[:50]:
                     call()
+                for done in self.written[:50]:
+                    done(bool(numbers[0] % 4))
                 self.postponed, self.written = [], []
             case "ask", _:
                 self._ask(numbers[0])
@@ -198,9 +202,7 @@ class Keeper:
         before = {store: list(store.have) for store in self.opened}
         try:
             packet = packet[: proto.MAX_MESSAGE]
-            if any(
-                word in packet for word in (b"present", b"progress", b"synced", b"checked", b"scrubbed", b"shortened")
-            ):
+            if any(word in packet for word in _OF_VERIFIERS):
                 message = dispatch.handle(verifier.decode_for_keeper, self.of_verifier, packet, [])
             else:
                 message = dispatch.handle(proto.decode_for_keeper, self.of_worker, packet, [])
@@ -258,8 +260,8 @@ def _messages() -> Iterator[bytes]:
         verifier.Progress(1, 0, 8192, True, FillReason.AHEAD),
         verifier.Progress(1, 1, 4096, True, FillReason.PREFETCH),
         verifier.Progress(1, 2, 1 << 20, True, FillReason.DEMAND), verifier.Progress(2, 0, 8192, True,
-        FillReason.DEMAND), verifier.Present(1, "7"), verifier.Present(2, "1"), verifier.Synced(1),
-        verifier.Synced(2), verifier.Synced(3),
+        FillReason.DEMAND), verifier.Present(1, "7"), verifier.Present(2, "1"), verifier.Closed(1),
+        verifier.Closed(2), verifier.Closed(3),
     ]  # fmt: skip
     yield from map(verifier.encode, checked)
     yield from map(proto.encode, said)
