@@ -122,12 +122,13 @@ class Verifier:
         self._tell(proto.Scrubbed(message.ticket, number, error))
 
     def _cut(self, message: proto.Cut, store: Store) -> None:
-        error = ""
+        done = proto.Shortened(message.store, message.segment, message.have)
         try:
-            store.cut(message.segment, message.have)
+            store.cut(message.segment, message.have, lambda: self._tell(done))
+        except ConnectionError:
+            raise
         except OSError as failure:
-            error = os.strerror(failure.errno or 0)
-        self._tell(proto.Shortened(message.store, message.segment, message.have, error))
+            self._tell(msgspec.structs.replace(done, error=os.strerror(failure.errno or 0)))
 
     def _tell(self, message: proto.ToKeeper) -> None:
         with self._send_lock:
@@ -175,8 +176,15 @@ class Verifier:
                 return proto.Verdict(0, 0, "the store is closed")
             self._writing[offer.store] += 1
             private = self._buffers.pop() if self._buffers else bytearray(_USUAL)
+        plan = store.plan
+
+        def tell(have: int) -> None:
+            assert isinstance(offer, proto.Piece)
+            done = have == plan.segments[offer.segment].size
+            self._tell(proto.Progress(offer.store, offer.segment, have, done, offer.why))
+
         try:
-            verdict = store.judge(offer, lambda size: _copy(memory, size, private))
+            return store.judge(offer, lambda size: _copy(memory, size, private), tell)
         finally:
             with self._lock:
                 if len(private) == _USUAL:
@@ -184,10 +192,6 @@ class Verifier:
                 self._writing[offer.store] -= 1
                 if not self._writing[offer.store]:
                     self._idle.notify_all()
-        if isinstance(offer, proto.Piece) and not verdict.error:
-            done = verdict.have == store.plan.segments[offer.segment].size
-            self._tell(proto.Progress(offer.store, offer.segment, verdict.have, done, offer.why))
-        return verdict
 
 
 def _copy(memory: Fd, size: int, private: bytearray) -> memoryview:

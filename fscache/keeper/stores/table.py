@@ -268,14 +268,11 @@ class StoreTable:
         if store.shown:
             self._show(verifier.Cut(store.number, segment, have), [])
 
-    def shortened(self, store: KeptStore, segment: int, have: int, *, failed: bool) -> None:
-        """That was done, or could not be: then it counts again, for whoever reads."""
+    def shortened(self, store: KeptStore, segment: int, have: int) -> None:
+        """That was done, or could not be: then it counts again once the verifier says how much there is."""
         if store.shortening.get(segment) != have:
             raise LieError(f"segment {segment} of store {store.label} was not to be cut at {have}")
         del store.shortening[segment]
-        if failed:
-            store.grow(segment, store.size(segment))
-            return
         self._tell(store, proto.CloseStore(store.number))  # what it knows of it is wrong
         self.introduce(store)
         self.asking.all_of(store)

@@ -759,10 +759,30 @@ def test_what_is_wrong_is_cut_and_asked_for_again(table: Table, cut: KeptStore) 
     assert cut.complete
 
 
+def test_what_a_segment_had_before_it_is_cut_lets_nobody_go_on(table: Table, cut: KeptStore) -> None:
+    """A worker may ask the verifier how far a segment is at any moment."""
+    reader = Reader()
+    table.wait(cut, 1, 8192, reader)
+    for have in (8192, cut.size(1)):
+        done = have == cut.size(1)
+        table.on_message(verifier.Progress(cut.number, 1, have, done, proto.FillReason.DEMAND))
+    assert (reader.answers, reader.completions, cut.have[1], cut.complete) == ([], 0, 4096, False)
+    table.on_message(verifier.Shortened(cut.number, 1, 4096))
+    assert table.said(proto.Fill)[-1] == proto.Fill(cut.number, 1, 8192)
+    table.on_message(verifier.Progress(cut.number, 1, 8192, False, proto.FillReason.DEMAND))
+    assert (reader.answers, cut.have[1]) == ([True], 8192)
+
+
 def test_what_cannot_be_cut_counts_as_before(table: Table, cut: KeptStore) -> None:
+    """And no more than before, so who waits is asked for."""
+    reader = Reader()
+    table.wait(cut, 1, 8192, reader)
     table.on_message(verifier.Shortened(cut.number, 1, 4096, "Read-only file system"))
+    assert not (cut.shortening or cut.complete)
+    assert table.said(proto.Fill)[-1] == proto.Fill(cut.number, 1, 8192)
+    table.on_message(verifier.Progress(cut.number, 1, cut.size(1), True, proto.FillReason.DEMAND))
+    assert reader.answers == [True]
     assert cut.complete
-    assert not cut.shortening
 
 
 def test_a_new_verifier_cuts_it(table: Table, cut: KeptStore) -> None:
