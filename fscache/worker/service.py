@@ -132,8 +132,7 @@ class Worker:
         store = self._stores[number]
         lane, first = _lane(files, remotes), not store.sources
         # What is here goes before what is elsewhere.
-        store.sources[:0] = self._sources(store.plan, files, [])
-        store.sources += self._sources(store.plan, [], remotes)
+        store.add(self._sources(store.plan, files, []), self._sources(store.plan, [], remotes))
         if first or remotes:
             with self._work:
                 self._scheduler.move(number, lane, remote=first and bool(remotes))

@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from nydus_erofs.erofs.errors import FormatError, KernelError, ServiceError
+from nydus_erofs.fscache.config.backend import Registry
 from nydus_erofs.fscache.keeper.children import dispatch
 from nydus_erofs.fscache.keeper.children.traffic import TrafficTable
 from nydus_erofs.fscache.keeper.scrub import Scrub
@@ -26,7 +27,7 @@ from nydus_erofs.fscache.keeper.stores.news import News
 from nydus_erofs.fscache.keeper.stores.restore import restore
 from nydus_erofs.fscache.keeper.stores.spec import load_folder
 from nydus_erofs.fscache.keeper.stores.table import StoreTable
-from nydus_erofs.fscache.kernel import channel
+from nydus_erofs.fscache.kernel import channel, statx
 from nydus_erofs.fscache.kernel.fd import Fd
 from nydus_erofs.fscache.proto import verifier
 from nydus_erofs.fscache.proto import worker as proto
@@ -206,6 +207,31 @@ def test_copies_of_a_blob_are_sources_up_to_what_one_message_takes(
     table.introduce_all()
     assert table.lent == len(store.sources.files) + 2 > 4
     assert table.lent <= proto.MAX_FDS
+
+
+def test_copies_that_others_brought_before_are_in_nobodys_way(
+    table: Table, folder: Path, source: Callable[..., Fd]
+) -> None:
+    """They may all be wrong: the last one is always asked, also for who waits already."""
+    for number in range(30):
+        store = table.open_folder(KEY, folder, source(f"wrong{number}"))
+    table.wait(store, 0, 4096, Reader())
+    before, right = len(store.sources.files), source("right")
+    identity = statx.identity(right.fd)
+    table.sent.clear()
+    table.open_folder(KEY, folder, right)
+    assert [statx.identity(fd.fd) for fd in store.sources.files][-1] == identity
+    assert len(store.sources.files) == before
+    kinds = [type(message) for message in table.sent]
+    assert kinds == [proto.CloseStore, proto.OpenStore, proto.Fill]
+
+
+def test_servers_that_others_named_before_are_in_nobodys_way(table: Table, folder: Path) -> None:
+    for number in range(30):
+        store = table.open_folder(KEY, folder)
+        table.add_source(store, Registry(host=f"r{number}", repo="x"))
+    assert store.sources.remotes[-1] == Registry(host="r29", repo="x")
+    assert len(store.sources.remotes) < 30
 
 
 def test_other_files_in_the_place_of_those_that_are_in_use(

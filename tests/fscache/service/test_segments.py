@@ -396,3 +396,21 @@ def test_a_store_removed_under_a_live_mount(service: Service, built: Built, nydu
     service.umount(target)
     service.mount(built.bootstrap, target=target)
     compare(built.tree, target)
+
+
+def test_damaged_copies_of_other_mounts_are_in_nobodys_way(service: Service, built: Built) -> None:
+    """However many there are, and though all share one store."""
+    wrong = bytearray(built.blob.read_bytes())
+    wrong[: len(wrong) // 2] = bytes(len(wrong) // 2)
+
+    def mount_wrong(number: int) -> Path:
+        folder = service.work / f"wrong{number}"
+        folder.mkdir()
+        shutil.copy(built.bootstrap, folder)
+        (folder / built.blob.name).write_bytes(wrong)
+        return service.mount(folder / built.bootstrap.name)
+
+    for number in range(9):
+        mount_wrong(number)
+    target = service.mount(built.bootstrap)
+    compare(built.tree, target)
