@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
+from ...erofs.errors import NydusErofsError
 from ...erofs.source import FileSource
 from ..kernel import channel
 from ..kernel.fd import Fd
@@ -57,25 +58,26 @@ class Verifier:
         match message:
             case proto.OpenFolder(store=number):
                 plan, folder = fds
-                self._open(number, Store(Plan(plan), SegmentFiles(folder)))
+                self._open(number, lambda: Store(Plan(plan), SegmentFiles(folder)))
             case proto.OpenObject(store=number, raw_size=0):
                 cache_object, plan = fds
-                self._open(number, Store(Plan(plan), ObjectSink(cache_object)))
+                self._open(number, lambda: Store(Plan(plan), ObjectSink(cache_object)))
             case proto.OpenObject(store=number):
                 cache_object, *files = fds
                 whole = RawPlan("bootstrap", message.raw_size, message.segment_size)
                 raw = FileSource(files[0].steal()) if files else None
-                self._open(number, Store(whole, ObjectSink(cache_object), raw, message.identity))
+                self._open(number, lambda: Store(whole, ObjectSink(cache_object), raw, message.identity))
             case proto.CloseStore(store=number, sync=sync):
                 with self._lock:
-                    store = self._stores.pop(number)
-                if sync:
+                    store = self._stores.pop(number, None)
+                if sync and store is not None:
                     start(self._sync, number, store)
             case proto.Sync(store=number):
-                start(self._sync, number, self._stores[number])
+                if (store := self._stores.get(number)) is not None:
+                    start(self._sync, number, store)
             case proto.Scrub():
                 self._scrubbing = message.ticket
-                start(self._scrub, message, self._stores[message.store])
+                start(self._scrub, message, self._stores.get(message.store))
             case proto.EndScrub():
                 self._scrubbing = 0
             case proto.Cut():
@@ -85,10 +87,17 @@ class Verifier:
             case proto.Connect():
                 start(self._welcome, fds[0])
 
-    def _open(self, number: int, store: Store) -> None:
-        bits = sum(1 << segment for segment, there in enumerate(store.filled(store.plan)) if there)
-        with self._lock:
-            self._stores[number] = store
+    def _open(self, number: int, make: Callable[[], Store]) -> None:
+        """Open a store. Of one that cannot be opened nothing is there, and what is offered of it is refused."""
+        bits = 0
+        try:
+            store = make()
+            bits = sum(1 << segment for segment, there in enumerate(store.filled(store.plan)) if there)
+        except (NydusErofsError, OSError) as error:
+            sys.stderr.write(f"a store cannot be opened: {error}\n")
+        else:
+            with self._lock:
+                self._stores[number] = store
         self._tell(proto.Present(number, f"{bits:x}"))
 
     def _sync(self, number: int, store: Store) -> None:
@@ -102,8 +111,11 @@ class Verifier:
         else:
             self._tell(proto.Synced(number))
 
-    def _scrub(self, message: proto.Scrub, store: Store) -> None:
+    def _scrub(self, message: proto.Scrub, store: Store | None) -> None:
         number, error = message.store, ""
+        if store is None:
+            self._tell(proto.Scrubbed(message.ticket, number, proto.NO_PLAN))
+            return
 
         def wanted() -> bool:
             return self._scrubbing == message.ticket and number in self._stores
@@ -117,6 +129,8 @@ class Verifier:
                 budget = Budget(message.rate)
                 for segment, found in scrub(store.plan, store.sink, message.first, budget, wanted):
                     self._tell(proto.Checked(message.ticket, number, segment, *found))
+        except NydusErofsError:  # it was right a moment ago
+            error = proto.NO_PLAN
         except OSError as failure:
             error = os.strerror(failure.errno or 0)
         self._tell(proto.Scrubbed(message.ticket, number, error))

@@ -155,6 +155,23 @@ def test_what_is_said_of_a_segment_is_said_in_the_order_in_which_it_became_so(
     assert [type(running.said()) for _ in range(2)] == [proto.Progress, proto.Shortened]
 
 
+def test_a_store_that_cannot_be_opened(running: Running, made: MadeStore) -> None:
+    """Its plan is none: nothing is there, nothing is taken, and the others are served."""
+    broken = made.folder.parent / "broken"
+    broken.mkdir()
+    (broken / "plan").write_bytes(b"no plan")
+    running.open_folder(2, broken)
+    assert running.said() == proto.Present(2, "0")
+    connection = Link(running.link()).connect()
+    assert connection.ask(proto.Piece(2, 0, 0, 0, FillReason.DEMAND), []).error == "the store is closed"
+    running.tell(proto.Sync(2))
+    running.tell(proto.Scrub(7, 2, "ab" * 32, 0, 1 << 20))
+    assert running.said() == proto.Scrubbed(7, 2, proto.NO_PLAN)
+    running.tell(proto.CloseStore(2, True))
+    fill(made, connection, 0, [])
+    assert isinstance(running.said(), proto.Progress)
+
+
 NONSENSE = [
     b"x", b"[]", b'["piece",1,0,0,1]', b'["piece",1,0,0,-1,"demand"]', b'["piece",1,0,0,5000,"demand"]',
     b'["piece",1,0,0,1,"for fun"]', b'[1,0,0,1,"demand"]', b'["proof",1,0]', b'["proof",1,99999999999]',
