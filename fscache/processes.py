@@ -38,6 +38,7 @@ class Process:
         descriptors: by number; those of messages come later.
         environment: patterns of the variables that it is given; None for all of its parent's.
         hears, says: to and from the keeper.
+        oom_score: its oom_score_adj, or its starter's if that is more; None for its starter's.
     """
 
     name: str
@@ -57,6 +58,7 @@ class Process:
     connect: bool = False
     umask: int | None = None  # None: its starter's
     limits: Sequence[Limit] = ()
+    oom_score: int | None = None
 
     def limit(self, kind: str) -> Limit:
         return next(limit for limit in self.limits if limit.kind == kind)
@@ -70,6 +72,8 @@ class Process:
 
 
 _NO_CORE = Limit("CORE", 0, why="memory holds credentials and other people's data")
+# Memory of files and sockets is nobody's. Who has used it up may be small, and must go before the keeper does.
+_GOES_FIRST = 500
 _PLAIN = ("0, 1: /dev/null", "2: a pipe that the keeper reads into its log", "3: a socket to the keeper")
 
 KEEPER = Process(
@@ -102,6 +106,7 @@ VERIFIER = Process(
     filtered=True,
     places=("read, write and cut, but not make or remove: files in `STATE/store`",),
     umask=0o077,
+    oom_score=_GOES_FIRST,
     limits=(
         Limit("AS", 1 * _GIB, 64 * _MIB, "connection", "a thread and a piece for each"),
         Limit("NPROC", 4096, why="threads, of all verifiers with this user on the host"),
@@ -136,6 +141,7 @@ WORKER = Process(
     network="TCP and UDP to servers, unix sockets of proxies; no TCP server of its own",
     connect=True,
     umask=0o077,
+    oom_score=_GOES_FIRST,
     limits=(
         Limit("AS", 4 * _GIB, 256 * _MIB, "thread", "two bootstraps of 2 GiB, and what decoders and stacks take"),
         Limit("NPROC", 4096, why="threads, of all workers with this user on the host"),
@@ -160,6 +166,7 @@ PREPARE = Process(
     filtered=True,
     places=("make, write and cut, but not read or remove: files and folders in the folder it is given",),
     umask=0o022,
+    oom_score=_GOES_FIRST,
     limits=(
         Limit("AS", 256 * _MIB, 32, "byte of the bootstrap", "Python itself, chunk tables and what is made of them"),
         Limit("NPROC", 0, why="nothing it starts could outlive it"),

@@ -94,6 +94,8 @@ def section(process: Process) -> Iterator[str]:
     yield f"- files by name: {'; '.join(process.places)}"
     if process.limits:
         yield f"- limits: {'; '.join(map(limit, process.limits))}"
+    if process.oom_score is not None:
+        yield f"- when memory runs out: ended before others (`oom_score_adj` {process.oom_score}, if it is not more)"
     yield f"- hears: {process.hears}"
     yield f"- says: {process.says}"
     yield ""

@@ -119,7 +119,7 @@ class Scrub:
     def on_shortened(self, message: verifier.Shortened) -> None:
         if (store := self._table.known(message.store)) is not None:
             self._uncut = message.error
-            self._table.shortened(store, message.segment, message.have, failed=bool(message.error))
+            self._table.shortened(store, message.segment, message.have)
 
     def on_no_verifier(self) -> None:
         """Whoever waits for it waits for the next one."""

@@ -46,6 +46,8 @@ def confine(
     close_all_but(0, 1, 2, *descriptors)
     if process.umask is not None:
         os.umask(process.umask)
+    if process.oom_score is not None:
+        _try(missing, "oom_score_adj", partial(_go_first, process.oom_score))
     for name in process.namespaces:
         _try(missing, f"{name} namespace", partial(_unshare, name))
     for limit in process.limits:
@@ -62,6 +64,13 @@ def _try(missing: list[str], what: str, step: Callable[[], object]) -> None:
         step()
     except OSError as error:
         missing.append(f"{what}: {error.strerror or error}")
+
+
+def _go_first(score: int) -> None:
+    """Raise ``oom_score_adj``, by which the kernel chooses whom to end when memory runs out."""
+    with open("/proc/self/oom_score_adj", "r+b", buffering=0) as file:
+        if int(file.read(16)) < score:
+            file.write(b"%d" % score)
 
 
 def _unshare(name: str) -> None:

@@ -149,9 +149,15 @@ class Plan:
             return hashlib.file_digest(file, "sha256").hexdigest()
 
     def chunks(self, segment: int, first: int = 0, most: int = MAX_CHUNKS) -> Iterator[PlanChunk]:
+        """As of ``AnyPlan``; FormatError when the file does not have them any more."""
         before, count = self.segments[segment][:2]
-        count = max(0, min(count - first, most))
-        raw = os.pread(self._fd.fd, count * CHUNK.size, self._chunks + (before + first) * CHUNK.size)
+        size = max(0, min(count - first, most)) * CHUNK.size
+        try:
+            raw = os.pread(self._fd.fd, size, self._chunks + (before + first) * CHUNK.size)
+        except OSError as error:
+            raise FormatError(f"damaged plan: {error.strerror}") from None
+        if len(raw) < size:
+            raise FormatError("damaged plan: it was cut off")
         return map(PlanChunk._make, CHUNK.iter_unpack(raw))
 
 

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
+from ...erofs.errors import NydusErofsError
 from ...erofs.source import FileSource
 from ..kernel import channel
 from ..kernel.fd import Fd
@@ -57,18 +58,18 @@ class Verifier:
         match message:
             case proto.OpenFolder(store=number):
                 plan, folder = fds
-                self._open(number, Store(Plan(plan), SegmentFiles(folder)))
+                self._open(number, lambda: Store(Plan(plan), SegmentFiles(folder)))
             case proto.OpenObject(store=number, raw_size=0):
                 cache_object, plan = fds
-                self._open(number, Store(Plan(plan), ObjectSink(cache_object)))
+                self._open(number, lambda: Store(Plan(plan), ObjectSink(cache_object)))
             case proto.OpenObject(store=number):
                 cache_object, *files = fds
                 whole = RawPlan("bootstrap", message.raw_size, message.segment_size)
                 raw = FileSource(files[0].steal()) if files else None
-                self._open(number, Store(whole, ObjectSink(cache_object), raw, message.identity))
+                self._open(number, lambda: Store(whole, ObjectSink(cache_object), raw, message.identity))
             case proto.CloseStore(store=number):
                 with self._lock:
-                    del self._stores[number]
+                    self._stores.pop(number, None)
                     writing = self._writing[number]
                 if writing:
                     start(self._close, number)
@@ -76,7 +77,7 @@ class Verifier:
                     self._tell(proto.Closed(number))
             case proto.Scrub():
                 self._scrubbing = message.ticket
-                start(self._scrub, message, self._stores[message.store], fds)
+                start(self._scrub, message, self._stores.get(message.store), fds)
             case proto.EndScrub():
                 self._scrubbing = 0
             case proto.Cut():
@@ -86,10 +87,17 @@ class Verifier:
             case proto.Connect():
                 start(self._welcome, fds[0])
 
-    def _open(self, number: int, store: Store) -> None:
-        bits = sum(1 << segment for segment, there in enumerate(store.filled(store.plan)) if there)
-        with self._lock:
-            self._stores[number] = store
+    def _open(self, number: int, make: Callable[[], Store]) -> None:
+        """Open a store. Of one that cannot be opened nothing is there, and what is offered of it is refused."""
+        bits = 0
+        try:
+            store = make()
+            bits = sum(1 << segment for segment, there in enumerate(store.filled(store.plan)) if there)
+        except (NydusErofsError, OSError) as error:
+            sys.stderr.write(f"a store cannot be opened: {error}\n")
+        else:
+            with self._lock:
+                self._stores[number] = store
         self._tell(proto.Present(number, f"{bits:x}"))
 
     def _close(self, number: int) -> None:
@@ -98,8 +106,12 @@ class Verifier:
                 self._idle.wait()
         self._tell(proto.Closed(number))
 
-    def _scrub(self, message: proto.Scrub, store: Store, files: Sequence[Fd]) -> None:
-        number, plan, sink, error = message.store, store.plan, store.sink, ""
+    def _scrub(self, message: proto.Scrub, store: Store | None, files: Sequence[Fd]) -> None:
+        number, error = message.store, ""
+        if store is None:
+            self._tell(proto.Scrubbed(message.ticket, number, proto.NO_PLAN))
+            return
+        plan, sink = store.plan, store.sink
         assert isinstance(plan, Plan)
 
         def wanted() -> bool:
@@ -118,17 +130,20 @@ class Verifier:
                 budget = Budget(message.rate)
                 for segment, found in scrub(plan, look, message.first, budget, wanted):
                     self._tell(proto.Checked(message.ticket, number, segment, *found))
+        except NydusErofsError:  # it was right a moment ago
+            error = proto.NO_PLAN
         except OSError as failure:
             error = os.strerror(failure.errno or 0)
         self._tell(proto.Scrubbed(message.ticket, number, error))
 
     def _cut(self, message: proto.Cut, store: Store) -> None:
-        error = ""
+        done = proto.Shortened(message.store, message.segment, message.have)
         try:
-            store.cut(message.segment, message.have)
+            store.cut(message.segment, message.have, lambda: self._tell(done))
+        except ConnectionError:
+            raise
         except OSError as failure:
-            error = os.strerror(failure.errno or 0)
-        self._tell(proto.Shortened(message.store, message.segment, message.have, error))
+            self._tell(msgspec.structs.replace(done, error=os.strerror(failure.errno or 0)))
 
     def _tell(self, message: proto.ToKeeper) -> None:
         with self._send_lock:
@@ -176,8 +191,15 @@ class Verifier:
                 return proto.Verdict(0, 0, "the store is closed")
             self._writing[offer.store] += 1
             private = self._buffers.pop() if self._buffers else bytearray(_USUAL)
+        plan = store.plan
+
+        def tell(have: int) -> None:
+            assert isinstance(offer, proto.Piece)
+            done = have == plan.segments[offer.segment].size
+            self._tell(proto.Progress(offer.store, offer.segment, have, done, offer.why))
+
         try:
-            verdict = store.judge(offer, lambda size: _copy(memory, size, private))
+            return store.judge(offer, lambda size: _copy(memory, size, private), tell)
         finally:
             with self._lock:
                 if len(private) == _USUAL:
@@ -185,10 +207,6 @@ class Verifier:
                 self._writing[offer.store] -= 1
                 if not self._writing[offer.store]:
                     self._idle.notify_all()
-        if isinstance(offer, proto.Piece) and not verdict.error:
-            done = verdict.have == store.plan.segments[offer.segment].size
-            self._tell(proto.Progress(offer.store, offer.segment, verdict.have, done, offer.why))
-        return verdict
 
 
 def _copy(memory: Fd, size: int, private: bytearray) -> memoryview:

@@ -142,9 +142,11 @@ class Fill:
                 failure, server = error, source.label
             except BackendError as error:
                 failure = error
+                continue
             else:
                 yield data
                 failure, server = CorruptError("its bytes have another digest"), source.label
+            self._store.put_last(source)
         if failure.retryable:
             raise failure
         raise CorruptError(

@@ -49,6 +49,7 @@ class Worker:
     def __init__(self, sock: socket.socket, limits: Limits) -> None:
         self._sock, self._limits = sock, limits
         self._stores: dict[int, Store] = {}
+        self._unopened: dict[int, str] = {}  # stores that could not be opened, and why
         self._link: Link | None = None
         self._scheduler = Scheduler(*limits.scheduling)
         self._lock = threading.Lock()
@@ -74,16 +75,22 @@ class Worker:
                 self._link = Link(fds[0])
             case proto.OpenStore(folder=True):
                 plan, folder, *blobs = fds
-                self._open(message, Plan(plan), blobs, message.remotes, folder)
+                self._open(message, lambda: Plan(plan), blobs, message.remotes, folder)
             case proto.OpenStore():
                 plan, *blobs = fds
-                self._open(message, Plan(plan), blobs, message.remotes)
+                self._open(message, lambda: Plan(plan), blobs, message.remotes)
             case proto.OpenBootstrap(published=published):
                 raw = RawPlan("bootstrap", message.size, message.segment_size)
                 lazy = None if published is None else self._bootstrap(published)
-                self._open(message, raw, fds, [] if published is None else [published.remote], lazy=lazy)
+                self._open(message, lambda: raw, fds, [] if published is None else [published.remote], lazy=lazy)
             case proto.Inspect() | proto.Peek() | proto.FetchRange() | proto.FetchBootstrap():
                 self._start(self._answer, message, fds)
+            case proto.CloseStore(store=store) if self._unopened.pop(store, None):
+                pass
+            case proto.AddSource(store=store) if store in self._unopened:
+                pass
+            case proto.Fill(store=store, segment=segment) if store in self._unopened:
+                self._tell(proto.Failed(store, segment, self._unopened[store]))
             case proto.AddSource(store=store, remotes=remotes):
                 self._add_source(store, fds, remotes)
             case proto.CloseStore(store=store):
@@ -114,12 +121,17 @@ class Worker:
     def _open(
         self,
         message: proto.OpenStore | proto.OpenBootstrap,
-        plan: AnyPlan,
+        load: Callable[[], AnyPlan],
         blobs: Sequence[Fd],
         remotes: Sequence[Remote],
         folder: Fd | None = None,
         lazy: LazyBootstrap | None = None,
     ) -> None:
+        try:
+            plan = load()
+        except (NydusErofsError, OSError) as error:
+            self._unopened[message.store] = str(error)[:MAX_TEXT]
+            return
         lane, number = _lane(blobs, remotes), message.store
         sources = [lazy] if lazy is not None else self._sources(plan, blobs, remotes)
         bits = int(message.filled, 16)
@@ -132,8 +144,7 @@ class Worker:
         store = self._stores[number]
         lane, first = _lane(files, remotes), not store.sources
         # What is here goes before what is elsewhere.
-        store.sources[:0] = self._sources(store.plan, files, [])
-        store.sources += self._sources(store.plan, [], remotes)
+        store.add(self._sources(store.plan, files, []), self._sources(store.plan, [], remotes))
         if first or remotes:
             with self._work:
                 self._scheduler.move(number, lane, remote=first and bool(remotes))

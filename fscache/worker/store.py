@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import threading
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
@@ -36,12 +37,24 @@ class Store:
         proof: Callable[[], bytes] | None = None,
     ) -> None:
         self.plan, self.proof = plan, proof
-        self.sources = list(sources)
+        self.sources, self._lock = tuple(sources), threading.Lock()
         self._folder = folder
         self._aside: Fd | None = None
         if folder is not None:
             with contextlib.suppress(OSError):
                 self._aside = Fd(os.open(SET_ASIDE, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=folder.fd))
+
+    def add(self, first: Sequence[BlobSource], last: Sequence[BlobSource]) -> None:
+        """More places, before and behind those that are known."""
+        with self._lock:
+            self.sources = (*first, *self.sources, *last)
+
+    def put_last(self, source: BlobSource) -> None:
+        """One that brought wrong bytes: others are asked first from now on."""
+        with self._lock:
+            others = [other for other in self.sources if other is not source]
+            if len(others) < len(self.sources):
+                self.sources = (*others, source)
 
     def have(self, segment: int) -> int | None:
         """Bytes that a segment has from its start on, BackendError; None when only the verifier can tell."""

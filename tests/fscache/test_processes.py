@@ -75,6 +75,7 @@ def compare(seen: Seen, process: Process, parent: int, count: int) -> None:
     assert seen.status["Seccomp"] == "2"  # a filter
     assert seen.status["Seccomp"] == ("2" if process.filtered else "0")
     assert seen.status["Umask"] == f"{process.umask:04o}"
+    assert seen.oom_score == process.oom_score
     assert seen.parent == parent
     assert seen.terminal == 0
     for limit in process.limits:

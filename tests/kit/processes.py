@@ -68,6 +68,7 @@ class Seen(NamedTuple):
     namespaces: dict[str, str]
     environment: dict[str, str]
     descriptors: dict[int, str]
+    oom_score: int  # oom_score_adj
 
 
 def look_at(pid: int) -> Seen:
@@ -85,6 +86,7 @@ def look_at(pid: int) -> Seen:
         namespaces={path.name: os.readlink(path) for path in (proc / "ns").iterdir()},
         environment={name: value for name, _, value in pairs},
         descriptors=_descriptors(proc / "fd"),
+        oom_score=int((proc / "oom_score_adj").read_text()),
     )
 
 

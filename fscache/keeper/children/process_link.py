@@ -174,6 +174,7 @@ class ProcessLink:
             self.pid = 0
             loop.remove_reader(sock.fileno())
             loop.remove_writer(sock.fileno())
+            sock.shutdown(socket.SHUT_RD)  # it may have given the other end to others: they can say no more
             while self._receive(sock):  # what it said last
                 pass
             self._outbox.discard()

@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import os
 from dataclasses import dataclass
+from functools import partial
 
 from ....erofs.errors import BackendError, FormatError, NydusErofsError
 from ....erofs.ids import blob_id
@@ -279,8 +280,12 @@ class ServedImages:
             source = places.take(blob)
         sizes, plan = load_plan(self._plan_of(key))
         store = self._objects.add_store(cache_object, key, BlobSpec(sizes, cache_object.fd.dup(), plan), source)
-        self._healer.watch(store, blob, lambda: image.origin)
+        self._healer.watch(store, blob, partial(self._origins, cache_object.volume, blob))
         return store
+
+    def _origins(self, volume: str, blob: str) -> list[Origin]:
+        """Where the images that use a blob come from."""
+        return [image.origin for image in self._with_blob(volume, blob)]
 
 
 def _length(image: ServedImage) -> int:

@@ -21,6 +21,7 @@ from ..children.errands import Errands, Say, errand, in_child
 from ..disk import Disk
 from ..images.bootstraps import Bootstraps
 from ..images.healing import Healer
+from ..images.origin import Origin
 from ..images.places import Places, arrive
 from ..images.prepared import Images
 from ..log import logger
@@ -192,7 +193,15 @@ class FanotifyEngine:
     def _heal(self, mounted: MountedImage) -> None:
         """From now on a blob that cannot be read is looked for again: there may be an intact copy in its place."""
         for store, blob in zip(mounted.stores, mounted.blobs, strict=True):
-            self._healer.watch(store, blob, lambda: mounted.origin)
+            self._healer.watch(store, blob, partial(self._origins, store))
+
+    def _origins(self, store: KeptStore) -> list[Origin]:
+        """Where the images that have a store come from."""
+        origins: list[Origin] = []
+        for mounted in self._mounts:
+            if store in mounted.stores and mounted.origin not in origins:
+                origins.append(mounted.origin)
+        return origins
 
     async def _mount(self, mounted: MountedImage, prepared: image.ImageRecord, flags: int, errands: Errands) -> int:
         boot, target = boot_of(self._state, mounted.record), mounted.record.target

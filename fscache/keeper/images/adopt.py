@@ -12,6 +12,7 @@ from ....erofs.errors import FormatError
 from ...kernel.plain import open_plain
 from ...state import image
 from ...state.layout import BOOT, PLAN, RECORD, STORES, segment_name
+from ...state.plan import Plan
 from .. import durable
 from ..children.errands import Say
 from ..paths import away
@@ -33,6 +34,8 @@ def adopt(work: str, final: str, store: str, uid: int, localized: bool, _: Say) 
     _claim(work, files=[RECORD, *([BOOT] if localized else [])], folders=[STORES])
     record = image.load(work)
     _claim(stores, folders=sorted({ref.key for ref in record.stores}))
+    for ref in record.stores:
+        _check(os.path.join(stores, ref.key), ref)
     for key, segments in {ref.key: ref.segments for ref in record.stores}.items():
         _adopt_store(os.path.join(stores, key), os.path.join(store, key), segments if localized else 0, uid)
     os.rmdir(stores)
@@ -70,18 +73,27 @@ def _claim(folder: str, *, files: Sequence[str] = (), folders: Sequence[str] = (
         os.chown(os.path.join(folder, name), 0, 0, follow_symlinks=False)
 
 
+def _check(new: str, ref: image.StoreRef) -> None:
+    """Make a fresh store root's, if its name and all that the image's record says of it are what its plan says.
+
+    So a ``prepare`` gone wrong can neither give another image's store another plan, nor have it taken for damaged,
+    nor have its bytes looked for in another blob.
+    """
+    _claim(new, files=[PLAN])
+    path = os.path.join(new, PLAN)
+    plan = Plan(open_plain(path))
+    if ref != image.StoreRef(_digest(path), plan.blob_id, len(plan.segments), plan.size):
+        raise FormatError(f"{_FAILED}the plan of store {ref.key[:12]} is another")
+
+
 def _adopt_store(new: str, final: str, segments: int, uid: int) -> None:
     """Move a fresh store to its place, or keep the one that is there with what it has fetched.
 
-    The folder and its plan become root's, so that a verifier gone wrong can only spoil segments; and the key is
-    looked at, so that a ``prepare`` gone wrong cannot give another image's store another plan. Segment files are made
+    The folder and its plan are root's, so that a verifier gone wrong can only spoil segments. Segment files are made
     here, empty: nobody else can have put anything into them. Its epoch is for whoever opens it: nothing is written
     before.
     """
     key = os.path.basename(final)
-    _claim(new, files=[PLAN])
-    if _digest(os.path.join(new, PLAN)) != key:
-        raise FormatError(f"{_FAILED}the plan of store {key[:12]} is another")
     if os.path.lexists(final):
         if _whole(final, segments, key, os.path.join(new, PLAN)):
             with contextlib.suppress(FileNotFoundError):  # it may have gone in a damaged one's place

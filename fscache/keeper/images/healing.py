@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 from ....erofs.errors import NydusErofsError
@@ -27,20 +27,26 @@ class Healer:
         self._table, self._own = table, own
         self._looking: set[str] = set()  # keys of stores whose blob is being looked for
 
-    def watch(self, store: KeptStore, blob: BlobId, origin: Callable[[], Origin]) -> None:
-        """From now on look for a store's blob, where its image comes from by then, when it cannot be read."""
-        store.reopen = partial(self._look_again, store, blob, origin)
+    def watch(self, store: KeptStore, blob: BlobId, origins: Callable[[], Sequence[Origin]]) -> None:
+        """From now on look for a store's blob, wherever the images that have it by then come from, when it cannot be
+        read."""
+        store.reopen = partial(self._look_again, store, blob, origins)
 
-    def _look_again(self, store: KeptStore, blob: BlobId, origin: Callable[[], Origin]) -> None:
+    def _look_again(self, store: KeptStore, blob: BlobId, origins: Callable[[], Sequence[Origin]]) -> None:
         if store.key not in self._looking:
             self._looking.add(store.key)
-            background(self._reopen(store, blob, origin()), "a blob cannot be looked for")
+            background(self._reopen(store, blob, origins()), "a blob cannot be looked for")
 
-    async def _reopen(self, store: KeptStore, blob: BlobId, origin: Origin) -> None:
+    async def _reopen(self, store: KeptStore, blob: BlobId, origins: Sequence[Origin]) -> None:
+        try:
+            for origin in origins:
+                await self._reopen_from(store, blob, origin)
+        finally:
+            self._looking.discard(store.key)
+
+    async def _reopen_from(self, store: KeptStore, blob: BlobId, origin: Origin) -> None:
         try:
             with Places(origin, self._own) as places:
                 self._table.add_source(store, await places.find(blob))
         except NydusErofsError as error:
             logger().debug("its blob is not there", store=store.label, error=error.message)
-        finally:
-            self._looking.discard(store.key)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from enum import Enum, auto
 from math import inf
 from operator import gt
+from typing import Any
 
 from ....erofs.errors import KernelError
 from ...config.backend import Remote
@@ -52,6 +54,14 @@ class Waiter:
         raise NotImplementedError
 
 
+class Added(Enum):
+    """What became of one more place."""
+
+    KNOWN = auto()  # nothing
+    NEW = auto()
+    INSTEAD = auto()  # of another one
+
+
 @dataclass(slots=True)
 class Sources:
     """Where a blob's bytes come from: open files, and what lies behind a network."""
@@ -59,19 +69,28 @@ class Sources:
     files: list[Fd] = field(default_factory=list)
     remotes: list[Remote] = field(default_factory=list)
 
-    def add(self, source: Fd | Remote) -> bool:
-        """One more place, unless it is known, as where images share a blob, or there are enough. Takes the Fd."""
+    def add(self, source: Fd | Remote) -> Added:
+        """One more place, unless it is known, as where images share a blob. Takes the Fd.
+
+        When there are too many, the oldest goes: nobody can see to it that what others bring counts for nothing.
+        """
         if not isinstance(source, Fd):
-            new = source not in self.remotes and len(self.remotes) < _MAX_SOURCES
-            if new:
-                self.remotes.append(source)
-            return new
-        known = [statx.identity(fd.fd) for fd in self.files]
-        if statx.identity(source.fd) in known or len(known) >= _MAX_SOURCES:
-            source.close()
-            return False
-        self.files.append(source)
-        return True
+            if source in self.remotes:
+                return Added.KNOWN
+            self.remotes.append(source)
+            places: list[Any] = self.remotes
+        else:
+            if statx.identity(source.fd) in [statx.identity(fd.fd) for fd in self.files]:
+                source.close()
+                return Added.KNOWN
+            self.files.append(source)
+            places = self.files
+        if len(places) <= _MAX_SOURCES:
+            return Added.NEW
+        oldest = places.pop(0)
+        if isinstance(oldest, Fd):
+            oldest.close()
+        return Added.INSTEAD
 
     def __bool__(self) -> bool:
         return bool(self.files or self.remotes)

@@ -56,6 +56,8 @@ class News:
             return
         if have > store.size(segment) or message.done != (have == store.size(segment)):
             raise LieError(f"segment {segment} of store {store.label} has no {have} bytes, done: {message.done}")
+        if segment in store.shortening:
+            return  # it has them, and they are wrong
         complete, waited = store.complete, segment in store.waits
         new = store.grow(segment, have)
         self._table.asking.answered(store)

@@ -20,7 +20,7 @@ from ..ticker import Ticker
 from ..trouble import refusal, report
 from .asking import Asking
 from .clock import MOST, Clock
-from .kept_store import KeptStore, Waiter
+from .kept_store import Added, KeptStore, Waiter
 from .lies import LieError
 from .settling import Settling, WriteOut
 from .spec import FolderSpec, StoreSpec
@@ -124,8 +124,11 @@ class StoreTable:
             if isinstance(source, Fd):
                 source.close()
             return
-        if store.sources.add(source):
-            self._tell_source(store, source)
+        match store.sources.add(source):
+            case Added.NEW:
+                self._tell_source(store, source)
+            case Added.INSTEAD:
+                self._tell_anew(store)
 
     def _tell_source(self, store: KeptStore, source: Fd | Remote) -> None:
         if not self.is_open(store):
@@ -148,6 +151,12 @@ class StoreTable:
         """Tell the worker something of a store, if it knows of it."""
         if store.known:
             self._send(message, fds)
+
+    def _tell_anew(self, store: KeptStore) -> None:
+        """What the worker knows of a store is not so any more."""
+        self._tell(store, proto.CloseStore(store.number))
+        self.introduce(store)
+        self.asking.all_of(store)
 
     def _show_store(self, store: KeptStore) -> None:
         """Let the verifier look at it, and nobody write to it before."""
@@ -281,17 +290,12 @@ class StoreTable:
         if store.shown:
             self._show(verifier.Cut(store.number, segment, have), [])
 
-    def shortened(self, store: KeptStore, segment: int, have: int, *, failed: bool) -> None:
-        """That was done, or could not be: then it counts again, for whoever reads."""
+    def shortened(self, store: KeptStore, segment: int, have: int) -> None:
+        """That was done, or could not be: then it counts again once the verifier says how much there is."""
         if store.shortening.get(segment) != have:
             raise LieError(f"segment {segment} of store {store.label} was not to be cut at {have}")
         del store.shortening[segment]
-        if failed:
-            store.grow(segment, store.size(segment))
-            return
-        self._tell(store, proto.CloseStore(store.number))  # what it knows of it is wrong
-        self.introduce(store)
-        self.asking.all_of(store)
+        self._tell_anew(store)
 
     # --- processes come and go ---
 

@@ -30,11 +30,23 @@ from nydus_erofs.fscache.processes import PREPARE, Process
 from nydus_erofs.fscache.proto import prepare as proto
 from nydus_erofs.fscache.proto.fault import Fault
 from nydus_erofs.fscache.state.image import ImageRecord
+from nydus_erofs.fscache.state.plan import CHUNK, MAGIC, SEGMENT, PlanHeader
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(60)]
 UIDS = Config().uids
 UID = UIDS.prepare
-PLAN = b"not looked into by the keeper"
+BLOB = "cd" * 32
+
+
+def plan(segments: int = 2, blob: str = BLOB, digest: bytes = bytes(32)) -> bytes:
+    """That of a blob, with one chunk of a block in each segment."""
+    header = PlanHeader(MAGIC, blob.encode(), 1, 0, segments, segments, 4096)
+    rows = [SEGMENT.pack(4096 * number, 4096, number, 1) for number in range(segments)]
+    chunks = [CHUNK.pack(digest, 0, 4096 * number, 100, 4096, 0, 4096, 0) for number in range(segments)]
+    return header.pack() + b"".join([*rows, *chunks])
+
+
+PLAN = plan()
 KEY = hashlib.sha256(PLAN).hexdigest()
 
 
@@ -48,11 +60,11 @@ async def nothing_known(blob: BlobId, offset: int, length: int) -> tuple[Fd, int
 
 
 def leave(
-    folder: Path | str = ".", *, key: str = KEY, plan: bytes = PLAN, claims: int = 2, boot: bytes = b"boot"
+    folder: Path | str = ".", *, key: str = KEY, plan: bytes = PLAN, boot: bytes = b"boot", **claims: Any
 ) -> None:
-    """What an honest one leaves in its working directory."""
+    """What an honest one leaves in its working directory, if it claims nothing else."""
     Path(folder, "boot").write_bytes(boot)
-    store = {"key": key, "blob_id": "cd" * 32, "segments": claims, "size": 8192}
+    store = {"key": key, "blob_id": BLOB, "segments": 2, "size": 8192, **claims}
     Path(folder, "image.json").write_text(json.dumps({"stores": [store], "boot_size": len(boot)}))
     Path(folder, "stores", key).mkdir()
     Path(folder, "stores", key, "plan").write_bytes(plan)
@@ -327,13 +339,37 @@ def test_folders_without_end(ask: Ask) -> None:
 def test_the_key_of_another_store(ask: Ask, state: StatePaths) -> None:
     """It cannot give what another image fetches other digests."""
     ask(lambda sock: leave())
-    refused(ask, lambda sock: leave(plan=b"other digests"), "is another")
+    refused(ask, lambda sock: leave(plan=plan(digest=b"other" * 6 + b"s!")), "is another")
     assert Path(state.store_of(KEY), "plan").read_bytes() == PLAN
+
+
+@pytest.mark.parametrize("claims", [{"segments": 1}, {"segments": 3}, {"blob_id": "ef" * 32}, {"size": 4096}])
+def test_a_store_that_another_image_has_and_claims_that_do_not_fit_its_plan(
+    claims: dict[str, Any], ask: Ask, state: StatePaths
+) -> None:
+    """What others have fetched stays, whoever knows their plan; and its blob is what the plan says."""
+    ask(lambda sock: leave())
+    store = Path(state.store_of(KEY))
+    (store / "00001").write_bytes(b"fetched")
+    refused(ask, lambda sock: leave(**claims), "the plan of store .* is another")
+    assert (store / "00001").read_bytes() == b"fetched"
+    assert sorted(path.name for path in store.iterdir()) == ["00000", "00001", "plan"]
+
+
+def test_a_plan_that_is_none(ask: Ask) -> None:
+    """It would be read by everybody who has to do with the store."""
+    for nonsense in (b"nonsense", PLAN[:-1]):
+        named = {"key": hashlib.sha256(nonsense).hexdigest(), "plan": nonsense}
+
+        def act(sock: socket, named: dict[str, Any] = named) -> None:
+            leave(**named)
+
+        refused(ask, act, "(?i)plan")
 
 
 @pytest.mark.parametrize("claims", [0, -1, 65536, 1 << 62])
 def test_a_number_of_segments_that_cannot_be(claims: int, ask: Ask) -> None:
-    refused(ask, lambda sock: leave(claims=claims), "damaged")
+    refused(ask, lambda sock: leave(segments=claims), "damaged")
 
 
 def test_modes_that_let_the_worker_in(ask: Ask, state: StatePaths) -> None:

@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from nydus_erofs.erofs.errors import FormatError, KernelError, ServiceError
+from nydus_erofs.fscache.config.backend import Registry
 from nydus_erofs.fscache.keeper.children import dispatch
 from nydus_erofs.fscache.keeper.children.traffic import TrafficTable
 from nydus_erofs.fscache.keeper.scrub import Scrub
@@ -26,7 +27,7 @@ from nydus_erofs.fscache.keeper.stores.news import News
 from nydus_erofs.fscache.keeper.stores.restore import restore
 from nydus_erofs.fscache.keeper.stores.spec import load_folder
 from nydus_erofs.fscache.keeper.stores.table import StoreTable
-from nydus_erofs.fscache.kernel import channel
+from nydus_erofs.fscache.kernel import channel, statx
 from nydus_erofs.fscache.kernel.fd import Fd
 from nydus_erofs.fscache.proto import verifier
 from nydus_erofs.fscache.proto import worker as proto
@@ -264,6 +265,31 @@ def test_copies_of_a_blob_are_sources_up_to_what_one_message_takes(
     table.introduce_all()
     assert table.lent == len(store.sources.files) + 2 > 4
     assert table.lent <= proto.MAX_FDS
+
+
+def test_copies_that_others_brought_before_are_in_nobodys_way(
+    table: Table, folder: Path, source: Callable[..., Fd]
+) -> None:
+    """They may all be wrong: the last one is always asked, also for who waits already."""
+    for number in range(30):
+        store = table.open_folder(KEY, folder, source(f"wrong{number}"))
+    table.wait(store, 0, 4096, Reader())
+    before, right = len(store.sources.files), source("right")
+    identity = statx.identity(right.fd)
+    table.sent.clear()
+    table.open_folder(KEY, folder, right)
+    assert [statx.identity(fd.fd) for fd in store.sources.files][-1] == identity
+    assert len(store.sources.files) == before
+    kinds = [type(message) for message in table.sent]
+    assert kinds == [proto.CloseStore, proto.OpenStore, proto.Fill]
+
+
+def test_servers_that_others_named_before_are_in_nobodys_way(table: Table, folder: Path) -> None:
+    for number in range(30):
+        store = table.open_folder(KEY, folder)
+        table.add_source(store, Registry(host=f"r{number}", repo="x"))
+    assert store.sources.remotes[-1] == Registry(host="r29", repo="x")
+    assert len(store.sources.remotes) < 30
 
 
 def test_other_files_in_the_place_of_those_that_are_in_use(
@@ -865,10 +891,30 @@ def test_what_is_wrong_is_cut_and_asked_for_again(table: Table, cut: KeptStore) 
     assert cut.complete
 
 
+def test_what_a_segment_had_before_it_is_cut_lets_nobody_go_on(table: Table, cut: KeptStore) -> None:
+    """A worker may ask the verifier how far a segment is at any moment."""
+    reader = Reader()
+    table.wait(cut, 1, 8192, reader)
+    for have in (8192, cut.size(1)):
+        done = have == cut.size(1)
+        table.on_message(verifier.Progress(cut.number, 1, have, done, proto.FillReason.DEMAND))
+    assert (reader.answers, reader.completions, cut.have[1], cut.complete) == ([], 0, 4096, False)
+    table.on_message(verifier.Shortened(cut.number, 1, 4096))
+    assert table.said(proto.Fill)[-1] == proto.Fill(cut.number, 1, 8192)
+    table.on_message(verifier.Progress(cut.number, 1, 8192, False, proto.FillReason.DEMAND))
+    assert (reader.answers, cut.have[1]) == ([True], 8192)
+
+
 def test_what_cannot_be_cut_counts_as_before(table: Table, cut: KeptStore) -> None:
+    """And no more than before, so who waits is asked for."""
+    reader = Reader()
+    table.wait(cut, 1, 8192, reader)
     table.on_message(verifier.Shortened(cut.number, 1, 4096, "Read-only file system"))
+    assert not (cut.shortening or cut.complete)
+    assert table.said(proto.Fill)[-1] == proto.Fill(cut.number, 1, 8192)
+    table.on_message(verifier.Progress(cut.number, 1, cut.size(1), True, proto.FillReason.DEMAND))
+    assert reader.answers == [True]
     assert cut.complete
-    assert not cut.shortening
 
 
 def test_a_new_verifier_cuts_it(table: Table, cut: KeptStore) -> None:

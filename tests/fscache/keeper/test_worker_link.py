@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
+import socket
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -21,6 +23,7 @@ from nydus_erofs.fscache.keeper.children.worker_link import WorkerLink
 from nydus_erofs.fscache.keeper.stores.news import News
 from nydus_erofs.fscache.keeper.stores.table import StoreTable
 from nydus_erofs.fscache.keeper.ticker import Ticker
+from nydus_erofs.fscache.kernel import channel
 from nydus_erofs.fscache.kernel.fd import Fd
 from nydus_erofs.fscache.proto import worker as proto
 from tests.kit.processes import descriptors
@@ -131,6 +134,41 @@ def test_a_worker_that_cannot_live(monkeypatch: pytest.MonkeyPatch, capfd: pytes
 
     asyncio.run(main())
     assert "process ended" in "".join(capfd.readouterr())
+
+
+def test_a_dead_worker_has_a_last_word(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may have given its socket to somebody who always says one thing more."""
+    kept, said = list[socket.socket](), 0
+    pair, receive = channel.pair, channel.receive
+
+    def kept_pair() -> tuple[socket.socket, socket.socket]:
+        ours, theirs = pair()
+        kept.append(theirs.dup())
+        return ours, theirs
+
+    def talked_to(sock: socket.socket, size: int, most_fds: int = 16) -> tuple[bytes, list[Fd]]:
+        nonlocal said
+        if said < 10_000:
+            with contextlib.suppress(OSError):
+                kept[-1].send(proto.encode(proto.Pong()))
+                said += 1
+        return receive(sock, size, most_fds)
+
+    monkeypatch.setattr(channel, "pair", kept_pair)
+
+    async def work(link: Watched) -> None:
+        os.kill(await link.started.get(), signal.SIGKILL)
+        monkeypatch.setattr(channel, "receive", talked_to)
+        await link.started.get()
+        monkeypatch.setattr(channel, "receive", receive)
+        assert said < 1000
+
+    async def main() -> None:
+        await run(work)(Watched())
+
+    asyncio.run(main())
+    for sock in kept:
+        sock.close()
 
 
 @pytest.mark.parametrize("after", [True, False], ids=["later", "at once"])

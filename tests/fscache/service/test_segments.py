@@ -396,3 +396,51 @@ def test_a_store_removed_under_a_live_mount(service: Service, built: Built, nydu
     service.umount(target)
     service.mount(built.bootstrap, target=target)
     compare(built.tree, target)
+
+
+def test_damaged_copies_of_other_mounts_are_in_nobodys_way(service: Service, built: Built) -> None:
+    """However many there are, and though all share one store."""
+    wrong = bytearray(built.blob.read_bytes())
+    wrong[: len(wrong) // 2] = bytes(len(wrong) // 2)
+
+    def mount_wrong(number: int) -> Path:
+        folder = service.work / f"wrong{number}"
+        folder.mkdir()
+        shutil.copy(built.bootstrap, folder)
+        (folder / built.blob.name).write_bytes(wrong)
+        return service.mount(folder / built.bootstrap.name)
+
+    for number in range(9):
+        mount_wrong(number)
+    target = service.mount(built.bootstrap)
+    compare(built.tree, target)
+
+
+@pytest.mark.parametrize("kill", [True, False], ids=["opened before", "opened after"])
+@pytest.mark.failure("plan of a mounted image damaged")
+def test_a_plan_that_is_damaged_while_it_is_mounted(
+    kill: bool, service: Service, built: Built, nydus_images: Path
+) -> None:
+    """Who needs it gets EIO; others do not notice."""
+    target = service.mount(built.bootstrap)
+    (plan,) = (service.state / "store").glob("*/plan")
+    other = service.mount(nydus_images / "plain/boot", nydus_images / "plain/blobs")
+    os.truncate(plan, 50 if kill else plan.stat().st_size // 2)
+    if kill:
+        service.kill_verifier()
+        wait_for("there is another one", lambda: service.status()["verifier"]["restarts"] == 1)
+        assert read(target / "large/0") == {"error": "EIO"}
+    else:
+        assert {"error": "EIO"} in [read(target / f"large/{number}") for number in range(8)]
+    compare_expected(nydus_images / "expected.json", other)
+    assert service.events("segment not filled")
+    service.kill_worker()
+    wait_for("there is another one", lambda: service.status()["worker"]["restarts"] > kill)
+    service.umount(other)
+    other = service.mount(nydus_images / "lz4/boot", nydus_images / "lz4/blobs")
+    compare_expected(nydus_images / "expected.json", other)
+    status = service.status()
+    assert (status["verifier"]["restarts"], status["worker"]["restarts"]) == (kill, 1 + kill)
+    service.umount(target)
+    service.mount(built.bootstrap, target=target)
+    compare(built.tree, target)

@@ -6,6 +6,7 @@ import contextlib
 import os
 import struct
 import tracemalloc
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -96,3 +97,13 @@ def test_a_segment_of_chunks_that_are_not_there(first: int, count: int) -> None:
     SEGMENT.pack_into(raw, PlanHeader.size(), 0, EACH * CHUNK_SIZE, first, count)
     with pytest.raises(FormatError):
         read_whole(bytes(raw))
+
+
+def test_cut_off_after_it_was_opened(tmp_path: Path) -> None:
+    path = tmp_path / "plan"
+    path.write_bytes(sound())
+    plan = Plan(Fd(os.open(path, os.O_RDONLY)))
+    assert list(plan.chunks(0))
+    os.truncate(path, len(sound()) - 1)
+    with pytest.raises(FormatError, match="cut off"):
+        list(plan.chunks(len(plan.segments) - 1))

@@ -29,8 +29,8 @@ class Running:
     def __init__(self) -> None:
         self.sock, theirs = channel.pair()
         self.sock.settimeout(30)
-        self._verifier = Verifier(theirs, CONNECTIONS)
-        self._thread = threading.Thread(target=self._verifier.run)
+        self.verifier = Verifier(theirs, CONNECTIONS)
+        self._thread = threading.Thread(target=self.verifier.run)
         self._thread.start()
 
     def tell(self, message: proto.ToVerifier, *fds: Fd) -> None:
@@ -134,6 +134,42 @@ def test_a_closed_store_takes_nothing(running: Running, made: MadeStore) -> None
     verdict = connection.ask(proto.Piece(1, 0, 0, 1, FillReason.DEMAND), [b"x" * 5000])
     assert verdict.error == "the store is closed"
     assert made.path(0).stat().st_size == 0
+
+
+def test_what_is_said_of_a_segment_is_said_in_the_order_in_which_it_became_so(
+    running: Running, made: MadeStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who hears that it has been cut may believe all that he hears of it afterwards."""
+    connection, tell, cut = Link(running.link()).connect(), running.verifier._tell, threading.Event()
+
+    def late(message: proto.ToKeeper) -> None:
+        if isinstance(message, proto.Progress):
+            running.tell(proto.Cut(1, 0, 0))
+            cut.wait(1)
+        tell(message)
+        if isinstance(message, proto.Shortened):
+            cut.set()
+
+    monkeypatch.setattr(running.verifier, "_tell", late)
+    connection.ask(proto.Piece(1, 0, 0, 0, FillReason.DEMAND), [])
+    assert [type(running.said()) for _ in range(2)] == [proto.Progress, proto.Shortened]
+
+
+def test_a_store_that_cannot_be_opened(running: Running, made: MadeStore) -> None:
+    """Its plan is none: nothing is there, nothing is taken, and the others are served."""
+    broken = made.folder.parent / "broken"
+    broken.mkdir()
+    (broken / "plan").write_bytes(b"no plan")
+    running.open_folder(2, broken)
+    assert running.said() == proto.Present(2, "0")
+    connection = Link(running.link()).connect()
+    assert connection.ask(proto.Piece(2, 0, 0, 0, FillReason.DEMAND), []).error == "the store is closed"
+    running.tell(proto.Sync(2))
+    running.tell(proto.Scrub(7, 2, "ab" * 32, 0, 1 << 20))
+    assert running.said() == proto.Scrubbed(7, 2, proto.NO_PLAN)
+    running.tell(proto.CloseStore(2, True))
+    fill(made, connection, 0, [])
+    assert isinstance(running.said(), proto.Progress)
 
 
 NONSENSE = [

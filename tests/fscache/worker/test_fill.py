@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from nydus_erofs.erofs.blobmeta import ChunkInfo
 from nydus_erofs.erofs.errors import BackendError, CacheFullError, CorruptError
+from nydus_erofs.erofs.record import Buffer
 from nydus_erofs.erofs.source import FileSource
 from nydus_erofs.fscache.prepare.plan_writer import pack_plan
 from nydus_erofs.fscache.state.plan import PlanChunk, PlanFlags
@@ -198,6 +199,29 @@ def test_a_second_source_heals(name: str, order: str, open_image: OpenImages, ma
     blobs = [blob, image.blob] if order == "bad first" else [image.blob, blob]
     made = make_store(image, *blobs)
     fill(made, 1)
+    assert made.path(1).read_bytes() == contents(image)[1]
+
+
+def test_who_brought_wrong_bytes_is_asked_last(
+    open_image: OpenImages, make_store: MakeStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many there are: each costs its first wrong chunk."""
+    image = open_image()
+    blob, _ = corrupt(image, 0)
+    made = make_store(image, *[blob] * 5, image.blob)
+    right = made.store.sources[-1]
+    fill(made, 0)
+    assert made.store.sources[0] is right
+    asked: list[object] = []
+    read_at = FileSource.read_at
+
+    def read(source: FileSource, offset: int, length: int) -> Buffer:
+        asked.append(source)
+        return read_at(source, offset, length)
+
+    monkeypatch.setattr(FileSource, "read_at", read)
+    fill(made, 1)
+    assert set(asked) == {right}
     assert made.path(1).read_bytes() == contents(image)[1]
 
 
