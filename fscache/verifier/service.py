@@ -81,7 +81,7 @@ class Verifier:
             case proto.EndScrub():
                 self._scrubbing = 0
             case proto.Cut():
-                start(self._cut, message, self._stores[message.store])
+                start(self._cut, message, self._stores.get(message.store))
             case proto.Ping():
                 self._tell(proto.Pong())
             case proto.Connect():
@@ -136,8 +136,11 @@ class Verifier:
             error = os.strerror(failure.errno or 0)
         self._tell(proto.Scrubbed(message.ticket, number, error))
 
-    def _cut(self, message: proto.Cut, store: Store) -> None:
+    def _cut(self, message: proto.Cut, store: Store | None) -> None:
         done = proto.Shortened(message.store, message.segment, message.have)
+        if store is None:
+            self._tell(msgspec.structs.replace(done, error="the store is not open"))
+            return
         try:
             store.cut(message.segment, message.have, lambda: self._tell(done))
         except ConnectionError:

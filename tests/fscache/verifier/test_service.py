@@ -164,10 +164,12 @@ def test_a_store_that_cannot_be_opened(running: Running, made: MadeStore) -> Non
     assert running.said() == proto.Present(2, "0")
     connection = Link(running.link()).connect()
     assert connection.ask(proto.Piece(2, 0, 0, 0, FillReason.DEMAND), []).error == "the store is closed"
-    running.tell(proto.Sync(2))
+    running.tell(proto.Cut(2, 0, 0))
+    assert running.said() == proto.Shortened(2, 0, 0, "the store is not open")
     running.tell(proto.Scrub(7, 2, "ab" * 32, 0, 1 << 20))
     assert running.said() == proto.Scrubbed(7, 2, proto.NO_PLAN)
-    running.tell(proto.CloseStore(2, True))
+    running.tell(proto.CloseStore(2))
+    assert running.said() == proto.Closed(2)
     fill(made, connection, 0, [])
     assert isinstance(running.said(), proto.Progress)
 
