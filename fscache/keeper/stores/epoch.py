@@ -41,6 +41,15 @@ def begin(directory: str) -> None:
         os.close(fd)
 
 
+def distrust(directory: str) -> None:
+    """Note, on disk, that nothing in the folder counts before it is verified, or made anew."""
+    with Fd(
+        os.open(os.path.join(directory, EPOCH), os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    ) as fd:
+        os.ftruncate(fd.fd, 0)
+        os.fsync(fd.fd)
+
+
 def settle(directory: str) -> None:
     """Everything in the folder is on disk. Not to be able to note it is no error: it costs a verification."""
     try:
