@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from ...erofs.errors import BusyError, KernelError, NydusErofsError
+from ..kernel import channel
 from ..kernel.fd import Fd
 from ..proto import control, verifier
 from .log import logger
@@ -73,8 +74,9 @@ class Scrub:
     ) -> None:
         self._table, self._kept, self._show = table, kept, show
         self._task: asyncio.Task[None] | None = None
-        self._heard: asyncio.Queue[verifier.Checked | verifier.Scrubbed | None] = asyncio.Queue()  # None: it ended
+        self.heard: asyncio.Queue[verifier.Checked | verifier.Scrubbed | None] = asyncio.Queue()  # None: it ended
         self._ticket = 0
+        self._next: int | None = None  # segment from which on something is to be heard; nothing is
         self._uncut = ""  # why the last one could not be cut
         self.report = control.ScrubStatus()
 
@@ -105,16 +107,17 @@ class Scrub:
     def on_checked(self, message: verifier.Checked) -> None:
         """LieError for what cannot be true; so the others."""
         store = self._table.known(message.store)
-        if store is None or message.ticket != self._ticket:
+        if store is None or message.ticket != self._ticket or self._next is None:
             return
         most = store.size(message.segment) if message.segment < len(store.have) else -1
-        if not max(message.good, message.unknown) <= message.bytes <= most:
+        if message.segment < self._next or not max(message.good, message.unknown) <= message.bytes <= most:
             raise LieError(f"segment {message.segment} of store {store.label} cannot be like that")
-        self._heard.put_nowait(message)
+        self._next = message.segment + 1
+        self.heard.put_nowait(message)
 
     def on_scrubbed(self, message: verifier.Scrubbed) -> None:
         if self._table.known(message.store) is not None and message.ticket == self._ticket:
-            self._heard.put_nowait(message)
+            self._end_with(message)
 
     def on_shortened(self, message: verifier.Shortened) -> None:
         if (store := self._table.known(message.store)) is not None:
@@ -123,7 +126,19 @@ class Scrub:
 
     def on_no_verifier(self) -> None:
         """Whoever waits for it waits for the next one."""
-        self._heard.put_nowait(None)
+        self._end_with(None)
+
+    def _end_with(self, last: verifier.Scrubbed | None) -> None:
+        if self._next is not None:
+            self._next = None
+            self.heard.put_nowait(last)
+
+    def listen(self, first: int) -> int:
+        """From now on hear of each segment from ``first`` on, once; the ticket."""
+        while not self.heard.empty():
+            self.heard.get_nowait()
+        self._ticket, self._next = self._ticket + 1, first
+        return self._ticket
 
     # --- the work ---
 
@@ -155,7 +170,7 @@ class Scrub:
         try:
             error = await self._look(kept, store, request)
         finally:
-            self._ticket += 1
+            self._next = None
             self._show(verifier.EndScrub(), [])
             self._table.close(store)
         if error:
@@ -167,12 +182,13 @@ class Scrub:
         first, tries = 0, 0
         while tries < _AGAIN:
             await self._until_looked(store)
-            while not self._heard.empty():
-                self._heard.get_nowait()
             files = await kept.file(store)
-            self._ticket += 1
-            self._show(verifier.Scrub(self._ticket, store.number, kept.plan(store), first, request.rate), files)
-            while (message := await self._heard.get()) is not None:
+            if not store.looked:
+                channel.close(files)
+                continue
+            ticket = self.listen(first)
+            self._show(verifier.Scrub(ticket, store.number, kept.plan(store), first, request.rate), files)
+            while (message := await self.heard.get()) is not None:
                 if isinstance(message, verifier.Scrubbed):
                     return message.error
                 if isinstance(message, verifier.Checked):

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import time
+
 from ...proto.control import BackendStatus
 from ...proto.worker import Traffic
 from ..log import logger
 
 _MAX_BACKENDS = 256  # remembered, of all workers: one gone wrong must not fill the keeper's memory
+_LINES, _LINES_EVERY = 100, 1.0  # that the log gets at once, of backends that are down; and seconds between two more
 
 
 class TrafficTable:
@@ -15,6 +18,8 @@ class TrafficTable:
     def __init__(self) -> None:
         self._before: dict[str, Traffic] = {}  # of workers that are gone
         self._now: dict[str, Traffic] = {}
+        self._down: set[str] = set()  # those that the log says of that they do not answer
+        self._lines, self._since = float(_LINES), time.monotonic()
 
     def on_new_worker(self) -> None:
         for backend, now in self._now.items():
@@ -26,10 +31,22 @@ class TrafficTable:
         if before is None and news.backend not in self._before and len(self._known()) >= _MAX_BACKENDS:
             return
         self._now[news.backend] = news
-        if news.down and not (before is not None and before.down):
+        if news.down and news.backend not in self._down and self._may_say():
+            self._down.add(news.backend)
             logger().error("backend does not answer", backend=news.backend, error=news.last_error)
-        elif before is not None and before.down and not news.down:
+        elif not news.down and news.backend in self._down:
+            self._down.discard(news.backend)
             logger().info("backend answers again", backend=news.backend)
+
+    def _may_say(self) -> bool:
+        """Whether the log takes one line more."""
+        now = time.monotonic()
+        self._lines = min(_LINES, self._lines + (now - self._since) / _LINES_EVERY)
+        self._since = now
+        if self._lines < 1:
+            return False
+        self._lines -= 1
+        return True
 
     def _known(self) -> set[str]:
         return self._before.keys() | self._now.keys()

@@ -26,9 +26,8 @@ from ..images.places import Places, arrive
 from ..images.prepared import Images
 from ..log import logger
 from ..paths import RunPaths, StatePaths
-from ..stores import epoch
 from ..stores.kept_store import KeptStore
-from ..stores.restore import restore
+from ..stores.restore import kept, restore
 from ..stores.spec import FolderSpec, load_folder
 from ..stores.table import StoreTable
 from ..tasks import background
@@ -174,8 +173,8 @@ class FanotifyEngine:
         """Nothing is mounted from a store in which a segment's size may say more than was verified. One that is open
         keeps the law since it was opened, and its files are in use."""
         async with self._restoring:  # one that waits here finds it done
-            if self._table.opened(key) is None and not epoch.trusted(directory):
-                uids = self.config.uids
+            uids = self.config.uids
+            if self._table.opened(key) is None and not kept(directory, uids.verifier):
                 await in_child(partial(restore, directory, uids.verifier, uids.worker), f"restoring {directory}")
 
     def _open_store(self, ref: image.StoreRef, spec: FolderSpec, places: Places) -> KeptStore:

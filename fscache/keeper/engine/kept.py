@@ -15,6 +15,7 @@ from ..images.prepared import Images
 from ..paths import StatePaths, away
 from ..stores import epoch
 from ..stores.kept_store import KeptStore
+from ..stores.restore import kept
 from ..stores.spec import load_folder
 from ..stores.table import StoreTable
 from .mounted import MountedImage
@@ -63,7 +64,7 @@ class KeptStores:
     async def hold(self, key: str) -> KeptStore | None:
         if (store := self._table.opened(key)) is None:
             directory = self._state.store_of(key)
-            if not epoch.trusted(directory):
+            if not kept(directory, self._uid):
                 return None
             with self._table.settling.opening(key):
                 return self._table.open(key, load_folder(directory, self._uid), pending=True)

@@ -12,10 +12,12 @@ from __future__ import annotations
 import os
 import stat
 
+from ...kernel.fd import Fd
 from ...kernel.plain import pass_on_unless_damage, read_plain
 from ...state.layout import EPOCH
 from ..trouble import report
 
+_NOBODYS = b"nobody's"  # era of what nobody vouches for
 _ON_DISK = 0o400  # mode of a note that is there, so that nobody has to wait for the disk again
 _era = os.urandom(16).hex().encode()
 
@@ -53,6 +55,15 @@ def begin(directory: str, *, anew: bool = False) -> None:
         os.fchmod(fd, _ON_DISK)
     finally:
         os.close(fd)
+
+
+def distrust(directory: str) -> None:
+    """Note, on the disk, that nothing in the folder counts before it is verified, or made anew."""
+    fd = os.open(os.path.join(directory, EPOCH), os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    with Fd(fd):
+        os.ftruncate(fd, 0)
+        os.pwrite(fd, _NOBODYS, 0)
+        os.fsync(fd)
 
 
 def settle(directory: str) -> bool:

@@ -1,8 +1,10 @@
-"""Back to the law after a crash of the machine: a segment's size is what was verified of it.
+"""Back to the law after a crash of the machine, and when somebody else could write: a segment's size is what was
+verified of it.
 
 A power cut leaves files longer than what reached the disk. The kernel believes sizes, also when no keeper is there to
 tell better: so before anything is mounted from such a store, its segments start empty again, on disk. What they held
-is set aside; a worker takes back what of it has the right digests.
+is set aside; a worker takes back what of it has the right digests. The same goes for segments that are not the
+verifier's: they belonged to a worker, of an older release or another configuration, or to nobody knows whom.
 """
 
 from __future__ import annotations
@@ -12,14 +14,14 @@ import os
 import re
 
 from ...kernel.fd import Fd
-from ...state.layout import SET_ASIDE
+from ...state.layout import SET_ASIDE, segment_name
 from . import epoch
 
 _SEGMENT = re.compile(r"[0-9]{5,}")
 
 
 def restore(directory: str, uid: int, reader: int) -> None:
-    """Set aside what a store's segments hold. For children: it may be many files.
+    """Set aside what a store's segments hold, and make them the verifier's. For children: it may be many files.
 
     May end anywhere: only at its end the store counts as this era's, and until then it is restored again.
 
@@ -29,6 +31,7 @@ def restore(directory: str, uid: int, reader: int) -> None:
     """
     with contextlib.ExitStack() as opened:
         folder = opened.enter_context(Fd(os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)))
+        epoch.distrust(directory)
         with contextlib.suppress(FileExistsError):
             os.mkdir(SET_ASIDE, 0o700, dir_fd=folder.fd)
         flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -43,7 +46,21 @@ def restore(directory: str, uid: int, reader: int) -> None:
                 file = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=folder.fd)
                 with Fd(file):
                     os.fchown(file, uid, uid)
+        for name in filter(_SEGMENT.fullmatch, os.listdir(folder.fd)):
+            os.chown(name, uid, uid, dir_fd=folder.fd, follow_symlinks=False)
     epoch.begin(directory, anew=True)
+
+
+def kept(directory: str, uid: int) -> bool:
+    """Whether a store keeps the law as it is: no crash, and nobody but user ``uid`` could write to its segments.
+
+    OSError when that cannot be found out now. What is damaged otherwise is noticed by whoever loads it.
+    """
+    if not epoch.trusted(directory):
+        return False
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        return os.stat(os.path.join(directory, segment_name(0)), follow_symlinks=False).st_uid == uid
+    return True
 
 
 def _filled(folder: Fd) -> list[str]:

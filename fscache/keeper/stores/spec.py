@@ -150,7 +150,8 @@ def _load_folder(directory: str, uid: int, mounted: bool) -> FolderSpec:
 
 
 def _give(folder: Fd, segments: int, uid: int) -> None:
-    """Make segment files the worker's, when another user was configured as they were made."""
+    """Make segment files the verifier's, of a store that is in use (``taking_over.py``) since another user was
+    configured; what is not in use is verified again (``restore.py``)."""
     if segments and os.stat(segment_name(0), dir_fd=folder.fd, follow_symlinks=False).st_uid == uid:
         return
     for number in reversed(range(segments)):  # the first one last: it says that all are done

@@ -78,7 +78,8 @@ class Table(StoreTable):
             lambda patience: self.stalls.append(self.ticking.time),
         )
         self.of_worker = dispatch.of_worker(News(self), TrafficTable(), lambda answer: None)
-        self.of_verifier = dispatch.of_verifier(News(self), Scrub(self, cast("Any", None), self.keep))
+        self.scrub = Scrub(self, cast("Any", None), self.keep)
+        self.of_verifier = dispatch.of_verifier(News(self), self.scrub)
 
     def keep(self, message: proto.ToWorker | verifier.ToVerifier, fds: Sequence[Fd] = ()) -> None:
         self.sent.append(message)
@@ -942,9 +943,28 @@ def test_what_was_not_to_be_cut(segment: int, have: int, table: Table, cut: Kept
 def test_what_no_look_can_find(
     segment: int, size: int, good: int, unknown: int, table: Table, cut: KeptStore
 ) -> None:
-    table.on_message(verifier.Checked(1, cut.number, segment, size, good, unknown))  # of a look that is over
+    table.on_message(verifier.Checked(0, cut.number, segment, size, good, unknown))  # of a look that is over
+    ticket = table.scrub.listen(0)
     with pytest.raises(LieError):
-        table.on_message(verifier.Checked(0, cut.number, segment, size, good, unknown))
+        table.on_message(verifier.Checked(ticket, cut.number, segment, size, good, unknown))
+
+
+def test_of_each_segment_is_heard_once(table: Table, cut: KeptStore) -> None:
+    """Who repeats it could fill the keeper's memory; so could who speaks when nobody listens."""
+    heard = table.scrub.heard
+    for ticket in range(3):
+        table.on_message(verifier.Checked(ticket, cut.number, 0, 0, 0, 0))
+        table.on_message(verifier.Scrubbed(ticket, cut.number))
+        table.scrub.on_no_verifier()
+    assert heard.empty()
+    ticket = table.scrub.listen(1)
+    table.on_message(verifier.Checked(ticket, cut.number, 1, 0, 0, 0))
+    for segment in (0, 1):
+        with pytest.raises(LieError):
+            table.on_message(verifier.Checked(ticket, cut.number, segment, 0, 0, 0))
+    for _ in range(2):
+        table.on_message(verifier.Scrubbed(ticket, cut.number))
+    assert heard.qsize() == 2
 
 
 def test_a_worker_cannot_fill_the_log(table: Table, folder: Path, capfd: pytest.CaptureFixture[str]) -> None:

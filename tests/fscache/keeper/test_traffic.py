@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from nydus_erofs.fscache.keeper.children.traffic import TrafficTable
 from nydus_erofs.fscache.proto.control import BackendStatus
 from nydus_erofs.fscache.proto.worker import Traffic
@@ -28,3 +30,14 @@ def test_a_worker_gone_wrong_does_not_fill_the_memory() -> None:
     for number in range(10_000):
         table.on_news(Traffic(f"s3 {number}"))
     assert len(table.describe()) == 256
+
+
+def test_nor_the_log(capfd: pytest.CaptureFixture[str]) -> None:
+    """A backend that comes and goes all the time is said to be down now and then, and to be back as often."""
+    table = TrafficTable()
+    for number in range(2000):
+        table.on_news(Traffic(S3, down=number % 2 == 0))
+    text = "".join(capfd.readouterr())
+    down = text.count("backend does not answer")
+    assert 50 < down < 200
+    assert text.count("backend answers again") == down

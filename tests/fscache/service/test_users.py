@@ -39,6 +39,23 @@ def test_a_cache_that_another_user_has_filled(make_service: MakeService, built: 
     assert look_at(service.verifier).status["Uid"].split()[0] == str(OTHER)
 
 
+def test_what_the_workers_user_could_have_written_is_verified_again(make_service: MakeService, built: Built) -> None:
+    """An older release, or another configuration, gave it the segments; nothing else tells who has written them."""
+    service = make_service(FANOTIFY)
+    service.complete(service.mount(built.bootstrap, prefetch=True))
+    assert service.stop() == 0
+    for number, path in enumerate(service.cache()):
+        os.chown(path, Config().worker_uid, Config().worker_uid)
+        if number % 3 == 0:
+            path.write_bytes(os.urandom(path.stat().st_size))
+        if number % 3 == 1:
+            os.truncate(path, 0)
+    service.start()
+    target = service.mount(built.bootstrap)
+    compare(built.tree, target)
+    assert owners(service.state) == {Config().verifier_uid}
+
+
 def test_mounts_that_stayed(make_service: MakeService, built: Built) -> None:
     service = make_service(FANOTIFY)
     target = service.mount(built.bootstrap)
