@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -10,7 +11,7 @@ from typing import Any
 
 import click
 
-from ..erofs.errors import ConfigError, CorruptError
+from ..erofs.errors import ConfigError, CorruptError, NydusErofsError, ServiceError
 from ..fscache.client import request
 from ..fscache.config.defaults import control_socket
 from . import options
@@ -54,14 +55,16 @@ def verify(image: str | None, everything: bool, repair: bool, rate: int, run_dir
     from .ask import named
 
     answer = request(socket, "scrub", image=named(image)[0] if image else "", repair=repair, rate=rate * _MIB)
+    run = answer["run"]
     try:
         with _shown(quiet=as_json) as show:
             while answer["running"]:
                 show(answer)
                 time.sleep(_LOOK_SECONDS)
-                answer = request(socket, "scrubbing")
+                answer = request(socket, "scrubbing", run=run)
     except BaseException:
-        request(socket, "scrubbing", stop=True)
+        with contextlib.suppress(NydusErofsError, OSError):  # there is nothing to end any more
+            request(socket, "scrubbing", run=run, stop=True)
         raise
     if as_json:
         click.echo(to_json(answer))
@@ -73,8 +76,10 @@ def verify(image: str | None, everything: bool, repair: bool, rate: int, run_dir
     if left:
         raise _DamagedError(
             f"{_count(left, 'place')} in the cache {'is' if left == 1 else 'are'} wrong",
-            hint="the log names them" if repair else "have them fetched again with --repair",
+            hint="the report says what is left to do" if repair else "have them fetched again with --repair",
         )
+    if not answer["finished"]:
+        raise ServiceError("the cache was not verified to its end", hint="somebody ended that; the log tells")
 
 
 class _DamagedError(CorruptError):

@@ -22,6 +22,7 @@ from .worker import Bytes, FillReason, Number
 
 MAX_MESSAGE = 1 << 16
 NO_PLAN = "its plan is damaged"  # why a store cannot be looked at
+NO_FILE = "its file is gone, or is another's"  # why a segment cannot be
 PIECE = 512 << 10  # bytes of chunks: when there are so many, they are offered
 MOST_CHUNKS = 1000  # of one piece
 MAX_PROOF = 17 << 20  # bytes: more than a tree over 2 GiB has
@@ -72,8 +73,9 @@ class Sync(_Message):
 
 
 class Scrub(_Message):
-    """Compare what a store of segment files holds with its plan, and the plan with the store's ``key``: a ``Checked``
-    for each segment from ``first`` on, then ``Scrubbed``, both with this ``ticket``. The one before ends.
+    """Compare what a store of segment files holds with its plan, and the plan with the store's ``key``: ``Checked``
+    or ``Unreadable`` for each segment from ``first`` on, then ``Scrubbed``, all with this ``ticket``. The one before
+    ends.
 
     ``rate``: bytes to read in a second, at most."""
 
@@ -139,6 +141,16 @@ class Checked(_Message):
     bytes: Bytes
     good: Bytes
     unknown: Bytes
+    inode: Annotated[int, Meta(ge=0)]  # of its file
+
+
+class Unreadable(_Message):
+    """A segment cannot be looked at, and why; the others are."""
+
+    ticket: Number
+    store: Number
+    segment: Number
+    error: Text
 
 
 class Scrubbed(_Message):
@@ -196,7 +208,7 @@ class Verdict(msgspec.Struct, forbid_unknown_fields=True, array_like=True):
 
 
 ToVerifier = OpenFolder | OpenObject | CloseStore | Sync | Scrub | EndScrub | Cut | Connect | Ping
-ToKeeper = Present | Progress | Synced | Checked | Scrubbed | Shortened | Pong
+ToKeeper = Present | Progress | Synced | Checked | Unreadable | Scrubbed | Shortened | Pong
 Offer = Piece | Proof
 
 _encode = msgspec.json.Encoder().encode

@@ -14,22 +14,25 @@ from ...erofs.ondisk import BLOCK_SIZE
 from ...erofs.rafs import MAX_CHUNK_SIZE
 from ...erofs.record import round_up
 from ..kernel.fd import Fd
-from ..proto.verifier import PIECE
+from ..proto.verifier import NO_FILE, PIECE
 from ..state.plan import Plan, PlanChunk, PlanFlags
 from .segment_files import SegmentFiles
 from .store import ZEROS
 
 _AT_ONCE = 4096  # chunks of a plan that are read from it together
 _MOST = MAX_CHUNK_SIZE + BLOCK_SIZE  # bytes that a chunk can take
+# What says that a file was removed, or that there is something else in its place.
+_NOT_OURS = (errno.ENOENT, errno.ELOOP, errno.EISDIR, errno.ENXIO, errno.EACCES, errno.EPERM)
 _LOST = (errno.EIO, errno.EUCLEAN, errno.EBADMSG)  # what a disk says that has lost something
 
 
 class Finding(NamedTuple):
-    """Bytes that a segment has, how many of its first are right, and how many have no digest."""
+    """Bytes that a segment has, how many of its first are right, how many have no digest, and which file that is."""
 
     bytes: int
     good: int
     unknown: int
+    inode: int
 
 
 class Budget:
@@ -48,8 +51,9 @@ class Budget:
 
 def scrub(
     plan: Plan, files: SegmentFiles, first: int, budget: Budget, wanted: Callable[[], bool]
-) -> Iterator[tuple[int, Finding]]:
-    """Each segment from ``first`` on, and what was found; OSError for what cannot be read.
+) -> Iterator[tuple[int, Finding | str]]:
+    """Each segment from ``first`` on, and what was found, or why it cannot be looked at; OSError when that says
+    nothing of its file.
 
     Args:
         wanted: whether to go on.
@@ -58,8 +62,14 @@ def scrub(
     for number in range(first, len(plan.segments)):
         if not wanted():
             return
-        with files.reader(number) as file:
-            yield number, checker.check(number, file)
+        try:
+            with files.reader(number) as file:
+                found: Finding | str = checker.check(number, file)
+        except OSError as error:
+            if error.errno not in _NOT_OURS:
+                raise
+            found = NO_FILE
+        yield number, found
 
 
 class _Checker:
@@ -73,8 +83,8 @@ class _Checker:
 
     def check(self, number: int, file: Fd) -> Finding:
         """What is found in a segment; OSError for what says nothing of the disk."""
-        segment = self._plan.segments[number]
-        size = min(os.fstat(file.fd).st_size, segment.size)
+        segment, status = self._plan.segments[number], os.fstat(file.fd)
+        size = min(status.st_size, segment.size)
         good = unknown = self._end = 0
         for chunk, end in self._chunks(number):
             if end > size:
@@ -82,11 +92,11 @@ class _Checker:
             start = chunk.uncompressed_offset - segment.start
             if not chunk.flags & PlanFlags.UNUSED:
                 if end - start > _MOST or not self._is_right(chunk, self._read(file, start, end)):
-                    return Finding(size, good, unknown)
+                    return Finding(size, good, unknown, status.st_ino)
                 if chunk.flags & PlanFlags.UNVERIFIED:
                     unknown += chunk.uncompressed_size
             good = end
-        return Finding(size, size, unknown)
+        return Finding(size, size, unknown, status.st_ino)
 
     def _chunks(self, number: int) -> Iterator[tuple[PlanChunk, int]]:
         """Chunks of a segment, and where each ends in it, padding included."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import stat
 from collections.abc import Sequence
 
 from ...erofs.record import Buffer
@@ -50,13 +51,17 @@ class SegmentFiles:
 
     def reader(self, number: int) -> Fd:
         """A segment, to be read past the page cache where its filesystem can do that: what is on disk counts."""
-        flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW
+        flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
         try:
-            return Fd(os.open(segment_name(number), flags | os.O_DIRECT, dir_fd=self._folder.fd))
+            file = Fd(os.open(segment_name(number), flags | os.O_DIRECT, dir_fd=self._folder.fd))
         except OSError as error:
             if error.errno != errno.EINVAL:
                 raise
-            return Fd(os.open(segment_name(number), flags, dir_fd=self._folder.fd))
+            file = Fd(os.open(segment_name(number), flags, dir_fd=self._folder.fd))
+        if not stat.S_ISREG(os.fstat(file.fd).st_mode):
+            file.close()
+            raise OSError(errno.ENXIO, "not a file")
+        return file
 
     def write(self, number: int, segment: Segment, content: Sequence[Bytes]) -> None:
         parts: list[Buffer] = []
@@ -67,7 +72,7 @@ class SegmentFiles:
 
     def _open(self, number: int) -> Fd:
         # It exists, because the keeper made it.
-        flags = os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW
+        flags = os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
         return Fd(os.open(segment_name(number), flags, dir_fd=self._folder.fd))
 
     def sync(self) -> None:

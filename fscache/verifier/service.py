@@ -11,6 +11,7 @@ import threading
 import traceback
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import msgspec
 
@@ -20,7 +21,7 @@ from ..kernel.fd import Fd
 from ..proto import verifier as proto
 from ..state.plan import Plan, RawPlan
 from .cache_object import ObjectSink
-from .scrub import Budget, scrub
+from .scrub import Budget, Finding, scrub
 from .segment_files import SegmentFiles
 from .store import RefusedError, Store
 
@@ -116,18 +117,20 @@ class Verifier:
             else:
                 budget = Budget(message.rate)
                 for segment, found in scrub(store.plan, store.sink, message.first, budget, wanted):
-                    self._tell(proto.Checked(message.ticket, number, segment, *found))
+                    if isinstance(found, Finding):
+                        self._tell(proto.Checked(message.ticket, number, segment, *found))
+                    else:
+                        self._tell(proto.Unreadable(message.ticket, number, segment, found))
         except OSError as failure:
             error = os.strerror(failure.errno or 0)
         self._tell(proto.Scrubbed(message.ticket, number, error))
 
     def _cut(self, message: proto.Cut, store: Store) -> None:
-        error = ""
+        number, segment = message.store, message.segment
         try:
-            store.cut(message.segment, message.have)
+            store.cut(segment, message.have, lambda: self._tell(proto.Shortened(number, segment, message.have)))
         except OSError as failure:
-            error = os.strerror(failure.errno or 0)
-        self._tell(proto.Shortened(message.store, message.segment, message.have, error))
+            self._tell(proto.Shortened(number, segment, message.have, os.strerror(failure.errno or 0)))
 
     def _tell(self, message: proto.ToKeeper) -> None:
         with self._send_lock:
@@ -176,7 +179,7 @@ class Verifier:
             self._writing[offer.store] += 1
             private = self._buffers.pop() if self._buffers else bytearray(_USUAL)
         try:
-            verdict = store.judge(offer, lambda size: _copy(memory, size, private))
+            return store.judge(offer, lambda size: _copy(memory, size, private), partial(self._written, offer, store))
         finally:
             with self._lock:
                 if len(private) == _USUAL:
@@ -184,10 +187,11 @@ class Verifier:
                 self._writing[offer.store] -= 1
                 if not self._writing[offer.store]:
                     self._idle.notify_all()
-        if isinstance(offer, proto.Piece) and not verdict.error:
-            done = verdict.have == store.plan.segments[offer.segment].size
-            self._tell(proto.Progress(offer.store, offer.segment, verdict.have, done, offer.why))
-        return verdict
+
+    def _written(self, offer: proto.Offer, store: Store, have: int) -> None:
+        if isinstance(offer, proto.Piece):
+            done = have == store.plan.segments[offer.segment].size
+            self._tell(proto.Progress(offer.store, offer.segment, have, done, offer.why))
 
 
 def _copy(memory: Fd, size: int, private: bytearray) -> memoryview:

@@ -75,18 +75,21 @@ class Store:
         self._locks = [threading.Lock() for _ in range(_LOCKS)]
         self.filled, self.sync = sink.filled, sink.sync
 
-    def judge(self, offer: Offer, copy: Callable[[int], memoryview]) -> Verdict:
+    def judge(
+        self, offer: Offer, copy: Callable[[int], memoryview], written: Callable[[int], None] = lambda _: None
+    ) -> Verdict:
         """Write the chunks of a piece that are right, up to the first wrong one; or take a proof.
 
         Args:
             copy: gives so many bytes, which are what is offered, and which nobody else can change.
+            written: told how many bytes of the segment are there now, before anybody else can change that.
         """
         try:
             if isinstance(offer, Proof):
                 return self._take_proof(copy(offer.size))
             piece = offer
             chunks, ends, size = self._chunks(piece)
-            return self._write(piece, chunks, ends, copy(size))
+            return self._write(piece, chunks, ends, copy(size), written)
         except RefusedError as error:
             return Verdict(0, 0, str(error))
         except NydusErofsError as error:
@@ -95,10 +98,15 @@ class Store:
             full = error.errno in (errno.ENOSPC, errno.EDQUOT)
             return Verdict(0, 0, (error.strerror or str(error))[:MAX_TEXT], full)
 
-    def cut(self, segment: int, have: int) -> None:
-        """Leave no more than its first ``have`` bytes of a segment, while nobody writes to it; OSError."""
+    def cut(self, segment: int, have: int, done: Callable[[], None]) -> None:
+        """Leave no more than its first ``have`` bytes of a segment, while nobody writes to it; OSError.
+
+        Args:
+            done: told then, before anybody can write to it again.
+        """
         with self._locks[segment % _LOCKS]:
             self.sink.cut(segment, have)
+            done()
 
     def _take_proof(self, raw: memoryview) -> Verdict:
         tree = verity.parse_tree(raw)
@@ -127,7 +135,9 @@ class Store:
             ends.append(segment.size)
         return chunks, ends, sum(sizes)
 
-    def _write(self, piece: Piece, chunks: list[PlanChunk], ends: list[int], data: memoryview) -> Verdict:
+    def _write(
+        self, piece: Piece, chunks: list[PlanChunk], ends: list[int], data: memoryview, written: Callable[[int], None]
+    ) -> Verdict:
         segment, content, at = self.plan.segments[piece.segment], list[Bytes](), 0
         for chunk, end in zip(chunks, ends[: len(chunks)], strict=True):
             start, size = chunk.uncompressed_offset - segment.start, chunk.uncompressed_size
@@ -149,6 +159,7 @@ class Store:
                     raise RefusedError("chunks behind what is there")
                 self.sink.write(piece.segment, segment, content)
                 have = max(have, content[-1].end)
+            written(have)
         return Verdict(len(content), have)
 
     def _is_right(self, chunk: PlanChunk, data: memoryview) -> bool:

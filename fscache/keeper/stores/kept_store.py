@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from math import inf
 from operator import gt
+from typing import NamedTuple
 
 from ....erofs.errors import KernelError
 from ...config.backend import Remote
@@ -46,6 +47,13 @@ class Waiter:
     def completed(self, store: KeptStore, segment: int) -> None:
         """The segment is complete for good."""
         raise NotImplementedError
+
+
+class Shortening(NamedTuple):
+    """What of a segment counts from now on, and what did before."""
+
+    have: int
+    before: int
 
 
 @dataclass(slots=True)
@@ -95,7 +103,8 @@ class KeptStore:
     pending: bool = False  # where its blob is, is being looked up: the worker cannot fill anything yet
     shown: bool = False  # the verifier was told to look at it
     looked: bool = False  # it has: only then the worker is told of it
-    shortening: dict[int, int] = field(default_factory=dict)  # segments, until they are cut there
+    shortening: dict[int, Shortening] = field(default_factory=dict)  # segments, until they are cut
+    syncing: int = 0  # times that the verifier is writing it to disk
     synced: bool = False  # complete, and known to be on disk
     reopen: Callable[[], None] | None = None  # look for its blob anew, which may be another file by now
     counters: Counters = field(default_factory=Counters)
@@ -153,8 +162,14 @@ class KeptStore:
     def size(self, segment: int) -> int:
         return self.spec.sizes[segment]
 
+    def counting(self, segment: int, size: int) -> int:
+        """How much of a segment counts whose file has this size."""
+        shortening = self.shortening.get(segment)
+        return size if shortening is None else shortening.have
+
     def shrink(self, segment: int, have: int) -> None:
-        """Note that only the first ``have`` bytes of a segment count."""
+        """Note that only the first ``have`` bytes of a segment count, until it is cut there."""
+        self.shortening[segment] = Shortening(have, self.have[segment])
         self.left += self.have[segment] == self.size(segment) != have
         self.have[segment] = min(have, self.have[segment])
         self.synced = self.synced and not self.left

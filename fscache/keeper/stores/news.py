@@ -46,8 +46,7 @@ class News:
         store.looked = True
         self._table.introduce(store)
         self._table.asking.all_of(store)
-        for segment, have in list(store.shortening.items()):
-            self._table.shorten(store, segment, have)
+        self._table.cut_again(store)
 
     def on_progress(self, message: verifier.Progress) -> None:
         segment, have = message.segment, message.have
@@ -56,6 +55,8 @@ class News:
             return
         if have > store.size(segment) or message.done != (have == store.size(segment)):
             raise LieError(f"segment {segment} of store {store.label} has no {have} bytes, done: {message.done}")
+        if segment in store.shortening:
+            return  # said before it was cut
         complete, waited = store.complete, segment in store.waits
         new = store.grow(segment, have)
         self._table.asking.answered(store)

@@ -47,9 +47,14 @@ class Settling:
             if not self._opening[key]:
                 del self._opening[key]
 
+    def is_opening(self, key: str) -> bool:
+        """Whether it is about to be opened."""
+        return key in self._opening
+
     def sync(self, store: KeptStore) -> None:
         """An open store is complete."""
         if store.folder is not None and store.shown and not store.synced:
+            store.syncing += 1
             self._show(verifier.Sync(store.number), [])
 
     def close(self, store: KeptStore) -> None:
@@ -70,9 +75,12 @@ class Settling:
         """Store ``number`` is on disk: ``store``, or one that was closed."""
         if number in self._closing:
             self._settle_closed(number)
-        elif store is not None and store.complete and store.folder is not None:
-            store.synced = True
-            self._settle(store, store.folder.directory)
+        elif store is not None and store.folder is not None:
+            store.syncing = max(0, store.syncing - 1)
+            # What was asked for before it was written to again says nothing.
+            if store.complete and not (store.syncing or store.key in self._opening):
+                store.synced = True
+                self._settle(store, store.folder.directory)
 
     def _settle_closed(self, number: int) -> None:
         closed = self._closing.pop(number, None)

@@ -264,17 +264,26 @@ class StoreTable:
     def shorten(self, store: KeptStore, segment: int, have: int) -> None:
         """From now on only the first ``have`` bytes of a segment count, and it is cut there."""
         store.shrink(segment, have)
-        store.shortening[segment] = have
         if store.shown:
             self._show(verifier.Cut(store.number, segment, have), [])
 
+    def cut_again(self, store: KeptStore) -> None:
+        """A new verifier does what the last one was to do."""
+        for segment, shortening in store.shortening.items():
+            self._show(verifier.Cut(store.number, segment, shortening.have), [])
+
     def shortened(self, store: KeptStore, segment: int, have: int, *, failed: bool) -> None:
         """That was done, or could not be: then it counts again, for whoever reads."""
-        if store.shortening.get(segment) != have:
+        shortening = store.shortening.get(segment)
+        if shortening is None or shortening.have != have:
             raise LieError(f"segment {segment} of store {store.label} was not to be cut at {have}")
         del store.shortening[segment]
         if failed:
-            store.grow(segment, store.size(segment))
+            store.grow(segment, shortening.before)
+            done = store.have[segment] == store.size(segment)
+            ready = store.waits.take_all(segment) if done else store.waits.take_ready(segment, store.have[segment])
+            self.answer(segment, ready, store, allow=True, done=done)
+            self.asking.all_of(store)
             return
         self._tell(store, proto.CloseStore(store.number))  # what it knows of it is wrong
         self.introduce(store)
@@ -292,6 +301,7 @@ class StoreTable:
         """Nobody writes any more, and no worker can do anything."""
         for store in self._by_key.values():
             store.shown = store.looked = False
+            store.syncing = 0
 
     def show_all(self) -> None:
         """Show a new verifier everything, also what is not on disk yet."""

@@ -765,6 +765,47 @@ def test_what_cannot_be_cut_counts_as_before(table: Table, cut: KeptStore) -> No
     assert not cut.shortening
 
 
+def test_who_waits_for_what_cannot_be_cut(table: Table, cut: KeptStore) -> None:
+    """Has what others have who come later. A worker who believes that it is all there would not ask for it."""
+    reader = Reader()
+    table.wait(cut, 1, 8192, reader)
+    table.on_message(verifier.Shortened(cut.number, 1, 4096, "Read-only file system"))
+    assert reader.answers == [True]
+
+
+def test_what_was_not_complete_and_cannot_be_cut(table: Table, folder: Path, source: Callable[..., Fd]) -> None:
+    store, reader = table.open_folder(KEY, folder, source()), Reader()
+    table.on_message(verifier.Progress(store.number, 1, 8192, False, proto.FillReason.DEMAND))
+    table.shorten(store, 1, 4096)
+    table.wait(store, 1, store.size(1), reader)
+    table.on_message(verifier.Shortened(store.number, 1, 4096, "Read-only file system"))
+    assert store.have[1] == 8192
+    assert not reader.answers
+    assert table.said(proto.Fill)
+
+
+def test_what_was_written_before_it_is_cut(table: Table, cut: KeptStore) -> None:
+    """Does not count: nobody is let go by it, and nobody is told that it is complete."""
+    reader, size = Reader(), cut.size(1)
+    table.wait(cut, 1, size, reader)
+    table.on_message(verifier.Progress(cut.number, 1, size, True, proto.FillReason.DEMAND))
+    assert not reader.answers
+    table.on_message(verifier.Shortened(cut.number, 1, 4096))
+    assert cut.have[1] == 4096
+    assert not int(table.said(proto.OpenStore)[-1].filled, 16) & 2
+
+
+def test_what_was_asked_for_before_it_is_cut_does_not_settle_it(table: Table, cut: KeptStore) -> None:
+    """The first of two answers may be the older one's."""
+    table.on_message(verifier.Shortened(cut.number, 1, 4096))
+    table.on_message(verifier.Progress(cut.number, 1, cut.size(1), True, proto.FillReason.DEMAND))
+    assert cut.complete
+    table.on_message(verifier.Synced(cut.number))
+    assert not cut.synced
+    table.on_message(verifier.Synced(cut.number))
+    assert cut.synced
+
+
 def test_a_new_verifier_cuts_it(table: Table, cut: KeptStore) -> None:
     """Its segment is as long as before, and does not count all the same."""
     table.on_no_verifier()
@@ -790,9 +831,9 @@ def test_what_was_not_to_be_cut(segment: int, have: int, table: Table, cut: Kept
 def test_what_no_look_can_find(
     segment: int, size: int, good: int, unknown: int, table: Table, cut: KeptStore
 ) -> None:
-    table.on_message(verifier.Checked(1, cut.number, segment, size, good, unknown))  # of a look that is over
+    table.on_message(verifier.Checked(1, cut.number, segment, size, good, unknown, 1))  # of a look that is over
     with pytest.raises(LieError):
-        table.on_message(verifier.Checked(0, cut.number, segment, size, good, unknown))
+        table.on_message(verifier.Checked(0, cut.number, segment, size, good, unknown, 1))
 
 
 def test_a_worker_cannot_fill_the_log(table: Table, folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
