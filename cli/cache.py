@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from ..erofs.errors import ConfigError, CorruptError, NydusErofsError
+from ..erofs.errors import ConfigError, CorruptError, NydusErofsError, ServiceError
 from ..fscache.client import NONSENSE, not_understood, request
 from ..fscache.config.defaults import control_socket
 from . import options
@@ -57,7 +57,7 @@ def verify(image: str | None, everything: bool, repair: bool, rate: int, run_dir
     try:
         answer = _verified(socket, asked, quiet=as_json)
         text = to_json(answer) if as_json else "\n".join(_report(answer))
-        left = answer["damaged"] - answer["repaired"]
+        left, finished = answer["damaged"] - answer["repaired"], answer["finished"]
     except NONSENSE:
         raise not_understood() from None
     click.echo(text)
@@ -65,22 +65,25 @@ def verify(image: str | None, everything: bool, repair: bool, rate: int, run_dir
     if left:
         raise _DamagedError(
             f"{_count(left, 'place')} in the cache {'is' if left == 1 else 'are'} wrong",
-            hint="the log names them" if repair else "have them fetched again with --repair",
+            hint="the report says what is left to do" if repair else "have them fetched again with --repair",
         )
+    if not finished:
+        raise ServiceError("the cache was not verified to its end", hint="somebody ended that; the log tells")
 
 
 def _verified(socket: str, asked: dict[str, Any], *, quiet: bool) -> dict[str, Any]:
     """What came of it, once it is over; ended when this is interrupted."""
     answer = request(socket, "scrub", **asked)
+    run = answer["run"]
     try:
         with _shown(quiet=quiet) as show:
             while answer["running"]:
                 show(answer)
                 time.sleep(_LOOK_SECONDS)
-                answer = request(socket, "scrubbing")
+                answer = request(socket, "scrubbing", run=run)
     except BaseException:
-        with suppress(NydusErofsError, OSError):
-            request(socket, "scrubbing", stop=True)
+        with suppress(NydusErofsError, OSError):  # there may be nothing to end any more
+            request(socket, "scrubbing", run=run, stop=True)
         raise
     return answer
 

@@ -1,106 +1,103 @@
 """``cache verify``: stores are compared with their plans again, one after the other, while readers read.
 
-The verifier looks, the keeper decides. A wrong segment is cut to what is right before its first wrong byte, which is
-what a segment that was never filled any further looks like: readers wait and get right bytes, or EIO.
+The verifier looks, the keeper decides; what is done about it is in ``repair.py``. A run belongs to the client who
+began it: it ends when he does not ask for it any more, and what he hears is never of another one.
 """
 
 from __future__ import annotations
 
 import asyncio
-import errno
+import os
 from collections.abc import Callable, Sequence
-from typing import Protocol
 
-from ...erofs.errors import BusyError, KernelError, NydusErofsError
+from ...erofs.errors import BusyError, FormatError, KernelError, NydusErofsError, ServiceError
 from ..kernel import channel
 from ..kernel.fd import Fd
 from ..proto import control, verifier
 from .log import logger
-from .stores.kept_store import KeptStore, Waiter
+from .repair import Kept, Repair, why
+from .stores.kept_store import KeptStore
 from .stores.lies import LieError
 from .stores.table import StoreTable
 from .tasks import background
-from .trouble import is_bug, refusal
 
 MOST_DAMAGES = 1000  # that a report names; all are counted
+LEASE = 60.0  # seconds that a run goes on of which nobody wants to hear
 _AGAIN = 3  # verifiers that may end over one segment
+_REPORTS = 8  # of the last runs
 
-
-class Kept(Protocol):
-    """What an engine knows of the stores that it keeps."""
-
-    async def keys(self, image: str) -> list[str]:
-        """Stores of an image, of everything mounted and unmounted for ""; ServiceError when it is not known."""
-        ...
-
-    async def hold(self, key: str) -> KeptStore | None:
-        """Open a store, or join who has it open; None when it cannot be looked at. FormatError, OSError."""
-        ...
-
-    async def begin(self, store: KeptStore) -> None:
-        """Note on disk that it is going to be written to."""
-        ...
-
-    def plan(self, store: KeptStore) -> str:
-        """Key of its plan."""
-        ...
-
-    async def file(self, store: KeptStore) -> list[Fd]:
-        """The file that it is on disk, if the verifier does not have that anyway."""
-        ...
-
-    def targets(self, store: KeptStore) -> list[str]:
-        """Where images that have it are mounted."""
-        ...
-
-    def unignore(self, store: KeptStore, segment: int) -> None:
-        """Readers of this segment are to be seen again."""
-        ...
-
-    async def forget_pages(self, store: KeptStore) -> None:
-        """What the kernel has in memory of files that have bytes of it is to be read again."""
-        ...
-
-    async def discard(self, key: str) -> bool:
-        """Remove a store that nobody has open; False when somebody has."""
-        ...
+_Heard = verifier.Checked | verifier.Unreadable | verifier.Scrubbed | None  # None: the verifier ended, or all is to
 
 
 class Scrub:
-    """One run at a time, and the report of the last one."""
+    """One run at a time, and the reports of the last ones."""
 
     def __init__(
         self, table: StoreTable, kept: Kept, show: Callable[[verifier.ToVerifier, Sequence[Fd]], None]
     ) -> None:
         self._table, self._kept, self._show = table, kept, show
         self._task: asyncio.Task[None] | None = None
-        self.heard: asyncio.Queue[verifier.Checked | verifier.Scrubbed | None] = asyncio.Queue()  # None: it ended
+        self.heard: asyncio.Queue[_Heard] = asyncio.Queue()
         self._ticket = 0
         self._next: int | None = None  # segment from which on something is to be heard; nothing is
-        self._uncut = ""  # why the last one could not be cut
+        self._repair: Repair | None = None
+        self._stopping = False
+        self._asked = 0.0  # when its client wanted to hear of it
         self.report = control.ScrubStatus()
+        self._reports: dict[str, control.ScrubStatus] = {}
+        table.ticker.add(self._tick)
 
     # --- requests ---
 
     async def start(self, request: control.Scrub) -> control.ScrubStatus:
         """Begin; BusyError while another one runs."""
         if self.report.running:
-            raise BusyError("the cache is being verified", hint="wait for it, or end it: 'nydus-erofs cache stop'")
-        self.report = control.ScrubStatus(running=True, image=request.image, repair=request.repair)
+            raise BusyError("the cache is being verified", hint="wait for whoever began that, or interrupt it there")
+        run = os.urandom(8).hex()
+        self.report = self._reports[run] = control.ScrubStatus(
+            run=run, running=True, image=request.image, repair=request.repair
+        )
+        if len(self._reports) > _REPORTS:
+            del self._reports[next(iter(self._reports))]
+        self._stopping = False
         try:
             keys = await self._kept.keys(request.image)
         except BaseException:
             self.report.running = False
             raise
         self.report.stores = len(keys)
+        self._asked = self._table.ticker.now()
+        self._table.ticker.wake()
         self._task = background(self._run(self._kept, keys, request), "the cache is not verified")
         return self.report
 
-    def stop(self) -> control.ScrubStatus:
-        """End it; what was wrong and cut stays cut."""
+    def ask(self, request: control.Scrubbing) -> control.ScrubStatus:
+        """How far a run is, the last one unless it is named; with ``stop``, it ends after the step that it is at."""
+        report = self._reports.get(request.run) if request.run else self.report
+        if report is None:
+            raise ServiceError("it is not known how that ended", hint="was the service started again? begin anew")
+        if report is self.report:
+            self._asked = self._table.ticker.now()
+            if request.stop:
+                self._end()
+        return report
+
+    def abandon(self) -> None:
+        """End it now. What the kernel was not told to forget is known (``Kept.note_stale``)."""
         if self._task is not None:
             self._task.cancel()
-        return self.report
+
+    def _end(self) -> None:
+        if self.report.running:
+            self._stopping = True
+            self._end_with(None)
+
+    def _tick(self, now: float) -> bool:
+        """While it runs the verifier is asked whether it hears."""
+        if self.report.running and now - self._asked > LEASE and not self._stopping:
+            logger().warning("nobody wants to hear of it: the cache is not verified any further")
+            self._end()
+        return self.report.running
 
     # --- what the verifier says ---
 
@@ -115,13 +112,23 @@ class Scrub:
         self._next = message.segment + 1
         self.heard.put_nowait(message)
 
+    def on_unreadable(self, message: verifier.Unreadable) -> None:
+        store = self._table.known(message.store)
+        if store is None or message.ticket != self._ticket or self._next is None:
+            return
+        if not self._next <= message.segment < len(store.have):
+            raise LieError(f"store {store.label} has no segment {message.segment} to look at")
+        self._next = message.segment + 1
+        self.heard.put_nowait(message)
+
     def on_scrubbed(self, message: verifier.Scrubbed) -> None:
         if self._table.known(message.store) is not None and message.ticket == self._ticket:
             self._end_with(message)
 
     def on_shortened(self, message: verifier.Shortened) -> None:
         if (store := self._table.known(message.store)) is not None:
-            self._uncut = message.error
+            if self._repair is not None:
+                self._repair.uncut = message.error
             self._table.shortened(store, message.segment, message.have)
 
     def on_no_verifier(self) -> None:
@@ -150,16 +157,20 @@ class Scrub:
                 try:
                     await self._one(kept, key, request)
                 except (OSError, NydusErofsError) as error:
-                    if is_bug(error):
-                        raise
-                    failure = error if isinstance(error, NydusErofsError) else refusal(error)
-                    self._damaged(kept, key, None, failure.message)
+                    # A store that makes no sense is made anew with the next mount.
+                    gone = request.repair and isinstance(error, FormatError) and await kept.discard(key)
+                    store = self._table.opened(key)
+                    targets = [] if store is None else kept.targets(store)
+                    self._damaged(control.Damage(key, targets, -1, 0, 0, gone, why(error)))
+                if self._stopping:
+                    return
                 report.stores_done += 1
+            report.finished = True
         finally:
             report.running = False
             logger().info(
                 "cache verified", stores=report.stores_done, bytes=report.bytes, damaged=report.damaged,
-                repaired=report.repaired,
+                repaired=report.repaired, finished=report.finished,
             )  # fmt: skip
 
     async def _one(self, kept: Kept, key: str, request: control.Scrub) -> None:
@@ -167,106 +178,87 @@ class Scrub:
         if store is None:
             self.report.skipped += 1
             return
+        found: list[control.Damage] = []
+        self._repair = Repair(self._table, kept, store)
         try:
-            error = await self._look(kept, store, request)
+            with self._table.settling.opening(key):  # it may be written to
+                error = await self._look(kept, store, request, found)
+                self._end_look()
+                wrong = await self._repair.finish(fetch=not self._stopping)
+            if store.complete:
+                self._table.settling.complete(store)
+            while self._table.settling.is_opening(key):
+                await asyncio.sleep(0.05)  # who is about to open it has looked at it before it was cut
+            targets = kept.targets(store)
         finally:
-            self._next = None
-            self._show(verifier.EndScrub(), [])
+            self._end_look()
+            self._repair = None
             self._table.close(store)
-        if error:
-            repaired = request.repair and error == verifier.NO_PLAN and await kept.discard(key)
-            self._damaged(kept, key, None, error, repaired=repaired)
+        whole = error == verifier.NO_PLAN or any(damage.error == verifier.NO_FILE for damage in found)
+        gone = request.repair and whole and await kept.discard(key)
+        found += [control.Damage(key, targets, -1, 0, 0, False, text) for text in filter(None, [error, *wrong])]
+        for damage in found:
+            damage.repaired |= gone
+            self._damaged(damage)
 
-    async def _look(self, kept: Kept, store: KeptStore, request: control.Scrub) -> str:
+    def _end_look(self) -> None:
+        self._next = None
+        self._show(verifier.EndScrub(), [])
+
+    async def _look(self, kept: Kept, store: KeptStore, request: control.Scrub, found: list[control.Damage]) -> str:
         """Have each segment looked at; why that could not be done to the end."""
         first, tries = 0, 0
-        while tries < _AGAIN:
+        while tries < _AGAIN and not self._stopping:
             await self._until_looked(store)
             files = await kept.file(store)
-            if not store.looked:
+            if self._stopping or not store.looked:
                 channel.close(files)
                 continue
-            ticket = self.listen(first)
+            before, ticket = list(store.have), self.listen(first)
             self._show(verifier.Scrub(ticket, store.number, kept.plan(store), first, request.rate), files)
-            while (message := await self.heard.get()) is not None:
+            while not self._stopping and (message := await self.heard.get()) is not None:
                 if isinstance(message, verifier.Scrubbed):
                     return message.error
-                if isinstance(message, verifier.Checked):
-                    await self._found(kept, store, message, repair=request.repair)
-                    first, tries = message.segment + 1, 0
+                await self._heard_of(kept, store, message, before[message.segment], request, found)
+                first, tries = message.segment + 1, 0
             tries += 1
-        return "verifiers end over it"
+        return "" if self._stopping else "verifiers end over it"
 
     async def _until_looked(self, store: KeptStore) -> None:
-        while not store.looked:
-            await asyncio.sleep(0.05)
-
-    async def _found(self, kept: Kept, store: KeptStore, found: verifier.Checked, *, repair: bool) -> None:
-        self.report.bytes += found.bytes
-        self.report.bytes_unknown += found.unknown
-        if found.good >= found.bytes:
-            return
-        segment, good = found.segment, found.good
-        logger().error(
-            "segment is damaged", store=store.label, segment=segment, byte=good, mounted=kept.targets(store)
-        )
-        if not repair:
-            self._damaged(kept, store.key, found, "")
-            return
-        error = ""
-        try:
-            await kept.begin(store)
-            kept.unignore(store, segment)
-            self._table.shorten(store, segment, good)
-            await self._shortened(store, segment)
-            await kept.forget_pages(store)
-            if kept.targets(store):
-                await self._fetched(store, segment)
-                await kept.forget_pages(store)  # of who was reading just then
-        except (OSError, NydusErofsError) as failure:
-            if is_bug(failure):
-                raise
-            error = failure.message if isinstance(failure, NydusErofsError) else refusal(failure).message
-        self._damaged(kept, store.key, found, error, repaired=not error)
-
-    async def _shortened(self, store: KeptStore, segment: int) -> None:
-        while segment in store.shortening:
+        while not (store.looked or self._stopping):
+            if store.barred is not None:
+                raise KernelError(f"it cannot be looked at: {store.barred.message}")
             await asyncio.sleep(0.01)
-        if self._uncut:
-            raise KernelError(f"it cannot be cut: {self._uncut}")
 
-    async def _fetched(self, store: KeptStore, segment: int) -> None:
-        """Wait as a reader would."""
-        if store.have[segment] == store.size(segment):
-            return
-        waiter = _Refetch()
-        self._table.wait(store, segment, store.size(segment), waiter)
-        if not await waiter.done:
-            raise KernelError(store.counters.last_error or "its blob cannot be read now")
+    async def _heard_of(
+        self, kept: Kept, store: KeptStore, message: verifier.Checked | verifier.Unreadable, before: int,
+        request: control.Scrub, found: list[control.Damage],
+    ) -> None:  # fmt: skip
+        """Of one segment, of which the keeper knew so many bytes ``before`` it was looked at."""
+        segment, targets = message.segment, kept.targets(store)
+        damage = control.Damage(store.key, targets, segment, 0, before, False, "")
+        if isinstance(message, verifier.Unreadable):
+            damage.error = message.error
+        else:
+            self.report.bytes += message.bytes
+            self.report.bytes_unknown += message.unknown
+            damage.byte, damage.bytes = message.good, message.bytes
+            if store.folder is None:  # the kernel's: what is not used by the image has no bytes there
+                before = 0
+            elif store.folder.inodes.get(message.inode) != segment:
+                damage.error = "another file is in its place: unmount its images, and mount them again"
+            if not damage.error and message.good == message.bytes >= before:
+                if message.bytes < store.size(segment):
+                    kept.unignore(store, segment)  # somebody may have cut it when it was complete
+                return
+        logger().error("segment is damaged", store=store.label, segment=segment, byte=damage.byte, mounted=targets)
+        found.append(damage)
+        if request.repair and not damage.error:
+            assert self._repair is not None
+            await self._repair.cut(segment, damage.byte, damage)
 
-    def _damaged(
-        self, kept: Kept, key: str, found: verifier.Checked | None, error: str, *, repaired: bool = False
-    ) -> None:
+    def _damaged(self, damage: control.Damage) -> None:
         self.report.damaged += 1
-        self.report.repaired += repaired
+        self.report.repaired += damage.repaired
         if len(self.report.damages) < MOST_DAMAGES:
-            store = self._table.opened(key)
-            mounted = [] if store is None else kept.targets(store)
-            segment, byte, size = (-1, 0, 0) if found is None else (found.segment, found.good, found.bytes)
-            self.report.damages.append(control.Damage(key, mounted, segment, byte, size, repaired, error))
-
-
-class _Refetch(Waiter):
-    """Waits for a segment as a reader does."""
-
-    __slots__ = ("done",)
-
-    def __init__(self) -> None:
-        self.done: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
-
-    def answer(self, allow: bool, waited: float, number: int = errno.EIO) -> None:
-        if not self.done.done():
-            self.done.set_result(allow)
-
-    def completed(self, store: KeptStore, segment: int) -> None:
-        """Readers who come see to it."""
+            self.report.damages.append(damage)

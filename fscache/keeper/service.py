@@ -222,7 +222,7 @@ class Keeper:
     async def stop(self) -> list[str]:
         """Unmount everything and end, after the mounts under way; what is busy stays, and the service too."""
         self._stopping = True
-        self.scrub.stop()
+        self.scrub.abandon()
         if self._mounting:
             _, late = await asyncio.wait(self._mounting, timeout=_GRACE)
             for mount in late:
@@ -290,8 +290,8 @@ class Keeper:
                 return self._status()
             case control.Scrub():
                 return await self.scrub.start(request)
-            case control.Scrubbing(stop=stop):
-                return self.scrub.stop() if stop else self.scrub.report
+            case control.Scrubbing():
+                return self.scrub.ask(request)
             case control.Stop():
                 return {"busy": await self.stop()}
 

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from ...erofs.errors import KernelError
 from . import statx
+from .fd import Fd
 from .libc import checked, ffi, integer, lib, text
 
 _MOVE_MOUNT, _FSOPEN, _FSCONFIG, _FSMOUNT = 429, 430, 431, 432  # the same numbers on every architecture
@@ -60,6 +61,23 @@ def mount_erofs(
         KernelError: the kernel refused; the message holds what it logged about it.
     """
     target = os.path.abspath(target)
+    with made_erofs(bootstrap, directory, devices, flags=flags, read_ahead_kib=read_ahead_kib) as mount:
+        arguments = (
+            integer(mount.fd),
+            text(""),
+            integer(_AT_FDCWD),
+            text(target),
+            integer(_MOVE_MOUNT_F_EMPTY_PATH),
+        )
+        checked(lib.syscall(_MOVE_MOUNT, *arguments), f"mounting on {target}")
+        return statx.of_fd(mount.fd).mount_id
+
+
+@contextlib.contextmanager
+def made_erofs(
+    bootstrap: str, directory: str, devices: Sequence[str], *, flags: int = 0, read_ahead_kib: int | None = None
+) -> Iterator[Fd]:
+    """The same, mounted nowhere: it is gone with the last who uses it. Its root, as an O_PATH descriptor."""
     bootstrap = os.path.abspath(bootstrap)
     os.chdir(directory)
     context = checked(lib.syscall(_FSOPEN, text(FS_TYPE), integer(_FSOPEN_CLOEXEC)), "fsopen erofs")
@@ -70,22 +88,10 @@ def mount_erofs(
         _configure(context, _CMD_CREATE)
         if read_ahead_kib is not None:
             _set_read_ahead(read_ahead_kib)
-        mount = checked(
-            lib.syscall(_FSMOUNT, integer(context), integer(_FSMOUNT_CLOEXEC), integer(_ATTR_RDONLY | flags)),
-            "fsmount",
-        )
-        try:
-            arguments = (
-                integer(mount),
-                text(""),
-                integer(_AT_FDCWD),
-                text(target),
-                integer(_MOVE_MOUNT_F_EMPTY_PATH),
-            )
-            checked(lib.syscall(_MOVE_MOUNT, *arguments), f"mounting on {target}")
-            return statx.of_fd(mount).mount_id
-        finally:
-            os.close(mount)
+        attributes = integer(_ATTR_RDONLY | flags)
+        arguments = (integer(context), integer(_FSMOUNT_CLOEXEC), attributes)
+        with Fd(checked(lib.syscall(_FSMOUNT, *arguments), "fsmount")) as mount:
+            yield mount
     finally:
         os.close(context)
         os.chdir("/")

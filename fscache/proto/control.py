@@ -58,8 +58,10 @@ class Scrub(_Request):
 
 
 class Scrubbing(_Request):
-    """Tell how far that is, or was; end it."""
+    """Tell how far that is, or was: a ``run``, or the last one. With ``stop`` it ends. One of which nobody wants to
+    hear for a minute ends, too."""
 
+    run: str = ""
     stop: bool = False
 
 
@@ -132,7 +134,9 @@ class Damage(msgspec.Struct):
 class ScrubStatus(msgspec.Struct):
     """How far ``Scrub`` is, or was when it ended. Bytes are of segments, uncompressed."""
 
+    run: str = ""
     running: bool = False
+    finished: bool = False  # all was looked at
     image: str = ""
     repair: bool = False
     stores: int = 0
@@ -140,7 +144,7 @@ class ScrubStatus(msgspec.Struct):
     skipped: int = 0  # of these: what a crash may have damaged is verified as it is used; what has no name yet, later
     bytes: int = 0  # looked at
     bytes_unknown: int = 0  # of these: their image has no digest of them
-    damaged: int = 0
+    damaged: int = 0  # of stores that are done
     repaired: int = 0
     damages: list[Damage] = []
 

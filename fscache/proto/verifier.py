@@ -22,6 +22,7 @@ from .worker import Bytes, FillReason, Number
 
 MAX_MESSAGE = 1 << 16
 NO_PLAN = "its plan is damaged"  # why a store cannot be looked at
+NO_FILE = "its file is gone, or is another's"  # why a segment cannot be
 PIECE = 512 << 10  # bytes of chunks: when there are so many, they are offered
 MOST_CHUNKS = 1000  # of one piece
 MAX_PROOF = 17 << 20  # bytes: more than a tree over 2 GiB has
@@ -65,9 +66,9 @@ class CloseStore(_Message):
 
 
 class Scrub(_Message):
-    """Compare what a store holds with its plan, and the plan with its ``key``: a ``Checked`` for each segment from
-    ``first`` on, then ``Scrubbed``, both with this ``ticket``. The one before ends. With a store in an object of the
-    kernel's cache comes the file that this is on disk.
+    """Compare what a store holds with its plan, and the plan with its ``key``: ``Checked`` or ``Unreadable`` for each
+    segment from ``first`` on, then ``Scrubbed``, all with this ``ticket``. The one before ends. With a store in an
+    object of the kernel's cache comes the file that this is on disk.
 
     ``rate``: bytes to read in a second, at most."""
 
@@ -133,6 +134,16 @@ class Checked(_Message):
     bytes: Bytes
     good: Bytes
     unknown: Bytes
+    inode: Annotated[int, Meta(ge=0)]  # of its file
+
+
+class Unreadable(_Message):
+    """A segment cannot be looked at, and why; the others are."""
+
+    ticket: Number
+    store: Number
+    segment: Number
+    error: Text
 
 
 class Scrubbed(_Message):
@@ -190,7 +201,7 @@ class Verdict(msgspec.Struct, forbid_unknown_fields=True, array_like=True):
 
 
 ToVerifier = OpenFolder | OpenObject | CloseStore | Scrub | EndScrub | Cut | Connect | Ping
-ToKeeper = Present | Progress | Closed | Checked | Scrubbed | Shortened | Pong
+ToKeeper = Present | Progress | Closed | Checked | Unreadable | Scrubbed | Shortened | Pong
 Offer = Piece | Proof
 
 _encode = msgspec.json.Encoder().encode

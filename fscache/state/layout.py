@@ -8,6 +8,7 @@ PLAN = "plan"
 EPOCH = "epoch"
 SET_ASIDE = "old"  # of a store: folder of segment files that a crash of the machine may have damaged
 MOUNT_RECORD = "mount.json"
+STALE = f"{MOUNT_RECORD}.stale"  # what the kernel has in memory of its files may be wrong
 
 
 def segment_name(segment: int) -> str:

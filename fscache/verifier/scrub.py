@@ -14,21 +14,24 @@ from ...erofs.ondisk import BLOCK_SIZE
 from ...erofs.rafs import MAX_CHUNK_SIZE
 from ...erofs.record import round_up
 from ..kernel.fd import Fd
-from ..proto.verifier import PIECE
+from ..proto.verifier import NO_FILE, PIECE
 from ..state.plan import Plan, PlanChunk, PlanFlags
 from .store import ZEROS
 
 _AT_ONCE = 4096  # chunks of a plan that are read from it together
 _MOST = MAX_CHUNK_SIZE + BLOCK_SIZE  # bytes that a chunk can take
+# What says that a file was removed, or that there is something else in its place.
+_NOT_OURS = (errno.ENOENT, errno.ELOOP, errno.EISDIR, errno.ENXIO, errno.EACCES, errno.EPERM)
 _LOST = (errno.EIO, errno.EUCLEAN, errno.EBADMSG)  # what a disk says that has lost something
 
 
 class Finding(NamedTuple):
-    """Bytes that a segment has, how many of its first are right, and how many have no digest."""
+    """Bytes that a segment has, how many of its first are right, how many have no digest, and which file that is."""
 
     bytes: int
     good: int
     unknown: int
+    inode: int
 
 
 class Budget:
@@ -56,8 +59,9 @@ class Held(NamedTuple):
 
 def scrub(
     plan: Plan, look: Callable[[int], Held], first: int, budget: Budget, wanted: Callable[[], bool]
-) -> Iterator[tuple[int, Finding]]:
-    """Each segment from ``first`` on, and what was found; OSError for what cannot be read.
+) -> Iterator[tuple[int, Finding | str]]:
+    """Each segment from ``first`` on, and what was found, or why it cannot be looked at; OSError when that says
+    nothing of its file.
 
     Args:
         look: opens a segment.
@@ -67,9 +71,15 @@ def scrub(
     for number in range(first, len(plan.segments)):
         if not wanted():
             return
-        held = look(number)
-        with held.file:
-            yield number, checker.check(number, held)
+        try:
+            held = look(number)
+            with held.file:
+                found: Finding | str = checker.check(number, held)
+        except OSError as error:
+            if error.errno not in _NOT_OURS:
+                raise
+            found = NO_FILE
+        yield number, found
 
 
 class _Checker:
@@ -84,14 +94,15 @@ class _Checker:
     def check(self, number: int, held: Held) -> Finding:
         """What is found in a segment; OSError for what says nothing of the disk."""
         size, unknown, self._end = sum(end - start for start, end in held.extents), 0, 0
+        inode = os.fstat(held.file.fd).st_ino
         for chunk, start, end in self._chunks(number):
             if not any(first <= start and end <= last for first, last in held.extents):
                 continue  # it is not there, or a part of it
             if end - start > _MOST or not self._is_right(chunk, self._read(held, start, end)):
-                return Finding(size, min(start, size), unknown)
+                return Finding(size, min(start, size), unknown, inode)
             if chunk.flags & PlanFlags.UNVERIFIED:
                 unknown += chunk.uncompressed_size
-        return Finding(size, size, unknown)
+        return Finding(size, size, unknown, inode)
 
     def _chunks(self, number: int) -> Iterator[tuple[PlanChunk, int, int]]:
         """Chunks of a segment that its image uses, and the blocks that each takes in it: from byte, to byte."""

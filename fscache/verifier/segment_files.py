@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import stat
 from collections.abc import Sequence
 
 from ...erofs.record import Buffer
@@ -50,14 +51,18 @@ class SegmentFiles:
 
     def held(self, number: int, plan: AnyPlan) -> Held:
         """A segment, to be read past the page cache where its filesystem can do that: what is on disk counts."""
-        flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW
+        flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
         try:
             file = Fd(os.open(segment_name(number), flags | os.O_DIRECT, dir_fd=self._folder.fd))
         except OSError as error:
             if error.errno != errno.EINVAL:
                 raise
             file = Fd(os.open(segment_name(number), flags, dir_fd=self._folder.fd))
-        size = min(os.fstat(file.fd).st_size, plan.segments[number].size)
+        status = os.fstat(file.fd)
+        if not stat.S_ISREG(status.st_mode):
+            file.close()
+            raise OSError(errno.ENXIO, "not a file")
+        size = min(status.st_size, plan.segments[number].size)
         return Held(file, 0, [(0, size)] if size else [])
 
     def write(self, number: int, segment: Segment, content: Sequence[Bytes]) -> None:
@@ -69,7 +74,7 @@ class SegmentFiles:
 
     def _open(self, number: int) -> Fd:
         # It exists, because the keeper made it.
-        flags = os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW
+        flags = os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
         return Fd(os.open(segment_name(number), flags, dir_fd=self._folder.fd))
 
 

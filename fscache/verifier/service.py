@@ -21,7 +21,7 @@ from ..kernel.fd import Fd
 from ..proto import verifier as proto
 from ..state.plan import Plan, RawPlan
 from .cache_object import ObjectSink
-from .scrub import Budget, Held, scrub
+from .scrub import Budget, Finding, Held, scrub
 from .segment_files import SegmentFiles
 from .store import RefusedError, Store
 
@@ -129,7 +129,10 @@ class Verifier:
             else:
                 budget = Budget(message.rate)
                 for segment, found in scrub(plan, look, message.first, budget, wanted):
-                    self._tell(proto.Checked(message.ticket, number, segment, *found))
+                    if isinstance(found, Finding):
+                        self._tell(proto.Checked(message.ticket, number, segment, *found))
+                    else:
+                        self._tell(proto.Unreadable(message.ticket, number, segment, found))
         except NydusErofsError:  # it was right a moment ago
             error = proto.NO_PLAN
         except OSError as failure:

@@ -9,6 +9,7 @@
     reader.py each NAME MNT...                read NAME below each; print what "read" does, in order
     reader.py touch FILE                      its first byte through mmap; print the signal that this ends with, or ""
     reader.py hold FILE READY                 open it, create READY, and wait to be killed
+    reader.py map FILE READY                  the same, with all of it mapped and read
 
 The last line printed is JSON. Exit status 1: something was not as it should be.
 """
@@ -206,6 +207,14 @@ def hold(path: str, ready: str) -> dict[str, object]:
     return {}
 
 
+def keep_mapped(path: str, ready: str) -> dict[str, object]:
+    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as view:
+        bytes(view)
+        open(ready, "w").close()
+        time.sleep(600)
+    return {}
+
+
 if __name__ == "__main__":
     modes: dict[str, Callable[..., dict[str, object]]] = {
         "expected": expected,
@@ -216,6 +225,7 @@ if __name__ == "__main__":
         "each": each,
         "touch": touch,
         "hold": hold,
+        "map": keep_mapped,
     }
     with contextlib.suppress(KeyboardInterrupt):
         result = modes[sys.argv[1]](*sys.argv[2:])

@@ -44,6 +44,7 @@ def of_verifier(stores: News, scrub: Scrub) -> Mapping[type, Handler]:
         verifier.Progress: stores.on_progress,
         verifier.Closed: stores.on_closed,
         verifier.Checked: scrub.on_checked,
+        verifier.Unreadable: scrub.on_unreadable,
         verifier.Scrubbed: scrub.on_scrubbed,
         verifier.Shortened: scrub.on_shortened,
         verifier.Pong: lambda _: None,

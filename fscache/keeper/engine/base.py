@@ -10,7 +10,7 @@ from ...config.backend import describe
 from ...config.service import Config
 from ...proto.control import MountStatus
 from ..images.origin import ImageRequest, Origin
-from ..scrub import Kept
+from ..repair import Kept
 from ..stores.kept_store import KeptStore
 from .counters import EventCounters
 

@@ -70,7 +70,7 @@ class FanotifyEngine:
         self._emptying = Emptying(table, self._restoring)
         self.on_no_verifier = self._emptying.on_no_verifier
         self._images = Images(state, disk, config.segment_size, config.uids, localize=True)
-        self.kept = KeptStores(config.verifier_uid, state, table, self._images, self._mounts)
+        self.kept = KeptStores(config.verifier_uid, state, table, self._images, self._watcher, self._mounts)
 
     def start(self) -> None:
         """Serve what is still mounted from before."""
@@ -80,6 +80,7 @@ class FanotifyEngine:
         looking = find_blobs(self._mounts, self.config, self._table, self._bootstraps, self._own)
         background(looking, "blobs cannot be found")
         background(note_again(self._table, self._mounts), "nothing is fetched for some images")
+        background(self.kept.forget_again(), "what was read before a repair may be in memory still")
         background(self.reconcile(), "the mount table cannot be read")
 
     def on_lost(self) -> bool:

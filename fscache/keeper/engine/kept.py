@@ -3,25 +3,34 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from functools import partial
 
-from ....erofs.errors import FormatError, ServiceError
+from ....erofs.errors import BusyError, FormatError, NydusErofsError, ServiceError
 from ...kernel.fd import Fd
-from ...kernel.page_cache import forget, forget_everything
+from ...kernel.mount import made_erofs
+from ...kernel.page_cache import differs, forget, forget_everything, forget_mounted, tree
+from ...state import image as prepared_image
+from ...state.layout import segment_name
 from ..children.errands import Say, in_child, remove, said_by
 from ..images.files import open_bootstrap
 from ..images.prepared import Images
+from ..log import logger
 from ..paths import StatePaths, away
 from ..stores import epoch
 from ..stores.kept_store import KeptStore
 from ..stores.restore import kept
 from ..stores.spec import load_folder
 from ..stores.table import StoreTable
-from .mounted import MountedImage
+from ..trouble import report
+from .mounted import MountedImage, boot_of
+from .watch import Watcher
 
 _LONG = 600.0  # seconds for looking at all files of an image
 _KEYS = 1000  # names in one packet
+_MOST_NAMED = 10  # files that are wrong in memory
+_KEY = re.compile("[0-9a-f]{64}")
 
 
 class KeptStores:
@@ -33,9 +42,16 @@ class KeptStores:
     """
 
     def __init__(
-        self, uid: int, state: StatePaths, table: StoreTable, images: Images, mounts: Sequence[MountedImage]
+        self,
+        uid: int,
+        state: StatePaths,
+        table: StoreTable,
+        images: Images,
+        watcher: Watcher,
+        mounts: Sequence[MountedImage],
     ) -> None:
-        self._uid, self._state, self._table, self._images, self._mounts = uid, state, table, images, mounts
+        self._uid, self._state, self._table, self._images = uid, state, table, images
+        self._watcher, self._mounts = watcher, mounts
 
     async def keys(self, image: str) -> list[str]:
         if not image:
@@ -83,22 +99,61 @@ class KeptStores:
         return []  # the verifier opens segments itself
 
     def targets(self, store: KeptStore) -> list[str]:
-        return [mounted.record.target for mounted in self._mounts if store in mounted.stores]
+        return [mounted.record.target for mounted in self._mounts_of(store)]
+
+    def _mounts_of(self, store: KeptStore) -> list[MountedImage]:
+        return [mounted for mounted in self._mounts if store in mounted.stores]
 
     def unignore(self, store: KeptStore, segment: int) -> None:
-        for mounted in self._mounts:
-            if store in mounted.stores:
-                mounted.watched.unignore(store, segment)
+        self._watcher.unignore(os.path.join(self._state.store_of(store.key), segment_name(segment)))
+
+    def note_stale(self, store: KeptStore) -> None:
+        for mounted in self._mounts_of(store):
+            mounted.note_stale()
+
+    def stale(self, store: KeptStore) -> bool:
+        return any(mounted.stale for mounted in self._mounts_of(store))
 
     async def forget_pages(self, store: KeptStore) -> None:
-        for mounted in list(self._mounts):
-            if store in mounted.stores:
-                target, detached = mounted.record.target, mounted.detached
-                call = forget_everything if detached else partial(forget, target, mounted.mount_id)
-                await in_child(call, f"reading {target} anew", _LONG)
+        for mounted in self._mounts_of(store):
+            target = mounted.record.target
+            call = forget_everything if mounted.detached else partial(forget_mounted, target, mounted.mount_id)
+            await in_child(call, f"reading {target} anew", _LONG)
+
+    async def forget_at_last(self, store: KeptStore) -> list[str]:
+        wrong = []
+        for mounted in self._mounts_of(store):
+            wrong += await self._forget_at_last(mounted)
+        return wrong
+
+    async def _forget_at_last(self, mounted: MountedImage) -> list[str]:
+        target = mounted.record.target
+        if mounted.detached:
+            await in_child(forget_everything, "forgetting what was read", _LONG)
+            raise BusyError(
+                f"{target} was unmounted and is in use all the same: what its users have mapped may be wrong",
+                hint="end them",
+            )
+        boot, through = boot_of(self._state, mounted.record), mounted.through
+        call = partial(_remembered, target, mounted.mount_id, boot, through, self._state.image(mounted.record.image))
+        packets = await said_by(call, f"reading {target} anew", _LONG)
+        if not packets:
+            mounted.note_forgotten()
+        return [packet.data.decode(errors="replace") for packet in packets]
+
+    async def forget_again(self) -> None:
+        """What the service before cut, and had not the kernel forget."""
+        for mounted in [mounted for mounted in self._mounts if mounted.stale]:
+            try:
+                wrong = await self._forget_at_last(mounted)
+            except NydusErofsError as error:
+                report("what was read before a repair may be in memory still", error, target=mounted.record.target)
+            else:
+                for name in wrong:
+                    logger().error("a mapped file is wrong in memory", file=name)
 
     async def discard(self, key: str) -> bool:
-        if self._table.opened(key) is not None:
+        if self._table.opened(key) is not None or self._table.settling.is_opening(key):
             return False
         gone = away(self._state.store_of(key))
         os.rename(self._state.store_of(key), gone)
@@ -108,9 +163,22 @@ class KeptStores:
 
 def _list(root: str, say: Say) -> None:
     """Say the names of all stores. In a child."""
-    names = [name for name in sorted(os.listdir(root)) if not name.startswith(".")]
+    names = list(filter(_KEY.fullmatch, sorted(os.listdir(root))))  # others are none of ours: lost+found
     for start in range(0, len(names), _KEYS):
         say(" ".join(names[start : start + _KEYS]).encode(), [])
+
+
+def _remembered(target: str, mount_id: int, boot: str, through: str, prepared: str, say: Say) -> None:
+    """Forget what was read of an image, and say which files are wrong in memory all the same. In a child."""
+    with tree(target, mount_id) as root:
+        if not (left := forget(root)):
+            return
+        devices, said = prepared_image.devices(prepared_image.load(prepared)), 0
+        with made_erofs(boot, through, devices) as anew:
+            for path in left:
+                if said < _MOST_NAMED and differs(path, root, anew):
+                    say(os.fsencode(os.path.join(target, path)), [])
+                    said += 1
 
 
 def _open(path: str, say: Say) -> None:

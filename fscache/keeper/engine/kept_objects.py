@@ -15,7 +15,7 @@ from functools import partial
 from ....erofs.errors import KernelError, ServiceError
 from ...kernel import channel
 from ...kernel.fd import Fd
-from ...kernel.page_cache import forget
+from ...kernel.page_cache import forget_mounted
 from ..children.errands import Say, in_child, said_by
 from ..stores.kept_store import KeptStore
 from ..stores.table import StoreTable
@@ -107,9 +107,19 @@ class KeptObjects:
     def unignore(self, store: KeptStore, segment: int) -> None:
         """The kernel asks for what is not there, and for nothing else."""
 
+    def note_stale(self, store: KeptStore) -> None:
+        """A mount does not outlive its service."""
+
+    def stale(self, store: KeptStore) -> bool:
+        return False
+
+    async def forget_at_last(self, store: KeptStore) -> list[str]:
+        await self.forget_pages(store)
+        return []
+
     async def forget_pages(self, store: KeptStore) -> None:
         for one in self._mounts_with(store):
-            await in_child(partial(forget, one.target, one.mount_id), f"reading {one.target} anew", _LONG)
+            await in_child(partial(forget_mounted, one.target, one.mount_id), f"reading {one.target} anew", _LONG)
 
     async def discard(self, key: str) -> bool:
         return False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Sequence
 
@@ -11,7 +12,7 @@ from ....erofs.errors import FormatError
 from ....erofs.ids import BlobId
 from ...decoding import decoded
 from ...kernel.plain import pass_on_unless_damage, read_plain
-from ...state.layout import BOOT, MOUNT_RECORD
+from ...state.layout import BOOT, MOUNT_RECORD, STALE
 from .. import durable
 from ..images.origin import ImageRequest, Origin
 from ..paths import StatePaths
@@ -70,6 +71,7 @@ class MountedImage:
         self.blobs, self.stores, self.watched = blobs, stores, watched  # stores[n] caches blobs[n]
         self._table = table
         self.mount_id = 0  # of the mount on its target
+        self.stale = os.path.lexists(os.path.join(folder, STALE))  # what the kernel remembers of it may be wrong
         self.detached = False  # not mounted on its target any more, but still in use somewhere
 
     @property
@@ -84,6 +86,17 @@ class MountedImage:
 
     def save(self) -> None:
         durable.write_until_reboot(os.path.join(self.folder, MOUNT_RECORD), msgspec.json.encode(self.record))
+
+    def note_stale(self) -> None:
+        """Files that the kernel remembers are about to turn out wrong: that is known until it has forgotten them,
+        also by the next service."""
+        self.stale = True
+        durable.write_until_reboot(os.path.join(self.folder, STALE), b"")
+
+    def note_forgotten(self) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(os.path.join(self.folder, STALE))
+        self.stale = False
 
     def finished(self) -> bool:
         """Let go of everything if nothing uses the filesystem any more. The bind mount tells: EROFS holds it."""

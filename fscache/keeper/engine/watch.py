@@ -129,7 +129,7 @@ class Watcher:
             logger().debug("ignore mark failed", error=str(error))
 
     def unignore(self, path: str) -> None:
-        """Events for a segment again; OSError."""
+        """Events for a segment again, by whatever path, also for images that are mounted later; OSError."""
         self._group.unignore(path)
 
     def ignore_nothing(self) -> None:
@@ -166,7 +166,7 @@ class WatchedImage:
             self._watcher.answer(event.fd, True)  # not a segment of this image: nothing to wait for
             return
         store, segment = found
-        size, have = store.size(segment), store.shortening.get(segment, status.size)
+        size, have = store.size(segment), store.counting(segment, status.size)
         if store.suspect:
             self.counters.denied += 1
             self._watcher.answer(event.fd, False)
@@ -189,10 +189,6 @@ class WatchedImage:
             if (segment := store.folder.inodes.get(inode)) is not None:
                 return store, segment
         return None
-
-    def unignore(self, store: KeptStore, segment: int) -> None:
-        """A segment is not complete after all; OSError."""
-        self._watcher.unignore(os.path.join(self.through, store.key, segment_name(segment)))
 
     def ignore(self, store: KeptStore, segment: int) -> None:
         """A segment is complete."""

@@ -120,7 +120,7 @@ class KeptStore:
     pending: bool = False  # where its blob is, is being looked up: the worker cannot fill anything yet
     shown: bool = False  # the verifier was told to look at it
     looked: bool = False  # it has: only then the worker is told of it
-    shortening: dict[int, int] = field(default_factory=dict)  # segments, until they are cut there
+    shortening: dict[int, int] = field(default_factory=dict)  # segments, and what counts of them until they are cut
     synced: bool = False  # complete, and known to be on disk
     reopen: Callable[[], None] | None = None  # look for its blob anew, which may be another file by now
     counters: Counters = field(default_factory=Counters)
@@ -178,8 +178,13 @@ class KeptStore:
     def size(self, segment: int) -> int:
         return self.spec.sizes[segment]
 
+    def counting(self, segment: int, size: int) -> int:
+        """How much of a segment counts whose file has this size."""
+        return self.shortening.get(segment, size)
+
     def shrink(self, segment: int, have: int) -> None:
-        """Note that only the first ``have`` bytes of a segment count."""
+        """Note that only the first ``have`` bytes of a segment count, until it is cut there."""
+        self.shortening[segment] = have
         self.left += self.have[segment] == self.size(segment) != have
         self.have[segment] = min(have, self.have[segment])
         self.synced = False

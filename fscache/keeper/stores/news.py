@@ -46,8 +46,7 @@ class News:
         store.looked = True
         self._table.introduce(store)
         self._table.asking.all_of(store)
-        for segment, have in list(store.shortening.items()):
-            self._table.shorten(store, segment, have)
+        self._table.cut_again(store)
 
     def on_progress(self, message: verifier.Progress) -> None:
         segment, have = message.segment, message.have

@@ -55,13 +55,18 @@ class Settling:
             if not self._opening[key]:
                 del self._opening[key]
 
+    def is_opening(self, key: str) -> bool:
+        """Whether it is about to be opened."""
+        return key in self._opening
+
     def complete(self, store: KeptStore) -> None:
         """An open store is complete: nobody writes to it any more."""
         if store.folder is not None and not store.synced:
             self._write_out(partial(self._settle_open, store, store.folder.directory, store.emptied))
 
     def _settle_open(self, store: KeptStore, directory: str, emptied: int, written: bool) -> None:
-        if written and not store.synced and not store.suspect and store.emptied == emptied:
+        as_it_was = store.emptied == emptied and not (store.suspect or store.key in self._opening)
+        if written and not store.synced and as_it_was:
             store.synced = self._settle(store, directory)
 
     def close(self, store: KeptStore) -> None:

@@ -286,8 +286,12 @@ class StoreTable:
     def shorten(self, store: KeptStore, segment: int, have: int) -> None:
         """From now on only the first ``have`` bytes of a segment count, and it is cut there."""
         store.shrink(segment, have)
-        store.shortening[segment] = have
         if store.shown:
+            self._show(verifier.Cut(store.number, segment, have), [])
+
+    def cut_again(self, store: KeptStore) -> None:
+        """A new verifier does what the last one was to do."""
+        for segment, have in store.shortening.items():
             self._show(verifier.Cut(store.number, segment, have), [])
 
     def shortened(self, store: KeptStore, segment: int, have: int) -> None:

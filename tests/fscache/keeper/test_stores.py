@@ -918,6 +918,17 @@ def test_what_cannot_be_cut_counts_as_before(table: Table, cut: KeptStore) -> No
     assert cut.complete
 
 
+def test_what_was_written_before_it_is_cut(table: Table, cut: KeptStore) -> None:
+    """Does not count: nobody is let go by it, and nobody is told that it is complete."""
+    reader, size = Reader(), cut.size(1)
+    table.wait(cut, 1, size, reader)
+    table.on_message(verifier.Progress(cut.number, 1, size, True, proto.FillReason.DEMAND))
+    assert not reader.answers
+    table.on_message(verifier.Shortened(cut.number, 1, 4096))
+    assert cut.have[1] == 4096
+    assert not int(table.said(proto.OpenStore)[-1].filled, 16) & 2
+
+
 def test_a_new_verifier_cuts_it(table: Table, cut: KeptStore) -> None:
     """Its segment is as long as before, and does not count all the same."""
     table.on_no_verifier()
@@ -943,25 +954,25 @@ def test_what_was_not_to_be_cut(segment: int, have: int, table: Table, cut: Kept
 def test_what_no_look_can_find(
     segment: int, size: int, good: int, unknown: int, table: Table, cut: KeptStore
 ) -> None:
-    table.on_message(verifier.Checked(0, cut.number, segment, size, good, unknown))  # of a look that is over
+    table.on_message(verifier.Checked(0, cut.number, segment, size, good, unknown, 7))  # of a look that is over
     ticket = table.scrub.listen(0)
     with pytest.raises(LieError):
-        table.on_message(verifier.Checked(ticket, cut.number, segment, size, good, unknown))
+        table.on_message(verifier.Checked(ticket, cut.number, segment, size, good, unknown, 7))
 
 
 def test_of_each_segment_is_heard_once(table: Table, cut: KeptStore) -> None:
     """Who repeats it could fill the keeper's memory; so could who speaks when nobody listens."""
     heard = table.scrub.heard
     for ticket in range(3):
-        table.on_message(verifier.Checked(ticket, cut.number, 0, 0, 0, 0))
+        table.on_message(verifier.Checked(ticket, cut.number, 0, 0, 0, 0, 7))
         table.on_message(verifier.Scrubbed(ticket, cut.number))
         table.scrub.on_no_verifier()
     assert heard.empty()
     ticket = table.scrub.listen(1)
-    table.on_message(verifier.Checked(ticket, cut.number, 1, 0, 0, 0))
+    table.on_message(verifier.Checked(ticket, cut.number, 1, 0, 0, 0, 7))
     for segment in (0, 1):
         with pytest.raises(LieError):
-            table.on_message(verifier.Checked(ticket, cut.number, segment, 0, 0, 0))
+            table.on_message(verifier.Checked(ticket, cut.number, segment, 0, 0, 0, 7))
     for _ in range(2):
         table.on_message(verifier.Scrubbed(ticket, cut.number))
     assert heard.qsize() == 2

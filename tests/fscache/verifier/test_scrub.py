@@ -8,10 +8,12 @@ import random
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
 from nydus_erofs.fscache.kernel.fd import Fd
+from nydus_erofs.fscache.proto.verifier import NO_FILE
 from nydus_erofs.fscache.state.plan import Plan, PlanFlags
 from nydus_erofs.fscache.verifier.scrub import Budget, Finding, scrub
 from nydus_erofs.fscache.verifier.segment_files import SegmentFiles
@@ -29,7 +31,17 @@ def made(open_image: OpenImages, make_store: MakeStore) -> MadeStore:
     return store
 
 
-def look(made: MadeStore, first: int = 0, wanted: Callable[[], bool] = lambda: True) -> dict[int, Finding]:
+class Seen(NamedTuple):
+    """What is found, but for which file it is."""
+
+    bytes: int
+    good: int
+    unknown: int
+
+
+def look_at_all(
+    made: MadeStore, first: int = 0, wanted: Callable[[], bool] = lambda: True
+) -> dict[int, Finding | str]:
     plan = made.checked.plan
     assert isinstance(plan, Plan)
     with Fd(os.open(made.folder, os.O_RDONLY | os.O_DIRECTORY)) as folder:
@@ -37,9 +49,19 @@ def look(made: MadeStore, first: int = 0, wanted: Callable[[], bool] = lambda: T
         return dict(scrub(plan, lambda number: files.held(number, plan), first, Budget(FAST), wanted))
 
 
+def look(made: MadeStore, first: int = 0, wanted: Callable[[], bool] = lambda: True) -> dict[int, Seen]:
+    """Where every file can be looked at."""
+    seen = {}
+    for number, found in look_at_all(made, first, wanted).items():
+        assert isinstance(found, Finding)
+        assert found.inode == made.path(number).stat().st_ino
+        seen[number] = Seen(*found[:3])
+    return seen
+
+
 def test_nothing_is_wrong(made: MadeStore) -> None:
     sizes = [segment.size for segment in made.checked.plan.segments]
-    assert look(made) == {number: Finding(size, size, 0) for number, size in enumerate(sizes)}
+    assert look(made) == {number: Seen(size, size, 0) for number, size in enumerate(sizes)}
     assert list(look(made, first=3)) == list(range(3, len(sizes)))
 
 
@@ -55,7 +77,7 @@ def test_any_byte(made: MadeStore) -> None:
         start = max(start for start in chunks if start <= at)
         path.write_bytes(data[:at] + bytes([data[at] ^ 1 << rng.randrange(8)]) + data[at + 1 :])
         good = len(data) if chunks[start].flags & PlanFlags.UNUSED else start
-        assert look(made)[number] == Finding(len(data), good, 0), at
+        assert look(made)[number] == Seen(len(data), good, 0), at
         path.write_bytes(data)
 
 
@@ -66,10 +88,10 @@ def test_what_is_only_partly_there(made: MadeStore) -> None:
     for have in (0, 1, 4095, 4096, size // 2 + 7, size - 1):
         data = path.read_bytes()
         os.truncate(path, have)
-        assert look(made)[0] == Finding(have, have, 0)
+        assert look(made)[0] == Seen(have, have, 0)
         path.write_bytes(data)
     os.truncate(path, size + 9000)  # by somebody's hand: what is behind the end belongs to nobody
-    assert look(made)[0] == Finding(plan.segments[0].size, plan.segments[0].size, 0)
+    assert look(made)[0] == Seen(plan.segments[0].size, plan.segments[0].size, 0)
 
 
 def test_what_the_disk_does_not_give(made: MadeStore, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -104,6 +126,24 @@ def test_a_filesystem_without_direct_reads(made: MadeStore, monkeypatch: pytest.
 
     monkeypatch.setattr(os, "open", call)
     assert all(found.good == found.bytes for found in look(made).values())
+
+
+@pytest.mark.parametrize("what", ["nothing", "a link", "a folder", "a pipe"])
+def test_what_is_no_file_of_ours(what: str, made: MadeStore) -> None:
+    """The others are looked at all the same, and nobody waits for who would open the pipe's other end."""
+    path = made.path(1)
+    path.unlink()
+    match what:
+        case "a link":
+            path.symlink_to(made.path(0))
+        case "a folder":
+            path.mkdir()
+        case "a pipe":
+            os.mkfifo(path)
+    found = look_at_all(made)
+    assert found[1] == NO_FILE
+    assert all(isinstance(found[number], Finding) for number in found if number != 1)
+    assert len(found) == len(made.checked.plan.segments)
 
 
 def test_nobody_wants_it(made: MadeStore) -> None:
