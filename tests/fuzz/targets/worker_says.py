@@ -44,7 +44,7 @@ _QUESTIONS: list[Any] = [
     repo="r"), "n"),
 ]  # fmt: skip
 
-_OF_VERIFIERS = (b"present", b"progress", b"closed", b"checked", b"scrubbed", b"shortened")
+_OF_VERIFIERS = (b"present", b"progress", b"closed", b"checked", b"unreadable", b"scrubbed", b"shortened")
 
 
 class _Folder(FolderSpec):
