@@ -112,7 +112,6 @@ NUMBERS: dict[str, tuple[int, int | None]] = {
     "statx": (332, 291),
     "symlink": (88, None),
     "symlinkat": (266, 36),
-    "syncfs": (306, 267),
     "sysinfo": (99, 179),
     "tgkill": (234, 131),
     "time": (201, None),

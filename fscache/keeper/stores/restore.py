@@ -21,7 +21,7 @@ _SEGMENT = re.compile(r"[0-9]{5,}")
 def restore(directory: str, uid: int, reader: int) -> None:
     """Set aside what a store's segments hold. For children: it may be many files.
 
-    May end anywhere: only at its end the store counts as this boot's, and until then it is restored again.
+    May end anywhere: only at its end the store counts as this era's, and until then it is restored again.
 
     Args:
         uid: the verifier's, to whom segment files belong.

@@ -6,7 +6,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 import random
 import time
 from pathlib import Path
@@ -15,7 +14,7 @@ import pytest
 
 from tests.kit.images import Built, build, build_apart
 from tests.kit.mounts import mounted
-from tests.kit.processes import pss
+from tests.kit.processes import look_at, pss
 from tests.kit.reading import read, reader, result_of
 from tests.kit.servers.files import FileServer
 from tests.kit.service import Service
@@ -54,8 +53,7 @@ def all_right(name: str, images: list[Built], targets: list[Path]) -> None:
 
 def groups(pid: int) -> int:
     """Fanotify groups of a process."""
-    folder = Path(f"/proc/{pid}/fd")
-    return sum(os.readlink(folder / fd) == "anon_inode:[fanotify]" for fd in os.listdir(folder))
+    return list(look_at(pid).descriptors.values()).count("anon_inode:[fanotify]")
 
 
 def test_more_images_than_groups(service: Service, images: list[Built]) -> None:
