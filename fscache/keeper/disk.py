@@ -111,10 +111,8 @@ class Disk:
                 self.write_out(lambda _: None)
             before = now
 
-    async def drained(self, patience: float) -> None:
-        """Wait until all that somebody wants written out is, but so many seconds at most."""
+    async def drained(self) -> None:
+        """Wait until all that somebody wants written out is."""
         self._now()
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(patience):
-                while self._busy:
-                    await asyncio.sleep(_PAUSE)
+        while self._busy:
+            await asyncio.sleep(_PAUSE)

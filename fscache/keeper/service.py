@@ -25,7 +25,6 @@ from ..doctor import checks, fanotify
 from ..kernel import channel
 from ..kernel.cachefiles import Device
 from ..kernel.fd import Fd
-from ..kernel.mount import MOUNT_FLAGS
 from ..kernel.process import own_descriptors, raise_file_limit
 from ..proto import control, verifier, worker
 from ..proto.worker import Limits, Start
@@ -36,7 +35,7 @@ from .children.verifier_link import VerifierLink
 from .children.worker_link import WorkerLink
 from .control import ControlServer
 from .disk import Disk
-from .engine.base import Engine, MountOrder
+from .engine.base import Engine, MountOrder, mount_flags
 from .images.bootstraps import Bootstraps
 from .images.origin import ImageRequest
 from .log import logger
@@ -152,6 +151,7 @@ class Keeper:
             self._connect()
 
     def _on_new_verifier(self) -> None:
+        self.engine.on_nobody_writes()
         self.table.show_all()
         if self.worker.pid:
             self._connect()
@@ -159,15 +159,13 @@ class Keeper:
     def _on_no_verifier(self) -> None:
         self.table.on_no_verifier()
         self.scrub.on_no_verifier()
-        self.engine.on_no_verifier()
+        self.engine.on_nobody_writes()
         self.worker.kill()  # its connections are dead
 
     def _on_lost(self) -> None:
         """The disk has lost what was written."""
         if self.engine.on_lost():
-            self.verifier.kill()
-            if not self.verifier.pid:
-                self.engine.on_no_verifier()
+            self.verifier.kill()  # if there is none, the next one begins with that
 
     def _on_stall(self, patience: float) -> None:
         """Readers waited for something in vain. If nobody works, others do better."""
@@ -246,7 +244,7 @@ class Keeper:
             async with asyncio.timeout(_DRAIN):
                 while self.table.settling.closing:
                     await asyncio.sleep(0.01)
-        await self.disk.drained(_DRAIN)
+                await self.disk.drained()
 
     async def _reload(self) -> None:
         """Take what can be changed from the configuration file; with a mistake in it, everything stays as it is."""
@@ -302,7 +300,8 @@ class Keeper:
         given = ImageRequest(
             request.image, request.blob_dirs, request.backend_file, request.plain_http, request.insecure
         )
-        order = MountOrder(given, request.target, prefetch, _flags(request.options), request.digest, request.auth)
+        flags = mount_flags(request.options)
+        order = MountOrder(given, request.target, prefetch, flags, request.digest, request.auth)
         mount = asyncio.get_running_loop().create_task(self.engine.mount(order))
         self._mounting.add(mount)
         mount.add_done_callback(self._mounting.discard)
@@ -321,15 +320,6 @@ def _descriptors_for_events() -> int:
             hint="raise the hard limit ('ulimit -Hn', or LimitNOFILE= of its unit)",
         )
     return limit // 2  # the others are for images
-
-
-def _flags(options: list[Any]) -> int:
-    """Mount flags: nobody gets privileges from an image's files unless that is asked for."""
-    wanted = {"nosuid", "nodev", *options}
-    for option in ("suid", "dev"):
-        if option in wanted:
-            wanted -= {option, f"no{option}"}
-    return sum(MOUNT_FLAGS[option] for option in wanted)
 
 
 def _discard(folder: str) -> None:

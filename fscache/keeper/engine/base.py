@@ -8,6 +8,7 @@ from typing import Protocol
 
 from ...config.backend import describe
 from ...config.service import Config
+from ...kernel.mount import MOUNT_FLAGS
 from ...proto.control import MountStatus
 from ..images.origin import ImageRequest, Origin
 from ..repair import Kept
@@ -59,8 +60,8 @@ class Engine(Protocol):
         """The disk has lost something of what is not settled; whether nobody may write until all has begun again."""
         ...
 
-    def on_no_verifier(self) -> None:
-        """Nobody writes just now."""
+    def on_nobody_writes(self) -> None:
+        """The verifier has ended, or a new one knows nothing yet."""
         ...
 
     async def stop(self) -> list[str]:
@@ -74,6 +75,15 @@ class Engine(Protocol):
     def describe(self) -> list[MountStatus]:
         """Each mounted image, for ``status``."""
         ...
+
+
+def mount_flags(options: Sequence[str]) -> int:
+    """Mount flags: nobody gets privileges from an image's files unless that is asked for."""
+    wanted = {"nosuid", "nodev", *options}
+    for option in ("suid", "dev"):
+        if option in wanted:
+            wanted -= {option, f"no{option}"}
+    return sum(MOUNT_FLAGS[option] for option in wanted)
 
 
 def mount_status(

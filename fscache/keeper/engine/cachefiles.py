@@ -244,7 +244,7 @@ class CachefilesEngine:
         """The kernel's cache is written to directly: who writes is told."""
         return False
 
-    def on_no_verifier(self) -> None:
+    def on_nobody_writes(self) -> None:
         pass
 
     async def stop(self) -> list[str]:

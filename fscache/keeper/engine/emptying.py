@@ -2,21 +2,22 @@
 
 The kernel drops from memory what it could not write, and goes by the sizes of files. So from then on nobody is let to
 such a store, and the verifier is ended: when nobody writes any more, segment files are cut to nothing, and all begins
-again. What EROFS itself has in memory stays there.
+again.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 
 from ....erofs.errors import KernelError, NydusErofsError
 from ...kernel.fd import Fd
 from ...state.layout import segment_name
-from ..children.errands import in_child
+from ..children.errands import Say, said_by
 from ..disk import LOST
 from ..stores import epoch
 from ..stores.kept_store import KeptStore
@@ -35,10 +36,13 @@ class Emptying:
 
     Args:
         restoring: held while files of stores that are not open are changed.
+        forget: has the kernel read again what it has in memory of a store's images.
     """
 
-    def __init__(self, table: StoreTable, restoring: asyncio.Lock) -> None:
-        self._table, self._restoring = table, restoring
+    def __init__(
+        self, table: StoreTable, restoring: asyncio.Lock, forget: Callable[[KeptStore], Awaitable[None]]
+    ) -> None:
+        self._table, self._restoring, self._forget = table, restoring, forget
         self._waiting: list[KeptStore] = []  # for the verifier's end
         self._last, self._pause = -_WELL, 0.0
 
@@ -51,8 +55,8 @@ class Emptying:
                 self._waiting.append(store)
         return bool(self._waiting)
 
-    def on_no_verifier(self) -> None:
-        """Nobody writes any more."""
+    def on_nobody_writes(self) -> None:
+        """The verifier has ended, or a new one knows nothing yet."""
         stores, self._waiting = self._waiting, []
         if stores:
             background(self._empty(stores), "a store is not emptied")
@@ -68,8 +72,9 @@ class Emptying:
         while stores := list(filter(self._table.is_open, stores)):
             try:
                 async with self._restoring:
-                    folders = [(s.folder.directory, len(s.have)) for s in stores if s.folder is not None]
-                    await in_child(partial(_cut, folders), "emptying stores", _PATIENCE)
+                    folders = [(s.folder.folder, len(s.have)) for s in stores if s.folder is not None]
+                    call = partial(_cut, [(folder.fd, segments) for folder, segments in folders])
+                    await said_by(call, "emptying stores", _PATIENCE, [folder for folder, _ in folders])
             except NydusErofsError as error:
                 report("a store is not emptied", error)
                 await asyncio.sleep(_AGAIN)
@@ -77,15 +82,20 @@ class Emptying:
             for store in filter(self._table.is_open, stores):
                 store.empty()
                 self._table.admit(store)
+                await self._forget(store)
             return
 
 
-def _cut(folders: Sequence[tuple[str, int]]) -> None:
-    """In a child. From then on it is this era's."""
-    for directory, segments in folders:
-        with Fd(os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)) as folder:
-            for number in range(segments):
-                flags = os.O_WRONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-                with Fd(os.open(segment_name(number), flags, dir_fd=folder.fd)) as file:
-                    os.ftruncate(file.fd, 0)
-        epoch.begin(directory, anew=True)
+def _cut(folders: Sequence[tuple[int, int]], _: Say) -> None:
+    """In a child. From then on they are this era's."""
+    for folder, segments in folders:
+        for number in range(segments):
+            _cut_one(segment_name(number), folder)
+        epoch.begin(f"/proc/self/fd/{folder}", anew=True)  # whatever has come in its place by name
+
+
+def _cut_one(name: str, folder: int) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        file = os.open(name, os.O_WRONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
+        with Fd(file):
+            os.ftruncate(file, 0)

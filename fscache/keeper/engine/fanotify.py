@@ -67,10 +67,10 @@ class FanotifyEngine:
         self._mounts: list[MountedImage] = []
         self._targets: set[str] = set()  # of mounts under way
         self._restoring = asyncio.Lock()
-        self._emptying = Emptying(table, self._restoring)
-        self.on_no_verifier = self._emptying.on_no_verifier
         self._images = Images(state, disk, config.segment_size, config.uids, localize=True)
         self.kept = KeptStores(config.verifier_uid, state, table, self._images, self._watcher, self._mounts)
+        self._emptying = Emptying(table, self._restoring, self.kept.forget_pages)
+        self.on_nobody_writes = self._emptying.on_nobody_writes
 
     def start(self) -> None:
         """Serve what is still mounted from before."""

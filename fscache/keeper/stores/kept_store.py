@@ -196,6 +196,7 @@ class KeptStore:
         counters.cached = counters.demand = counters.ahead = counters.prefetch = 0
         self.have[:] = [0] * len(self.have)
         self.left = len(self.have)
+        self.shortening.clear()
         self.emptied += 1
         self.suspect = False
 

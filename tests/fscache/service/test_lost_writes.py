@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ from tests.kit.disk import RecordedDisk, make_filesystem
 from tests.kit.engines import FANOTIFY
 from tests.kit.images import Built
 from tests.kit.reading import compare, reader, result_of
-from tests.kit.service import MakeService, Service
+from tests.kit.service import MakeService, RefusedError, Service
 from tests.kit.waiting import wait_for
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(180)]
@@ -51,6 +52,17 @@ class Failing:
         drop_caches()
         subprocess.run(["mount", "-o", "remount,rw", self.place], check=True, timeout=60)
 
+    def umount(self, target: Path) -> None:
+        """As soon as nobody has the kernel forget what it has in memory of it."""
+
+        def done() -> bool:
+            with contextlib.suppress(RefusedError):
+                self.service.umount(target)
+                return True
+            return False
+
+        wait_for("it is unmounted", done, pause=0.2)
+
     def settled(self) -> bool:
         return not list(self.service.state.glob("store/*/epoch"))
 
@@ -84,7 +96,7 @@ def test_what_was_lost_is_fetched_again(kernel: bool, failing: Failing, built: B
     wait_for("it is noticed", lambda: service.events(LOST))
     failing.disk.sound()
     failing.flush()
-    service.umount(target)
+    failing.umount(target)
     assert service.stop() == 0
     failing.forget()
     service.start()
@@ -109,7 +121,7 @@ def test_what_is_mounted_begins_again(failing: Failing, built: Built) -> None:
     wait_for("it is on the disk", failing.settled)
     drop_caches()
     compare(built.tree, target)
-    service.umount(target)
+    failing.umount(target)
     assert service.stop() == 0
 
 
@@ -165,11 +177,11 @@ def test_other_stores_are_settled_afterwards(failing: Failing, built: Built, tmp
     service.complete(target)
     wait_for("it is noticed", lambda: service.events(LOST))
     failing.disk.sound()
-    service.umount(target)
+    failing.umount(target)
     # The same store, restored: it begins anew.
     service.mount(built.bootstrap, target=target, prefetch=True)
     service.complete(target)
     wait_for("it is on the disk", failing.settled)
     compare(built.tree, target)
-    service.umount(target)
+    failing.umount(target)
     assert service.stop() == 0
