@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 
@@ -56,6 +57,8 @@ def verify(image: str | None, everything: bool, repair: bool, rate: int, run_dir
 
     answer = request(socket, "scrub", image=named(image)[0] if image else "", repair=repair, rate=rate * _MIB)
     run = answer["run"]
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _end)
     try:
         with _shown(quiet=as_json) as show:
             while answer["running"]:
@@ -80,6 +83,11 @@ def verify(image: str | None, everything: bool, repair: bool, rate: int, run_dir
         )
     if not answer["finished"]:
         raise ServiceError("the cache was not verified to its end", hint="somebody ended that; the log tells")
+
+
+def _end(number: int, _: object) -> NoReturn:
+    """A signal that ends this ends what it began."""
+    sys.exit(128 + number)
 
 
 class _DamagedError(CorruptError):
