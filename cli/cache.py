@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 
@@ -75,6 +76,8 @@ def _verified(socket: str, asked: dict[str, Any], *, quiet: bool) -> dict[str, A
     """What came of it, once it is over; ended when this is interrupted."""
     answer = request(socket, "scrub", **asked)
     run = answer["run"]
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _end)
     try:
         with _shown(quiet=quiet) as show:
             while answer["running"]:
@@ -86,6 +89,11 @@ def _verified(socket: str, asked: dict[str, Any], *, quiet: bool) -> dict[str, A
             request(socket, "scrubbing", run=run, stop=True)
         raise
     return answer
+
+
+def _end(number: int, _: object) -> NoReturn:
+    """A signal that ends this ends what it began."""
+    sys.exit(128 + number)
 
 
 class _DamagedError(CorruptError):

@@ -22,7 +22,7 @@ from .stores.table import StoreTable
 from .tasks import background
 
 MOST_DAMAGES = 1000  # that a report names; all are counted
-LEASE = 60.0  # seconds that a run goes on of which nobody wants to hear
+LEASE = 20.0  # seconds that a run goes on of which nobody wants to hear
 _AGAIN = 3  # verifiers that may end over one segment
 _REPORTS = 8  # of the last runs
 
@@ -196,10 +196,11 @@ class Scrub:
             self._table.close(store)
         whole = error == verifier.NO_PLAN or any(damage.error == verifier.NO_FILE for damage in found)
         gone = request.repair and whole and await kept.discard(key)
-        found += [control.Damage(key, targets, -1, 0, 0, False, text) for text in filter(None, [error, *wrong])]
         for damage in found:
             damage.repaired |= gone
-            self._damaged(damage)
+            self.report.repaired += damage.repaired
+        for text in filter(None, [error, *wrong]):
+            self._damaged(control.Damage(key, targets, -1, 0, 0, gone, text))
 
     def _end_look(self) -> None:
         self._next = None
@@ -253,6 +254,7 @@ class Scrub:
                 return
         logger().error("segment is damaged", store=store.label, segment=segment, byte=damage.byte, mounted=targets)
         found.append(damage)
+        self._damaged(damage)
         if request.repair and not damage.error:
             assert self._repair is not None
             await self._repair.cut(segment, damage.byte, damage)

@@ -59,7 +59,7 @@ class Scrub(_Request):
 
 class Scrubbing(_Request):
     """Tell how far that is, or was: a ``run``, or the last one. With ``stop`` it ends. One of which nobody wants to
-    hear for a minute ends, too."""
+    hear for some seconds ends, too."""
 
     run: str = ""
     stop: bool = False
@@ -144,8 +144,8 @@ class ScrubStatus(msgspec.Struct):
     skipped: int = 0  # of these: what a crash may have damaged is verified as it is used; what has no name yet, later
     bytes: int = 0  # looked at
     bytes_unknown: int = 0  # of these: their image has no digest of them
-    damaged: int = 0  # of stores that are done
-    repaired: int = 0
+    damaged: int = 0
+    repaired: int = 0  # of these, in stores that are done
     damages: list[Damage] = []
 
 

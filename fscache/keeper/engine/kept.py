@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 
 from ....erofs.errors import BusyError, FormatError, NydusErofsError, ServiceError
@@ -118,13 +119,24 @@ class KeptStores:
         for mounted in self._mounts_of(store):
             target = mounted.record.target
             call = forget_everything if mounted.detached else partial(forget_mounted, target, mounted.mount_id)
-            await in_child(call, f"reading {target} anew", _LONG)
+            with self._unless_gone(mounted):
+                await in_child(call, f"reading {target} anew", _LONG)
 
     async def forget_at_last(self, store: KeptStore) -> list[str]:
         wrong = []
         for mounted in self._mounts_of(store):
-            wrong += await self._forget_at_last(mounted)
+            with self._unless_gone(mounted):
+                wrong += await self._forget_at_last(mounted)
         return wrong
+
+    @contextlib.contextmanager
+    def _unless_gone(self, mounted: MountedImage) -> Iterator[None]:
+        """What cannot be done with an image does not matter once it is unmounted."""
+        try:
+            yield
+        except NydusErofsError:
+            if mounted in self._mounts:
+                raise
 
     async def _forget_at_last(self, mounted: MountedImage) -> list[str]:
         target = mounted.record.target

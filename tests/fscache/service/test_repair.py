@@ -327,6 +327,23 @@ def test_what_was_not_looked_at_is_not_right(how: str, service: Service, built: 
     assert client.returncode
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_what_ends_the_client_ends_the_run(number: signal.Signals, service: Service, built: Built) -> None:
+    service.complete(service.mount(built.bootstrap, prefetch=True))
+    damage(used(service)[0])
+    command = [*CLI, "cache", "verify", "--all", "--rate", "1", "--run-dir", str(service.run)]
+    client = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        wait_for("what is wrong is told at once", lambda: service.request("scrubbing")["damaged"])
+        client.send_signal(number)
+        client.communicate(timeout=60)
+    finally:
+        client.kill()
+    assert client.returncode == 128 + number
+    wait_for("it ends", lambda: not service.request("scrubbing")["running"])
+    assert not service.request("scrubbing")["finished"]
+
+
 def test_a_verifier_that_does_nothing(service: Service, built: Built) -> None:
     """Is replaced, though no reader waits for it."""
     service.complete(service.mount(built.bootstrap, prefetch=True))
