@@ -19,6 +19,7 @@ from ...erofs.source import FileSource
 from ..kernel import channel
 from ..kernel.fd import Fd
 from ..proto import verifier as proto
+from ..proto.worker import FillReason
 from ..state.plan import Plan, RawPlan
 from .cache_object import ObjectSink
 from .scrub import Budget, Finding, Held, scrub
@@ -202,7 +203,9 @@ class Verifier:
         def tell(have: int) -> None:
             assert isinstance(offer, proto.Piece)
             done = have == plan.segments[offer.segment].size
-            self._tell(proto.Progress(offer.store, offer.segment, have, done, offer.why))
+            # What nobody waits for is news when it is whole; whoever comes meanwhile is told with the next piece.
+            if done or offer.why is FillReason.DEMAND or not offer.count:
+                self._tell(proto.Progress(offer.store, offer.segment, have, done, offer.why))
 
         try:
             return store.judge(offer, lambda size: _copy(memory, size, private), tell)
