@@ -104,8 +104,9 @@ def _report(answer: dict[str, Any]) -> Iterator[str]:
     for damage in answer["damages"]:
         where = ", ".join(damage["mounted"]) or "not mounted"
         what = f"segment {damage['segment']} from byte {damage['byte']} on" if damage["segment"] >= 0 else "the store"
+        name = f"store {damage['store'][:12]} ({where}): {what}" if damage["store"] else f"image ({where})"
         state = "repaired" if damage["repaired"] else "wrong"
-        yield f"store {damage['store'][:12]} ({where}): {what}: " + ": ".join(filter(None, (state, damage["error"])))
+        yield ": ".join(filter(None, (name, state, damage["error"])))
     more = answer["damaged"] - len(answer["damages"])
     if more:
         yield f"and {more} more"
@@ -114,6 +115,8 @@ def _report(answer: dict[str, Any]) -> Iterator[str]:
         line += f" ({size_text(answer['bytes_unknown'])} without a digest)"
     if answer["skipped"]:
         line += f", {answer['skipped']} skipped (see docs/serving.md)"
+    if answer["bootstraps"]:
+        line += f", {_count(answer['bootstraps'], 'bootstrap')}"
     yield f"{line}; {answer['damaged']} wrong, {answer['repaired']} repaired"
 
 

@@ -30,6 +30,22 @@ class Kept(Protocol):
         """Open a store, or join who has it open; None when it cannot be looked at. FormatError, OSError."""
         ...
 
+    async def boots(self, image: str) -> list[str]:
+        """The same for bootstraps that were made for mounting: names."""
+        ...
+
+    async def boot_is_right(self, name: str) -> bool:
+        """Whether it is as it was when it was made, as far as that is known."""
+        ...
+
+    def mounted_boots(self, name: str) -> list[str]:
+        """Where it is mounted."""
+        ...
+
+    async def discard_boot(self, name: str) -> bool:
+        """Remove it, to be made anew with the next mount, unless it is mounted."""
+        ...
+
     async def begin(self, store: KeptStore) -> None:
         """Note on disk that it is going to be written to."""
         ...

@@ -165,6 +165,8 @@ class Scrub:
                 if self._stopping:
                     return
                 report.stores_done += 1
+            for name in await kept.boots(request.image):
+                await self._boot(kept, name, request)
             report.finished = True
         finally:
             report.running = False
@@ -172,6 +174,20 @@ class Scrub:
                 "cache verified", stores=report.stores_done, bytes=report.bytes, damaged=report.damaged,
                 repaired=report.repaired, finished=report.finished,
             )  # fmt: skip
+
+    async def _boot(self, kept: Kept, name: str, request: control.Scrub) -> None:
+        try:
+            right = await kept.boot_is_right(name)
+        except NydusErofsError as error:
+            self._damaged(control.Damage("", kept.mounted_boots(name), -1, 0, 0, False, why(error)))
+            return
+        self.report.bootstraps += 1
+        if not right:
+            targets = kept.mounted_boots(name)
+            logger().error("bootstrap is damaged", image=name, mounted=targets)
+            gone = request.repair and await kept.discard_boot(name)
+            what = "its bootstrap is damaged" + (": unmount it, then repair it" if targets else "")
+            self._damaged(control.Damage("", targets, -1, 0, 0, gone, what))
 
     async def _one(self, kept: Kept, key: str, request: control.Scrub) -> None:
         store = await kept.hold(key)

@@ -122,7 +122,7 @@ class MountStatus(msgspec.Struct, omit_defaults=True):
 class Damage(msgspec.Struct):
     """A segment whose bytes are wrong from one on, or a store that cannot be looked at (segment -1)."""
 
-    store: str
+    store: str  # empty for the bootstrap of an image
     mounted: list[str]  # where
     segment: int
     byte: int  # of the segment: the first chunk that is wrong begins there
@@ -142,6 +142,7 @@ class ScrubStatus(msgspec.Struct):
     stores: int = 0
     stores_done: int = 0
     skipped: int = 0  # of these: what a crash may have damaged is verified as it is used; what has no name yet, later
+    bootstraps: int = 0  # looked at, made for mounting
     bytes: int = 0  # looked at
     bytes_unknown: int = 0  # of these: their image has no digest of them
     damaged: int = 0

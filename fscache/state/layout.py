@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 BOOT, RECORD = "boot", "image.json"  # of a prepared image: localized bootstrap, record
+BOOT_DIGEST = "boot.sha256"  # of the same, in hex: what the bootstrap was when it was prepared
 STORES = "stores"  # folder in which prepare leaves new stores
 PLAN = "plan"
 EPOCH = "epoch"

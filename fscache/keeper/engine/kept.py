@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -12,8 +13,9 @@ from ....erofs.errors import BusyError, FormatError, NydusErofsError, ServiceErr
 from ...kernel.fd import Fd
 from ...kernel.mount import made_erofs
 from ...kernel.page_cache import differs, forget, forget_everything, forget_mounted, tree
+from ...kernel.plain import open_plain, read_plain
 from ...state import image as prepared_image
-from ...state.layout import segment_name
+from ...state.layout import BOOT, BOOT_DIGEST, segment_name
 from ..children.errands import Say, in_child, remove, said_by
 from ..images.files import open_bootstrap
 from ..images.prepared import Images
@@ -32,6 +34,7 @@ _LONG = 600.0  # seconds for looking at all files of an image
 _KEYS = 1000  # names in one packet
 _MOST_NAMED = 10  # files that are wrong in memory
 _KEY = re.compile("[0-9a-f]{64}")
+_IMAGE = re.compile("[0-9a-f]{32}")
 
 
 class KeptStores:
@@ -56,7 +59,7 @@ class KeptStores:
 
     async def keys(self, image: str) -> list[str]:
         if not image:
-            packets = await said_by(partial(_list, self._state.store), "looking for stores")
+            packets = await said_by(partial(_list, self._state.store, _KEY), "looking for stores")
             return [key for packet in packets for key in packet.data.decode().split()]
         mounted = [one for one in self._mounts if image in (one.record.target, one.origin.image)]
         if mounted:
@@ -70,13 +73,39 @@ class KeptStores:
 
     async def _prepared(self, path: str) -> list[str] | None:
         """Stores of a bootstrap file that is not mounted now."""
+        name = await self._name_of(path)
+        record = self._images.find(name) if name else None
+        return None if record is None else [ref.key for ref in record.stores]
+
+    async def _name_of(self, path: str) -> str:
         try:
             (packet,) = await said_by(partial(_open, path), f"opening {path}")
         except FormatError:
-            return None
+            return ""
         with packet.fds[0] as bootstrap:
-            record = self._images.find(self._images.id_of(bootstrap))
-        return None if record is None else [ref.key for ref in record.stores]
+            return self._images.id_of(bootstrap)
+
+    async def boots(self, image: str) -> list[str]:
+        if not image:
+            packets = await said_by(partial(_list, self._state.images, _IMAGE), "looking for images")
+            return [name for packet in packets for name in packet.data.decode().split()]
+        mounted = [one for one in self._mounts if image in (one.record.target, one.origin.image)]
+        return list(dict.fromkeys(one.record.image for one in mounted)) or [await self._name_of(image)]
+
+    async def boot_is_right(self, name: str) -> bool:
+        (packet,) = await said_by(partial(_compare, self._state.image(name)), "looking at a bootstrap", _LONG)
+        return packet.data == b"right"
+
+    def mounted_boots(self, name: str) -> list[str]:
+        return [mounted.record.target for mounted in self._mounts if mounted.record.image == name]
+
+    async def discard_boot(self, name: str) -> bool:
+        if self.mounted_boots(name):
+            return False
+        gone = away(self._state.image(name))
+        os.rename(self._state.image(name), gone)
+        await remove([gone])
+        return True
 
     async def hold(self, key: str) -> KeptStore | None:
         if (store := self._table.opened(key)) is None:
@@ -173,9 +202,9 @@ class KeptStores:
         return True
 
 
-def _list(root: str, say: Say) -> None:
-    """Say the names of all stores. In a child."""
-    names = list(filter(_KEY.fullmatch, sorted(os.listdir(root))))  # others are none of ours: lost+found
+def _list(root: str, kind: re.Pattern[str], say: Say) -> None:
+    """Say the names of all stores, or images. In a child."""
+    names = list(filter(kind.fullmatch, sorted(os.listdir(root))))  # others are none of ours: lost+found
     for start in range(0, len(names), _KEYS):
         say(" ".join(names[start : start + _KEYS]).encode(), [])
 
@@ -196,3 +225,15 @@ def _remembered(target: str, mount_id: int, boot: str, through: str, prepared: s
 def _open(path: str, say: Say) -> None:
     with open_bootstrap(path) as fd:
         say(b"", [fd])
+
+
+def _compare(image: str, say: Say) -> None:
+    """Say whether a bootstrap is what it was. One that is not there, or whose digest nobody noted, is not wrong. In a
+    child."""
+    try:
+        noted = read_plain(os.path.join(image, BOOT_DIGEST), 64)
+        with open_plain(os.path.join(image, BOOT)) as boot, open(boot.fd, "rb", closefd=False) as file:
+            right = hashlib.file_digest(file, "sha256").hexdigest().encode() == noted
+    except FileNotFoundError:
+        right = True
+    say(b"right" if right else b"wrong", [])

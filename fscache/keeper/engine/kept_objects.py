@@ -83,6 +83,18 @@ class KeptObjects:
         channel.close(files)
         return store
 
+    async def boots(self, image: str) -> list[str]:
+        return []
+
+    async def boot_is_right(self, name: str) -> bool:
+        return True
+
+    def mounted_boots(self, name: str) -> list[str]:
+        return []
+
+    async def discard_boot(self, name: str) -> bool:
+        return False
+
     async def begin(self, store: KeptStore) -> None:
         """The kernel notes for itself what it writes to."""
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from ....erofs.errors import FormatError
 from ...kernel.plain import open_plain
 from ...state import image
-from ...state.layout import BOOT, PLAN, RECORD, STORES, segment_name
+from ...state.layout import BOOT, BOOT_DIGEST, PLAN, RECORD, STORES, segment_name
 from ...state.plan import Plan
 from .. import durable
 from ..children.errands import Say
@@ -39,6 +39,9 @@ def adopt(work: str, final: str, store: str, uid: int, localized: bool, _: Say) 
     for key, segments in {ref.key: ref.segments for ref in record.stores}.items():
         _adopt_store(os.path.join(stores, key), os.path.join(store, key), segments if localized else 0, uid)
     os.rmdir(stores)
+    if localized:
+        with open(os.path.join(work, BOOT_DIGEST), "x") as file:
+            file.write(_digest(os.path.join(work, BOOT)))
     epoch.begin(work)
     with contextlib.suppress(FileNotFoundError):
         os.rename(final, away(final))

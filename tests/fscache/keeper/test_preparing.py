@@ -134,7 +134,7 @@ def test_an_honest_one(ask: Ask, state: StatePaths) -> None:
     assert record.stores[0].key == KEY
     store, image = Path(state.store_of(KEY)), Path(state.image("0" * 32))
     assert sorted(path.name for path in store.iterdir()) == ["00000", "00001", "plan"]
-    assert sorted(path.name for path in image.iterdir()) == ["boot", "epoch", "image.json"]
+    assert sorted(path.name for path in image.iterdir()) == ["boot", "boot.sha256", "epoch", "image.json"]
     assert {path.name: path.stat().st_uid for path in store.iterdir()} == {
         "00000": UIDS.verifier,
         "00001": UIDS.verifier,

@@ -172,6 +172,29 @@ def test_a_damaged_plan(mounted: bool, service: Service, built: Built) -> None:
     compare(built.tree, service.mount(built.bootstrap, target=target))
 
 
+@pytest.mark.parametrize("mounted", [False, True])
+def test_a_damaged_bootstrap(mounted: bool, service: Service, built: Built) -> None:
+    """Names and places of files, of which no chunk's digest knows. It is made anew with the next mount."""
+    target = service.mount(built.bootstrap)
+    if not mounted:
+        service.umount(target)
+    assert "1 bootstrap" in verify(service, "--all").stdout
+    (boot,) = (service.state / "images").glob("*/boot")
+    damage(boot)
+    for name in ("--all", target if mounted else built.bootstrap):
+        done = verify(service, name)
+        assert done.returncode == WRONG, done
+        assert "its bootstrap is damaged" in done.stdout
+    assert service.events("bootstrap is damaged")
+    done = verify(service, "--all", "--repair")
+    assert done.returncode == (WRONG if mounted else 0), done
+    if mounted:
+        service.umount(target)
+        assert verify(service, "--all", "--repair").returncode == 0
+    compare(built.tree, service.mount(built.bootstrap, target=target))
+    assert verify(service, "--all").returncode == 0
+
+
 def test_a_verifier_that_ends_meanwhile(service: Service, built: Built) -> None:
     target = service.mount(built.bootstrap, prefetch=True)
     service.complete(target)
