@@ -272,7 +272,12 @@ def test_modes_and_owners(service: Service, built: Built) -> None:
     for folder in (service.state, service.run, service.state / "images", service.state / "store"):
         assert (folder.stat().st_uid, folder.stat().st_mode & 0o077) == (0, 0), folder
     for folder in (service.state / "images").iterdir():
-        assert {(p.name, p.stat().st_uid) for p in folder.iterdir()} <= {("boot", 0), ("image.json", 0), ("epoch", 0)}
+        assert {(p.name, p.stat().st_uid) for p in folder.iterdir()} <= {
+            ("boot", 0),
+            ("boot.sha256", 0),
+            ("image.json", 0),
+            ("epoch", 0),
+        }
     for store in (service.state / "store").iterdir():
         assert store.stat().st_uid == 0
         for path in store.iterdir():
