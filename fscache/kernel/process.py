@@ -8,6 +8,7 @@ import resource
 import signal
 import struct
 import sys
+import traceback
 from collections.abc import Callable
 from typing import NoReturn
 
@@ -23,6 +24,26 @@ _MOST_FDS = 1 << 30  # closerange(3) is one call of close_range(2)
 _STANDARD_ERROR, _LAST_FD = 2, (1 << 32) - 1
 _CLOSE_RANGE, _CLOSE_RANGE_CLOEXEC = 436, 4  # Linux 5.11; the same number on every architecture
 _RLIMIT_NOFILE_WANTED = 1 << 20
+_CRASHED = 70  # exit code of a process that met a bug (EX_SOFTWARE)
+
+
+def crash() -> NoReturn:
+    """End the process for the error that is being handled, whichever thread met it: who waits for this process is to
+    notice."""
+    traceback.print_exc()
+    sys.stderr.flush()
+    os._exit(_CRASHED)
+
+
+def until_gone(serve: Callable[[], None]) -> NoReturn:
+    """Serve whoever started this process to his end, and end with him."""
+    try:
+        serve()
+    except ConnectionError:
+        pass
+    except BaseException:
+        crash()
+    os._exit(0)
 
 
 def drop_privileges(uid: int) -> None:

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import socket
 import sys
-import traceback
 from collections.abc import Sequence
 
 from ..kernel.confine import confine
 from ..kernel.landlock import FILL, Rule
-from ..kernel.process import raise_file_limit
+from ..kernel.process import raise_file_limit, until_gone
 from ..processes import VERIFIER
 from ..proto.verifier import decode_start
-from .service import CRASHED, Verifier
+from .service import Verifier
 from .syscalls import PROFILE
 
 
@@ -23,15 +21,7 @@ def main(arguments: Sequence[str]) -> None:
     raise_file_limit()
     missing = confine(VERIFIER, start.uid, [fd], [Rule(start.store, FILL)], PROFILE, start.connections)
     sys.stderr.writelines(f"sandbox: {what}\n" for what in missing)
-    try:
-        Verifier(sock, start.connections).run()
-    except ConnectionError:
-        pass  # the keeper is gone
-    except BaseException:
-        traceback.print_exc()
-        sys.stderr.flush()
-        os._exit(CRASHED)
-    os._exit(0)
+    until_gone(lambda: Verifier(sock, start.connections).run())
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ import os
 import socket
 import sys
 import threading
-import traceback
 from collections import Counter
 from collections.abc import Callable, Sequence
 
@@ -18,6 +17,7 @@ from ...erofs.errors import NydusErofsError
 from ...erofs.source import FileSource
 from ..kernel import channel
 from ..kernel.fd import Fd
+from ..kernel.process import crash
 from ..proto import verifier as proto
 from ..proto.worker import FillReason
 from ..state.plan import Plan, RawPlan
@@ -26,7 +26,6 @@ from .scrub import Budget, Finding, Held, scrub
 from .segment_files import SegmentFiles
 from .store import RefusedError, Store
 
-CRASHED = 70  # exit code of a verifier that met a bug (EX_SOFTWARE)
 _USUAL = 3 * proto.PIECE  # bytes: a piece of chunks that have a MiB each
 
 
@@ -237,6 +236,4 @@ def _fatal(call: Callable[..., None], *arguments: object) -> None:
     try:
         call(*arguments)
     except BaseException:
-        traceback.print_exc()
-        sys.stderr.flush()
-        os._exit(CRASHED)
+        crash()

@@ -6,16 +6,15 @@ import os
 import re
 import socket
 import sys
-import traceback
 from collections.abc import Iterable, Mapping, Sequence
 
 from ..kernel.confine import confine
 from ..kernel.landlock import READ, Rule
-from ..kernel.process import raise_file_limit
+from ..kernel.process import raise_file_limit, until_gone
 from ..processes import SYSTEM, WORKER
 from ..proto.worker import decode_start
 from .preload import preload
-from .service import CRASHED, Worker
+from .service import Worker
 from .syscalls import PROFILE
 
 _VARIABLES = {"config": "AWS_CONFIG_FILE", "credentials": "AWS_SHARED_CREDENTIALS_FILE"}
@@ -32,15 +31,7 @@ def main(arguments: Sequence[str]) -> None:
     rules = [Rule(start.store, READ), *(Rule(path, READ) for path in readable(start.certificates, os.environ))]
     missing = confine(WORKER, start.uid, [fd], rules, PROFILE, start.limits.all_threads)
     sys.stderr.writelines(f"sandbox: {what}\n" for what in missing)
-    try:
-        Worker(sock, start.limits).run()
-    except ConnectionError:
-        pass  # the keeper is gone
-    except BaseException:
-        traceback.print_exc()
-        sys.stderr.flush()
-        os._exit(CRASHED)
-    os._exit(0)
+    until_gone(lambda: Worker(sock, start.limits).run())
 
 
 def readable(certificates: Iterable[str], environment: Mapping[str, str]) -> list[str]:

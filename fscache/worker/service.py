@@ -9,10 +9,8 @@ from __future__ import annotations
 import os
 import random
 import socket
-import sys
 import threading
 import time
-import traceback
 from collections.abc import Callable, Sequence
 from math import inf
 from typing import TYPE_CHECKING
@@ -24,6 +22,7 @@ from ..backend.assemble import Backends
 from ..config.backend import Remote, server
 from ..kernel import channel, statx
 from ..kernel.fd import Fd
+from ..kernel.process import crash
 from ..proto import worker as proto
 from ..proto.fault import MAX_TEXT
 from ..proto.worker import Limits
@@ -37,7 +36,6 @@ from .store import BlobSource, Store
 if TYPE_CHECKING:
     from ..backend.lazy import LazyBootstrap
 
-CRASHED = 70  # exit code of a worker that met a bug (EX_SOFTWARE)
 _QUESTIONS = 8  # connections to a backend for what the keeper asks, besides one for each thread
 _NEWS_EVERY = 0.25  # seconds between two reports on traffic
 _PAUSE = 0.5  # seconds until bytes that cannot be had now are tried again, when nobody knows better
@@ -260,6 +258,4 @@ def _fatal(call: Callable[..., None], *arguments: object) -> None:
     except VerifierGoneError:
         os._exit(0)
     except BaseException:
-        traceback.print_exc()
-        sys.stderr.flush()
-        os._exit(CRASHED)
+        crash()

@@ -249,22 +249,18 @@ def _do(call: Callable[[Say], None], what: str, sock: socket.socket) -> None:
 
 async def remove(folders: Sequence[str]) -> None:
     """Remove folders and all in them, whatever that is (rm(1) does it); a failure is logged."""
-    if folders:
-        await _tool("rm", "-rf", "--one-file-system", "--", *folders)
-
-
-async def _tool(*command: str) -> int:
-    """Run a program of the system's; its exit code."""
+    if not folders:
+        return
+    command = ("rm", "-rf", "--one-file-system", "--", *folders)
     try:
         given = {"PATH": os.defpath} | TOOL.variables(os.environ)
         pid = os.posix_spawnp(command[0], command, given, setsigmask=(), setsigdef=CHANGED)
     except OSError as error:
         logger().warning("a program cannot be run", program=command[0], error=error.strerror)
-        return -1
+        return
     code = await exited(pid)
     if code:
         logger().warning("a program failed", program=command[0], code=code)
-    return code
 
 
 async def exited(pid: int) -> int:
